@@ -1,0 +1,148 @@
+"""Depthwise convolution in one, two and three dimensions: each group of channels is filtered on its own.
+
+One operation serves both halves of a separable convolution. Weight [C*m, 1, k...] makes m maps of each input channel
+(depthwise first); weight [C/m, m, k...] sums m filtered channels into each output (pointwise first), the adjoint of it.
+Source: Chollet 2017, arXiv:1610.02357, section 1; Haase and Amthor 2020, "BSConv", arXiv:2003.13549, equation 5.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from separable.errors import InputError
+from separable.functional import arguments
+from separable.functional.arguments import Padding, Pairs, Size
+
+CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def depthwise_conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    *,
+    activation: str | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Filter each channel of a sequence on its own; see `depthwise_conv2d`. `padding="causal"` exists here only.
+
+    Shapes: input [N, C, L], weight [C*m, 1, k] -> [N, C*m, L'].
+    """
+    return _depthwise_conv(1, input, weight, bias, stride, padding, dilation, activation, impl)
+
+
+def depthwise_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    *,
+    activation: str | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Filter each channel on its own; channels are never mixed.
+
+    Args:
+        input: [N, C, H, W].
+        weight: [C*m, 1, kh, kw] with m the depth multiplier: output channel c*m + j reads input channel c. Or
+            [C/m, m, kh, kw]: output channel o sums the filtered input channels o*m ... o*m + m - 1.
+        bias: one value for each output channel.
+        stride, dilation: an int or one for each dimension, at least 1.
+        padding: an int, one for each dimension, pairs (before, after), "valid", "same" (TensorFlow's rule), and in 1-D
+            "causal".
+        activation: None, "relu", "relu6", "silu", "hard_swish" or "gelu" (erf), applied to the result.
+        impl: "auto" takes the fastest way known for this shape, "reference" plain torch.
+
+    Returns:
+        [N, C*m, H', W'] with H' = floor((H + before + after - dilation*(kh - 1) - 1) / stride) + 1.
+        Work: N * C*m * H' * W' * kh * kw multiply-adds.
+
+    Raises:
+        InputError: an argument breaks one of these rules.
+
+    >>> import torch
+    >>> depthwise_conv2d(torch.ones(1, 2, 5, 5), torch.ones(4, 1, 3, 3), padding="same", stride=2).shape
+    torch.Size([1, 4, 3, 3])
+    """
+    return _depthwise_conv(2, input, weight, bias, stride, padding, dilation, activation, impl)
+
+
+def depthwise_conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    *,
+    activation: str | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Filter each channel of a volume on its own; see `depthwise_conv2d`.
+
+    Shapes: input [N, C, D, H, W], weight [C*m, 1, kd, kh, kw] -> [N, C*m, D', H', W'].
+    """
+    return _depthwise_conv(3, input, weight, bias, stride, padding, dilation, activation, impl)
+
+
+def reference(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    pairs: Pairs,
+    dilation: tuple[int, ...],
+    groups: int,
+    activation: str | None,
+) -> Tensor:
+    """The operation in plain torch, arguments in normal form; what export, tracing and double backward see."""
+    if all(before == after for before, after in pairs):
+        padding = tuple(before for before, _ in pairs)
+    else:
+        input, padding = arguments.pad(input, pairs), (0,) * len(pairs)
+    y = CONV[len(pairs)](input, weight, bias, stride, padding, dilation, groups)
+    return arguments.activate(y, activation)
+
+
+def groups_of(input: Tensor, weight: Tensor, name: str = "weight") -> int:
+    """How many groups of channels `weight` filters, once it is known to fit the input."""
+    channels, (filters, inner) = input.shape[1], weight.shape[:2]
+    if inner == 1 and filters >= channels:
+        if filters == 0 or filters % max(channels, 1):
+            raise InputError(
+                name,
+                f"tensor of shape {list(weight.shape)}",
+                f"{filters} filters cannot be shared equally by {channels} input channels; weight is "
+                "[C*depth_multiplier, 1, k...]",
+            )
+        return channels
+    if filters * inner != channels:
+        raise InputError(
+            name,
+            f"tensor of shape {list(weight.shape)}",
+            f"must be [C*depth_multiplier, 1, k...] or [C/depth_multiplier, depth_multiplier, k...] for C = {channels} "
+            "input channels; to mix channels use separable_conv or a 1x1 convolution",
+        )
+    return filters
+
+
+def _depthwise_conv(dims, input, weight, bias, stride, padding, dilation, activation, impl):
+    arguments.check_impl(impl)
+    arguments.check_activation("activation", activation)
+    arguments.check_tensors(input, dims, weight=weight, bias=bias)
+    if weight.dim() != dims + 2:
+        raise InputError(
+            "weight", f"tensor of shape {list(weight.shape)}", f"must have {dims + 2} dimensions, [C*m, 1, k...]"
+        )
+    groups = groups_of(input, weight)
+    arguments.check_bias("bias", bias, weight.shape[0])
+    stride = arguments.per_dimension("stride", stride, dims)
+    dilation = arguments.per_dimension("dilation", dilation, dims)
+    size, kernel_size = input.shape[2:], weight.shape[2:]
+    pairs = arguments.padding_pairs(padding, size, kernel_size, stride, dilation)
+    arguments.check_fits(size, kernel_size, dilation, pairs)
+    return reference(input, weight, bias, stride, pairs, dilation, groups, activation)

@@ -1,0 +1,32 @@
+"""Layers: parameters plus one call of `functional`."""
+
+from separable.layers.depthwise import DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d
+from separable.layers.readings import GatedSeparableConv2d, StackedConv2d
+from separable.layers.separable import (
+    DepthwiseConvTranspose1d,
+    DepthwiseConvTranspose2d,
+    DepthwiseConvTranspose3d,
+    SeparableConv1d,
+    SeparableConv2d,
+    SeparableConv3d,
+    SeparableConvTranspose1d,
+    SeparableConvTranspose2d,
+    SeparableConvTranspose3d,
+)
+
+__all__ = [
+    "DepthwiseConv1d",
+    "DepthwiseConv2d",
+    "DepthwiseConv3d",
+    "DepthwiseConvTranspose1d",
+    "DepthwiseConvTranspose2d",
+    "DepthwiseConvTranspose3d",
+    "GatedSeparableConv2d",
+    "SeparableConv1d",
+    "SeparableConv2d",
+    "SeparableConv3d",
+    "SeparableConvTranspose1d",
+    "SeparableConvTranspose2d",
+    "SeparableConvTranspose3d",
+    "StackedConv2d",
+]
