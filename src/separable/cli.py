@@ -1,0 +1,162 @@
+"""The command line: parse, call, print. Every import of weight happens inside a command, so that --help is instant.
+
+Exit code 0: done. 2: the user's mistake, told in one sentence. 1: ours. Results go to standard output, progress and
+errors to standard error; --json prints the same result for a program to read.
+"""
+
+import json as json_format
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from separable.errors import InputError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+SOURCE = "A saved folder, timm:NAME, torchvision:NAME, or FILE.py:FACTORY."
+Source = Annotated[str, typer.Argument(help=SOURCE)]
+Weights = Annotated[Path | None, typer.Option(help="A .safetensors or torch file (tensors only) for the source.")]
+Data = Annotated[Path, typer.Option(help="A folder or tar of class/*.png, with or without split folders, or idx files.")]
+Split = Annotated[str | None, typer.Option(help="Which split folder of the data, where it has several.")]
+Size = Annotated[str | None, typer.Option(help="Image size, as 224 or 240x320.")]
+Mean = Annotated[str | None, typer.Option(help="Mean of each channel, images in 0..1, as 0.485,0.456,0.406.")]
+Std = Annotated[str | None, typer.Option(help="Standard deviation of each channel.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Out = Annotated[Path, typer.Option(help="Where to write; must not exist or be empty.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace what stands there already.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; torch's own choice where not given.")]
+
+
+@app.callback()
+def common(debug: Annotated[bool, typer.Option("--debug", help="Show the stack trace of an error.")] = False):
+    """Depthwise separable convolution that delivers in practice what its arithmetic promises."""
+
+
+@app.command()
+def profile(
+    source: Source,
+    weights: Weights = None,
+    shape: Annotated[str | None, typer.Option(help="Shape of the input, batch first, as 1,3,224,224.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write one self-contained page with plots.")] = None,
+    threads: Threads = None,
+    json: Json = False,
+):
+    """Say what a network costs, layer by layer: on paper, on this machine, and made separable."""
+    from separable.commands import profile as job
+
+    show(job.run(source, weights, shape, html, threads), json)
+
+
+@app.command()
+def convert(
+    source: Source,
+    data: Data,
+    out: Out,
+    budget: Annotated[str, typer.Option(help="macs=0.6, params=0.5 or latency=0.7 of the dense network's.")] = "macs=0.6",
+    weights: Weights = None,
+    split: Split = None,
+    test: Annotated[Path | None, typer.Option(help="Labelled images to measure top-1 on, before and after.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Images to calibrate on.")] = 1024,
+    distill: Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning against the dense network.")] = 0,
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    seed: Annotated[int, typer.Option(help="Which images are drawn, and every other draw.")] = 0,
+    overwrite: Overwrite = False,
+    json: Json = False,
+):
+    """Make a trained dense network separable under a budget; save it and export it."""
+    from separable.commands import convert as job
+
+    images = {"size": size, "mean": mean, "std": std}
+    options = job.Options(source, data, out, budget, weights, split, test, samples, distill, images, seed, overwrite)
+    show(job.run(options), json)
+
+
+@app.command()
+def evaluate(
+    source: Source,
+    data: Data,
+    weights: Weights = None,
+    split: Split = None,
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    json: Json = False,
+):
+    """Measure a network's accuracy on labelled images, prepared as was saved with it."""
+    from separable.commands import evaluate as job
+
+    show(job.run(source, data, weights, split, {"size": size, "mean": mean, "std": std}, batch_size), json)
+
+
+@app.command()
+def export(
+    source: Source,
+    out: Annotated[Path, typer.Option(help="The .onnx file to write.")],
+    weights: Weights = None,
+    shape: Annotated[str | None, typer.Option(help="Shape of the input, batch first, as 1,3,224,224.")] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+):
+    """Write ONNX of standard operators, batch free, compared with torch before it is called done."""
+    from separable.commands import export as job
+
+    show(job.run(source, out, weights, shape, overwrite), json)
+
+
+@app.command()
+def demo(out: Out = Path("separable-demo"), overwrite: Overwrite = False, seed: int = 0, json: Json = False):
+    """Train a small dense network on real digits, make it separable, and show what that saved."""
+    from separable.commands import demo as job
+
+    show(job.run(out, overwrite, seed), json)
+
+
+@app.command()
+def doctor(json: Json = False):
+    """Say what this installation has, what it lacks, and what that costs."""
+    from separable.commands import doctor as job
+
+    show(job.run(), json)
+
+
+def show(result, json: bool) -> None:
+    if json:
+        print(json_format.dumps(result.data, indent=2))
+        return
+    from rich.console import Console
+
+    console = Console()
+    for table in result.tables:
+        console.print(table)
+    if result.closing:
+        print(result.closing)
+
+
+def main() -> None:
+    """Entry point of `separable`; --debug may stand anywhere."""
+    from separable import progress
+
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    try:
+        with progress.shown():
+            app(arguments, prog_name="separable")
+    except Exception as error:
+        if len(arguments) < len(sys.argv) - 1:
+            raise
+        mistake = isinstance(error, InputError)
+        print(f"separable: {error}" if mistake else explain(error), file=sys.stderr)
+        raise SystemExit(2 if mistake else 1) from None
+
+
+def explain(error: Exception) -> str:
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"separable: unexpected {type(error).__name__}: {first} (run again with --debug for the stack trace)"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What each command does, without the parsing: a whole job a person asks for, composed of the rooms to the left."""
