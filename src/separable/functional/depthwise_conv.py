@@ -5,6 +5,7 @@ One operation serves both halves of a separable convolution. Weight [C*m, 1, k..
 Source: Chollet 2017, arXiv:1610.02357, section 1; Haase and Amthor 2020, "BSConv", arXiv:2003.13549, equation 5.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,7 +13,24 @@ from separable.errors import InputError
 from separable.functional import arguments
 from separable.functional.arguments import Padding, Pairs, Size
 
-CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def _conv1d(input, weight, bias=None, stride=(1,), padding=(0,), dilation=(1,), groups=1):
+    """torch's conv1d; a sequence whose channels lie together in memory is computed as a matrix or as an image.
+
+    conv1d would copy it to channels-first and back: forward and backward of 256 channels at dilation 4 take 7.6 ms for
+    800 places so, 2.0 ms as an image of height 1. A kernel of 1 is a matrix product.
+    """
+    if input.stride(1) != 1 or input.shape[1] == 1 or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return F.conv1d(input, weight, bias, stride, padding, dilation, groups)
+    if weight.shape[2] == groups == stride[0] == 1 and padding[0] == 0:
+        return F.linear(input.transpose(1, 2), weight[:, :, 0], bias).transpose(1, 2)
+    image, filters = input.unsqueeze(2), weight.unsqueeze(2)  # [N, C, 1, L], [O, C/groups, 1, k]
+    y = F.conv2d(image, filters, bias, (1, *stride), (0, *padding), (1, *dilation), groups)
+    return y.squeeze(2)
+
+
+CONV = {1: _conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def depthwise_conv1d(

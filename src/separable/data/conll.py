@@ -1,0 +1,134 @@
+"""Tagged sentences from files: CoNLL columns, JSON lines, and Chinese characters (two columns, BMES).
+
+Columns: one token a line, word first and tag last, separated by spaces or tabs; an empty line ends a sentence and a
+line that begins with -DOCSTART- begins a document. JSON lines: {"tokens": [...], "tags": [...]} a line, optionally
+"document". Tags of every scheme are read into spans and kept as BIOES. A file ending in .xz or .gz is unpacked as read.
+A bad line costs its sentence: named with its number, counted, and skipped, or refused where `strict`.
+Source: Tjong Kim Sang and De Meulder 2003, "Introduction to the CoNLL-2003 Shared Task", section 2.
+"""
+
+import gzip
+import json
+import lzma
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from separable.data import entities
+from separable.errors import InputError
+
+
+@dataclass
+class Sentence:
+    """Words with their BIOES tags; `document` numbers the documents of a file, `line` is where it begins."""
+
+    words: list[str]
+    tags: list[str]
+    document: int = 0
+    line: int = 0
+
+
+@dataclass
+class Corpus:
+    """The sentences of one file, and what was wrong in it: one line of text for each sentence that was left out."""
+
+    sentences: list[Sentence]
+    skipped: list[str] = field(default_factory=list)
+
+    def kinds(self) -> list[str]:
+        """The kinds of entities that occur."""
+        return sorted({entities.split(tag)[1] for s in self.sentences for tag in s.tags} - {""})
+
+
+def read(path: Path | str, strict: bool = False) -> Corpus:
+    """Read a file of columns or JSON lines (names ending in .json, .jsonl or .ndjson, perhaps packed).
+
+    Raises:
+        InputError: the file is missing, is not UTF-8, holds no sentence, or, where `strict`, has a bad line.
+    """
+    path = Path(path)
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    is_json = bool({".json", ".jsonl", ".ndjson"} & set(suffixes))
+    corpus = Corpus([])
+    with _open(path) as file:
+        lines = _lines(file, path)
+        for item in _json_lines(lines) if is_json else _columns(lines):
+            if isinstance(item, Sentence):
+                corpus.sentences.append(item)
+            elif strict:
+                raise InputError("file", str(path), item)
+            else:
+                corpus.skipped.append(item)
+    if not corpus.sentences:
+        reason = f"; the first problem: {corpus.skipped[0]}" if corpus.skipped else ""
+        raise InputError("file", str(path), f"holds no tagged sentence{reason}")
+    return corpus
+
+
+def _open(path: Path) -> IO[bytes]:
+    opener = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix.lower(), open)
+    try:
+        return opener(path, "rb")  # type: ignore[operator]
+    except OSError as error:
+        raise InputError("file", str(path), f"cannot be read: {error.strerror or error}") from None
+
+
+def _lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        for number, raw in enumerate(file, 1):
+            yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        rule = f"line {number} is not UTF-8 (byte {error.object[error.start]:#x}); convert it, e.g. with iconv"
+        raise InputError("file", str(path), rule) from None
+    except (lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
+        raise InputError("file", str(path), f"cannot be unpacked: {error}") from None
+
+
+def _columns(lines: Iterator[tuple[int, str]]) -> Iterator[Sentence | str]:
+    words: list[str] = []
+    tags: list[str] = []
+    document, begins, wrong = 0, 0, ""
+    for number, line in (*lines, (0, "")):
+        fields = line.split()
+        if not fields or fields[0] == "-DOCSTART-":
+            if wrong:
+                yield f"{wrong} (the sentence from line {begins} is left out)"
+            elif words:
+                yield Sentence(words, entities.bioes(entities.spans(tags), len(tags)), document, begins)
+            document += bool(fields)
+            words, tags, begins, wrong = [], [], 0, ""
+            continue
+        begins = begins or number
+        if len(fields) < 2:
+            wrong = wrong or f"line {number}: one column, {line.strip()[:40]!r}, where word and tag are needed"
+        elif not entities.is_tag(fields[-1]):
+            wrong = wrong or f"line {number}: {fields[-1][:40]!r} is no tag; tags are O or B-, I-, E-, S-, M- and a kind"
+        else:
+            words.append(fields[0])
+            tags.append(fields[-1])
+
+
+def _json_lines(lines: Iterator[tuple[int, str]]) -> Iterator[Sentence | str]:
+    documents: dict[object, int] = {}
+    for number, line in lines:
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            words, tags = row["tokens"], row.get("tags", row.get("ner_tags"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            yield f'line {number}: must be a JSON object with "tokens" and "tags"'
+            continue
+        if not _are_strings(words) or not _are_strings(tags) or len(words) != len(tags):
+            yield f"line {number}: tokens and tags must be two lists of text, equally long and not empty"
+        elif not all(entities.is_tag(tag) for tag in tags):
+            wrong = next(tag for tag in tags if not entities.is_tag(tag))
+            yield f"line {number}: {wrong[:40]!r} is no tag; tags are O or B-, I-, E-, S-, M- and a kind"
+        else:
+            document = documents.setdefault(str(row.get("document", number)), len(documents))
+            yield Sentence(words, entities.bioes(entities.spans(tags), len(tags)), document, number)
+
+
+def _are_strings(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) and v for v in value)

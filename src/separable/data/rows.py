@@ -1,0 +1,145 @@
+"""Tagged sentences as tensors: a corpus in numbers, and batches of it packed in rows.
+
+A row holds one sentence or, where documents are packed, several with GAP empty places between, so that a convolution
+that reaches no further than GAP reads each as if it stood alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from separable.data.conll import Sentence
+from separable.data.words import WordTable, number_form
+
+GAP = 4  # the reach of kernel 3 at dilation 4
+_LARGEST_GROUP = 64  # places of one word that look at each other, at most
+
+
+@dataclass
+class Batch:
+    """Sentences in rows. Places count through the rows, n*L + l; -1 fills where a sentence is shorter."""
+
+    words: Tensor  # [N, L] int64, rows of `features`; row 0 stands where no word does
+    features: Tensor  # [U, 3 + AFFIXES + CHARACTERS + 1] int64, see data.words.WordTable
+    flags: Tensor  # [N, L] int64: 1 first of its sentence, 2 sentence without a lower-case letter, 3 both, 0 neither
+    places: Tensor  # [S, T] int64, the place of each word of each sentence
+    lengths: Tensor  # [S] int64
+    pairs: Tensor  # [2, P] int64, places (i, j): j is another place of i's word in the document, sorted by i
+    tags: Tensor  # [S, T] int64; 0 where unknown
+
+
+class Corpus:
+    """Sentences in numbers, one flat tensor a property; `table` grows by their words."""
+
+    def __init__(self, sentences: Sequence[Sentence], table: WordTable, tag_places: dict[str, int]):
+        self.table = table
+        words = [word for s in sentences for word in s.words]
+        forms: dict[str, int] = {}
+        self.types = torch.tensor(table.add(words))  # [M]
+        self.forms = torch.tensor([forms.setdefault(number_form(word), len(forms)) for word in words])
+        self.named = torch.tensor([word.lower() != word for word in words])
+        self.tags = torch.tensor([tag_places.get(tag, 0) for s in sentences for tag in s.tags])
+        self.lengths = [len(s.words) for s in sentences]
+        self.starts = [0]
+        for length in self.lengths:
+            self.starts.append(self.starts[-1] + length)
+        self.documents = [s.document for s in sentences]
+        loud = [not any(c.islower() for word in s.words for c in word) for s in sentences]
+        self.flags = torch.tensor(
+            [2 * shout + (place == 0) for s, shout in zip(sentences, loud, strict=True) for place in range(len(s.words))]
+        )
+
+    def by_document(self) -> list[list[int]]:
+        """Sentence numbers of each document, in order."""
+        found: dict[int, list[int]] = {}
+        for number, document in enumerate(self.documents):
+            found.setdefault(document, []).append(number)
+        return list(found.values())
+
+    def batch(
+        self,
+        numbers: Sequence[int],
+        width: int = 0,
+        memory: bool = False,
+        forget: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Batch:
+        """The sentences `numbers`, in that order, in rows at least `width` wide.
+
+        memory: fill `pairs`. forget: drop words to unknown, a word of count c with probability forget / (forget + c),
+        everywhere in its document at once.
+        """
+        lengths = torch.tensor([self.lengths[n] for n in numbers])
+        count, longest = len(lengths), int(lengths.max())
+        rows, wide, at = pack([self.lengths[n] for n in numbers], width)
+        within = torch.arange(longest).expand(count, longest)  # [S, T]
+        inside = within < lengths[:, None]
+        flat = (torch.tensor([self.starts[n] for n in numbers])[:, None] + within)[inside]  # [M]
+        places = torch.where(inside, torch.tensor(at)[:, None] + within, -1)
+        placed = places[inside]  # [M]
+        document = torch.tensor([self.documents[n] for n in numbers])[:, None].expand(count, longest)[inside]
+        spoken = document * (int(self.forms.max()) + 1) + self.forms[flat]  # [M], a word in its document
+        words, features = self._features(self.types[flat], spoken, forget, generator)
+        return Batch(
+            words=torch.zeros(rows * wide, dtype=torch.long).index_copy(0, placed, words).view(rows, wide),
+            features=features,
+            flags=torch.zeros(rows * wide, dtype=torch.long).index_copy(0, placed, self.flags[flat]).view(rows, wide),
+            places=places,
+            lengths=lengths,
+            pairs=other_places(spoken, self.named[flat], placed) if memory else torch.zeros(2, 0, dtype=torch.long),
+            tags=torch.zeros(count, longest, dtype=torch.long).masked_scatter(inside, self.tags[flat]),
+        )
+
+    def _features(self, types: Tensor, spoken: Tensor, forget: float, generator) -> tuple[Tensor, Tensor]:
+        """Of each word its row of features [M], and the rows [U, ...]; row 0 is the absence of a word."""
+        table = self.table.rows()
+        lost = torch.zeros_like(types)
+        if forget:
+            distinct, which = torch.unique(spoken, return_inverse=True)
+            chance = forget / (forget + table[types, -1])
+            lost = (torch.rand(len(distinct), generator=generator)[which] < chance).long()
+        distinct, which = torch.unique(2 * types + lost, return_inverse=True)
+        features = table[distinct // 2]
+        features[distinct % 2 == 1, :2] = 0
+        return which + 1, torch.cat([table[:1], features])
+
+
+def pack(lengths: Sequence[int], width: int = 0) -> tuple[int, int, list[int]]:
+    """Rows for sentences of these lengths, longest first, each into the first row that has room.
+
+    Returns how many rows, how wide, and where each sentence begins (row * width + place).
+
+    >>> pack([3, 5, 2, 2], width=12)
+    (2, 12, [9, 0, 12, 18])
+    """
+    wide, free, starts = max(max(lengths), width), [], [0] * len(lengths)
+    for number in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
+        row = next((r for r, used in enumerate(free) if used + lengths[number] <= wide), len(free))
+        if row == len(free):
+            free.append(0)
+        starts[number] = row * wide + free[row]
+        free[row] += lengths[number] + GAP
+    return len(free), wide, starts
+
+
+def other_places(spoken: Tensor, named: Tensor, placed: Tensor) -> Tensor:
+    """Pairs of places of one word in one document, of words that are somewhere in it written with a capital: [2, P].
+
+    spoken: [M] the word in its document; named: [M] bool; placed: [M] where it stands.
+    """
+    distinct, which = torch.unique(spoken, return_inverse=True)
+    capital = torch.zeros(len(distinct), dtype=torch.bool).index_put((which[named],), torch.tensor(True))
+    chosen = capital[which].nonzero()[:, 0]
+    order = chosen[torch.argsort(which[chosen], stable=True)]
+    _, size = torch.unique_consecutive(which[order], return_counts=True)
+    first = (size.cumsum(0) - size).repeat_interleave(size)  # [m], where each word's group begins
+    rank = torch.arange(len(order)) - first
+    chunk = rank // _LARGEST_GROUP
+    _, size = torch.unique_consecutive(torch.stack([which[order], chunk]), dim=1, return_counts=True)
+    first, size = (size.cumsum(0) - size).repeat_interleave(size), size.repeat_interleave(size)
+    i = torch.arange(len(order)).repeat_interleave(size)
+    j = first[i] + torch.arange(len(i)) - (size.cumsum(0) - size)[i]
+    pairs = placed[order[torch.stack([i, j])[:, i != j]]]
+    return pairs[:, torch.argsort(pairs[0], stable=True)]

@@ -1,0 +1,179 @@
+"""A convolutional tagger: word features, an encoder of dilated separable convolutions, a memory, a CRF.
+
+Sentences stand in rows: [N, L] word types, several to a row with empty places between where documents are packed. What
+stands in empty places is zero before every convolution, so a sentence is read as if it stood alone. The memory lets a
+word look at its other places in the same document. Emissions are [N, L, K]; the CRF reads them sentence by sentence.
+Source: Strubell et al. 2017, arXiv:1702.02098 (dilated convolutions); Dauphin et al. 2017, arXiv:1612.08083 (gated
+blocks); Ma and Hovy 2016, arXiv:1603.01354 (characters and CRF).
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from separable.data.rows import Batch
+from separable.data.words import AFFIXES, CASINGS
+from separable.layers import SeparableConv1d
+from separable.layers.crf import LinearChainCRF
+
+
+@dataclass
+class Shape:
+    """Everything that fixes the parameters of a Tagger."""
+
+    tags: list[str]
+    changes: int
+    characters: int
+    affixes: list[int]
+    vector_size: int = 100
+    character_size: int = 30
+    character_filters: int = 50
+    affix_size: int = 12
+    casing_size: int = 8
+    width: int = 256
+    kernel_size: int = 3
+    dilations: tuple[int, ...] = (1, 2, 4, 1, 2, 4)
+    memory_after: tuple[int, ...] = ()  # blocks, counted from 1
+    memory_size: int = 64
+    feature_dropout: float = 0.25
+    input_dropout: float = 0.25
+    block_dropout: float = 0.25
+    output_dropout: float = 0.5
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+
+class Tagger(nn.Module):
+    """See the module. `vectors` [V, D] are frozen and belong to the network, not to its trained parameters."""
+
+    vectors: Tensor
+
+    def __init__(self, shape: Shape, vectors: Tensor, rules: tuple[Tensor, Tensor, Tensor]):
+        super().__init__()
+        self.shape = shape
+        self.register_buffer("vectors", F.pad(vectors, (0, 0, 1, 0)), persistent=False)  # row 0: unknown
+        self.change = nn.Embedding(shape.changes + 1, shape.vector_size)
+        self.characters = CharacterFeatures(shape.characters + 2, shape.character_size, shape.character_filters)
+        self.affixes = nn.ModuleList(nn.Embedding(n + 1, shape.affix_size) for n in shape.affixes)
+        self.casing = nn.Embedding(CASINGS, shape.casing_size)
+        known = shape.vector_size + shape.character_filters + AFFIXES * shape.affix_size + shape.casing_size
+        self.join = nn.Linear(known, shape.width)
+        self.flag = nn.Embedding(4, shape.width)
+        self.blocks = nn.ModuleList(
+            GatedBlock(shape.width, shape.kernel_size, dilation, shape.block_dropout) for dilation in shape.dilations
+        )
+        self.memories = nn.ModuleDict({str(b): Memory(shape.width, shape.memory_size) for b in shape.memory_after})
+        self.norm = nn.LayerNorm(shape.width)
+        self.emit = nn.Linear(shape.width, len(shape.tags))
+        self.crf = LinearChainCRF(*rules)
+        nn.init.zeros_(self.change.weight)
+        nn.init.zeros_(self.flag.weight)
+        for table in self.affixes:
+            nn.init.normal_(table.weight, std=0.3)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Emissions of each sentence: [S, T, K]."""
+        present = (batch.words > 0)[:, :, None]  # [N, L, 1]
+        known = self.describe(batch.features)  # [U, width]
+        x = F.embedding(batch.words, known) + self.flag(batch.flags)  # [N, L, width]
+        x = row_dropout(x, self.shape.input_dropout, self.training) * present
+        for number, block in enumerate(self.blocks, 1):
+            x = block(x, present)
+            if str(number) in self.memories and batch.pairs.shape[1]:
+                x = self.memories[str(number)](x, batch.pairs)
+        x = row_dropout(self.norm(x), self.shape.output_dropout, self.training)
+        emissions = self.emit(x).flatten(0, 1)  # [N*L, K]
+        return emissions[batch.places.clamp(min=0)]
+
+    def describe(self, features: Tensor) -> Tensor:
+        """What is known of each word by itself: [U, ...] -> [U, width]."""
+        vector, change, casing = features[:, :3].unbind(1)
+        parts = features[:, 3 : 3 + AFFIXES].unbind(1)
+        joined = torch.cat(
+            [
+                self.vectors[vector] + self.change(change),
+                self.characters(features[:, 3 + AFFIXES : -1]),
+                *(table(part) for table, part in zip(self.affixes, parts, strict=True)),
+                self.casing(casing),
+            ],
+            1,
+        )
+        return self.join(F.dropout(joined, self.shape.feature_dropout, self.training))
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean negative log likelihood of the sentences, in nats."""
+        assert batch.tags is not None
+        return self.crf(self(batch), batch.tags, batch.lengths).mean()
+
+    def decode(self, batch: Batch) -> Tensor:
+        """The best allowed tags: [S, T]."""
+        return self.crf.decode(self(batch), batch.lengths)
+
+
+class CharacterFeatures(nn.Module):
+    """A separable convolution over the characters of a word, its largest response kept: [U, characters] -> [U, filters]."""
+
+    def __init__(self, characters: int, size: int, filters: int):
+        super().__init__()
+        self.table = nn.Embedding(characters, size, padding_idx=0)
+        self.conv = SeparableConv1d(size, filters, 3, padding="same")
+
+    def forward(self, characters: Tensor) -> Tensor:
+        longest = int((characters > 0).sum(1).max()) if len(characters) else 1
+        characters = characters[:, : max(longest, 1)]
+        x = self.conv(self.table(characters).transpose(1, 2))  # [U, filters, longest]
+        return x.masked_fill((characters == 0)[:, None], -1e4).amax(2).clamp(min=-10)  # a word without any gives -10
+
+
+class GatedBlock(nn.Module):
+    """x + gated(separable convolution(norm(x))), zero where no word stands: [N, L, C] -> [N, L, C]."""
+
+    def __init__(self, width: int, kernel_size: int, dilation: int, dropout: float):
+        super().__init__()
+        self.norm, self.dropout = nn.LayerNorm(width), dropout
+        self.conv = SeparableConv1d(width, 2 * width, kernel_size, padding="same", dilation=dilation)
+
+    def forward(self, x: Tensor, present: Tensor) -> Tensor:
+        y = row_dropout(self.norm(x), self.dropout, self.training) * present
+        y = self.conv(y.transpose(1, 2)).transpose(1, 2)  # [N, L, 2C]; channels stay together in memory
+        return x + F.glu(y, 2)
+
+
+class Memory(nn.Module):
+    """A word looks at its other places in the document: attention over exactly those, then a gate.
+
+    Places that share no word with another are left as they are. [N, L, C], pairs [2, P] -> [N, L, C].
+    """
+
+    def __init__(self, width: int, size: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.query, self.key = nn.Linear(width, size), nn.Linear(width, size)
+        self.value = nn.Linear(width, width)
+        self.gate = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor, pairs: Tensor) -> Tensor:
+        asking, which = torch.unique_consecutive(pairs[0], return_inverse=True)  # [U], [P]
+        other = torch.searchsorted(asking, pairs[1])  # pairs come both ways round, so every j also asks
+        flat = x.flatten(0, 1)  # [N*L, C]
+        own = flat[asking]  # [U, C]
+        known = self.norm(own)
+        query, key, value = self.query(known), self.key(known), self.value(known)
+        score = (query[which] * key[other]).sum(1) * key.shape[1] ** -0.5  # [P]
+        largest = score.new_full((len(asking),), -1e4).scatter_reduce(0, which, score.detach(), "amax")
+        weight = torch.exp(score - largest[which])
+        total = torch.zeros_like(largest).index_add(0, which, weight)
+        recalled = torch.zeros_like(own).index_add(0, which, (weight / total[which])[:, None] * value[other])
+        recalled = recalled * torch.sigmoid(self.gate(torch.cat([known, recalled], 1)))
+        return flat.index_add(0, asking, recalled).view_as(x)
+
+
+def row_dropout(x: Tensor, probability: float, training: bool) -> Tensor:
+    """Variational dropout: a channel falls away in a whole row. Source: Gal and Ghahramani 2016, arXiv:1512.05287."""
+    if not training or probability == 0:
+        return x
+    kept = torch.rand(x.shape[0], 1, x.shape[2], device=x.device) >= probability
+    return x * (kept / (1 - probability))
