@@ -36,7 +36,7 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
     state = read_state(file)
     own = model.state_dict()
     state = _without_wrappers(state, own)
-    _check_fit(file, state, own)
+    check_fit("weights", str(file), state, own)
     # Converted first, so that a tensor which cannot be is found before the first one is loaded.
     state = {key: value.to(own[key].dtype) for key, value in state.items()}
     model.load_state_dict(state, strict=False)  # what may be absent was checked
@@ -96,7 +96,8 @@ def _without_wrappers(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> di
     return state
 
 
-def _check_fit(file: str | Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+def check_fit(argument: str, value: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Refuse a state dict with keys that are missing, unexpected or of another shape than the network's own."""
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     misshapen = [
@@ -107,7 +108,7 @@ def _check_fit(file: str | Path, state: Mapping[str, Tensor], own: Mapping[str, 
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     told = [f"{len(keys)} {fault} ({_some(keys)})" for fault, keys in faults.items() if keys]
     if told:
-        raise InputError("weights", str(file), f"does not fit the network's {len(own)} keys: {'; '.join(told)}")
+        raise InputError(argument, value, f"does not fit the network's {len(own)} keys: {'; '.join(told)}")
 
 
 def _some(keys: list[str]) -> str:
