@@ -2,6 +2,7 @@
 
 Names only, resolved when first used (PEP 562): `import separable` does not import torch.
 """
+# ruff: noqa: F401 - the imports under TYPE_CHECKING are the same names for type checkers; tests/test_import.py compares
 
 import importlib
 from typing import TYPE_CHECKING
@@ -41,7 +42,7 @@ _ROOMS = [
     "progress",
 ]
 
-__all__ = ["__version__", *sorted(_HOME), *sorted(_ROOMS)]  # noqa: PLE0604 - strings all, held by tests/test_import.py
+__all__ = ["__version__", *sorted(_HOME), *sorted(_ROOMS)]  # noqa: PLE0604 - all of them strings
 
 if TYPE_CHECKING:
     from separable import conversion, cost, data, errors, export, functional, layers, models, progress, report, store
@@ -67,10 +68,12 @@ if TYPE_CHECKING:
 def __getattr__(name: str):
     if name in _ROOMS:
         return importlib.import_module(f"separable.{name}")
-    if name in _HOME:
-        return getattr(importlib.import_module(f"separable.{_HOME[name]}"), name)
-    raise AttributeError(f"module 'separable' has no attribute '{name}'")
+    if name not in _HOME:
+        raise AttributeError(f"module 'separable' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"separable.{_HOME[name]}"), name)
+    globals()[name] = value  # the next use finds it without coming here
+    return value
 
 
 def __dir__():
-    return __all__
+    return sorted(__all__)

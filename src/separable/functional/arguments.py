@@ -1,9 +1,13 @@
-"""Stride, padding, dilation and activation as users write them, turned into one normal form.
+"""Stride, padding, dilation and activation as users write them, checked once and turned into one normal form.
 
-Padding leaves here as a tuple of (before, after) pairs, one for each spatial dimension, first dimension first.
+Normal form: tuples of ints, one for each spatial dimension; padding as (before, after) pairs. Sizes may be symbolic, in
+a graph captured for any size: nothing here decides on them what a captured graph would have to hold fixed.
+Source of "same": tensorflow.org/api_docs/python/tf/nn, "Notes on padding", for every stride; torch's at stride 1.
 """
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +28,16 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+class Window(NamedTuple):
+    """How a kernel moves over its input."""
+
+    stride: tuple[int, ...]
+    pairs: Pairs
+    dilation: tuple[int, ...]
+
+
 def check_activation(name: str, value: str | None) -> None:
-    if value is not None and value not in ACTIVATIONS:
+    if value is not None and not (isinstance(value, str) and value in ACTIVATIONS):
         raise InputError(name, value, f"must be None or one of {', '.join(ACTIVATIONS)}")
 
 
@@ -33,17 +45,38 @@ def activate(x: Tensor, activation: str | None) -> Tensor:
     return x if activation is None else ACTIVATIONS[activation](x)
 
 
+def check_impl(impl: str) -> None:
+    if impl in ("native", "triton"):
+        raise InputError("impl", impl, 'has no kernels in this version; use "auto" or "reference"')
+    if impl not in ("auto", "reference"):
+        raise InputError("impl", impl, 'must be "auto", "reference", "native" or "triton"')
+
+
 def per_dimension(name: str, value: Size, dims: int, least: int = 1) -> tuple[int, ...]:
     """An int for all dimensions, or one for each, as a tuple of `dims` ints of at least `least`."""
-    values = (value,) * dims if isinstance(value, int) else tuple(value)
-    if len(values) != dims:
-        raise InputError(name, value, f"must be one int or {dims} ints, one for each spatial dimension")
+    values: tuple = (value,) * dims if is_whole(value) else _as_tuple(value)
+    if len(values) != dims or not all(is_whole(v) for v in values):
+        some = "one int" if dims == 1 else f"one int or {dims} ints, one for each spatial dimension"
+        raise InputError(name, _shown(value), f"must be {some}")
     for v in values:
-        if isinstance(v, bool) or not isinstance(v, (int, torch.SymInt)):
-            raise InputError(name, value, "must hold whole numbers")
         if v < least:
             raise InputError(name, value, f"must be at least {least} in each dimension")
-    return values
+    return tuple(_plain(v) for v in values)
+
+
+def window(size: Sequence[int], kernel_size: Sequence[int], stride: Size, padding: Padding, dilation: Size) -> Window:
+    """Stride, padding and dilation over an input of spatial `size`, where at least one output must come of it."""
+    dims = len(size)
+    strides, dilations = per_dimension("stride", stride, dims), per_dimension("dilation", dilation, dims)
+    pairs = padding_pairs(padding, size, kernel_size, strides, dilations)
+    for n, k, d, (before, after) in zip(size, kernel_size, dilations, pairs, strict=True):
+        if certain(n < 1):
+            raise InputError("input", f"spatial size {list(size)}", "must be at least 1 in each dimension")
+        if certain(n + before + after < d * (k - 1) + 1):
+            rule = f"padded by {list(pairs)} it is smaller than the kernel {list(kernel_size)}"
+            dilated = f" at dilation {list(dilations)}" if max(dilations) > 1 else ""
+            raise InputError("input", f"spatial size {list(size)}", rule + dilated)
+    return Window(strides, pairs, dilations)
 
 
 def padding_pairs(
@@ -59,88 +92,125 @@ def padding_pairs(
     and torch's for stride 1. "causal" (1-D) puts all of it before, so that no output sees the future.
     """
     dims = len(size)
+    if not isinstance(padding, str):
+        return fixed_pairs(padding, dims)
     reach = [d * (k - 1) for k, d in zip(kernel_size, dilation, strict=True)]
-    if isinstance(padding, str):
-        if padding == "valid":
-            return ((0, 0),) * dims
-        if padding == "causal":
-            if dims != 1:
-                raise InputError("padding", padding, f"exists for 1-D convolution only, and this one is {dims}-D")
-            return ((reach[0], 0),)
-        if padding == "same":
-            totals = []
-            for n, r, s in zip(size, reach, stride, strict=True):
-                # stride 1 does not depend on the size: exported graphs stay free of shape arithmetic
-                totals.append(r if s == 1 else torch.sym_max(((n + s - 1) // s - 1) * s + r + 1 - n, 0))
-            return tuple((t // 2, t - t // 2) for t in totals)
-        raise InputError("padding", padding, 'must be ints, pairs of ints, "valid", "same" or "causal"')
-    return fixed_pairs(padding, dims)
+    if padding == "valid":
+        return ((0, 0),) * dims
+    if padding == "causal":
+        if dims != 1:
+            raise InputError("padding", repr(padding), f"exists for 1-D convolution only, and this one is {dims}-D")
+        return ((reach[0], 0),)
+    if padding == "same":
+        totals = [_same_total(n, r, s) for n, r, s in zip(size, reach, stride, strict=True)]
+        return tuple((t // 2, t - t // 2) for t in totals)
+    words = '"valid", "same" or "causal"' if dims == 1 else '"valid" or "same"'
+    raise InputError("padding", repr(padding), f"must be ints, pairs of ints, {words}")
 
 
 def fixed_pairs(padding: int | Sequence[int] | Sequence[Sequence[int]], dims: int) -> Pairs:
     """The part of `padding_pairs` that needs no sizes: an int, one int a dimension, or one pair a dimension."""
-    values = (padding,) * dims if isinstance(padding, int) else tuple(padding)
-    if len(values) != dims:
-        raise InputError("padding", padding, f"must be one int, {dims} ints or {dims} pairs (before, after)")
-    pairs = []
-    for v in values:
-        pair = (v, v) if isinstance(v, int) else tuple(v)
-        if len(pair) != 2 or any(isinstance(p, bool) or not isinstance(p, (int, torch.SymInt)) for p in pair):
-            raise InputError("padding", padding, f"must be one int, {dims} ints or {dims} pairs (before, after)")
-        if pair[0] < 0 or pair[1] < 0:
+    values = (padding,) * dims if is_whole(padding) else _as_tuple(padding)
+    pairs = [(v, v) if is_whole(v) else _as_tuple(v) for v in values]
+    if len(pairs) != dims or not all(len(pair) == 2 and all(is_whole(side) for side in pair) for pair in pairs):
+        several = "one int or one pair, ((before, after),)"
+        several = several if dims == 1 else f"one int, {dims} ints or {dims} pairs (before, after)"
+        raise InputError("padding", _shown(padding), f"must be {several}")
+    for before, after in pairs:
+        if before < 0 or after < 0:
             raise InputError("padding", padding, "must not be negative")
-        pairs.append(pair)
-    return tuple(pairs)
+    return tuple((_plain(before), _plain(after)) for before, after in pairs)
 
 
 def pad(x: Tensor, pairs: Pairs, mode: str = "zeros") -> Tensor:
-    """Pad the spatial dimensions of x; `mode` is torch.nn.Conv2d's padding_mode."""
+    """Pad the spatial dimensions of x [N, C, ...]; `mode` is torch.nn.Conv2d's padding_mode."""
     flat = [side for pair in reversed(pairs) for side in pair]
-    if not any(isinstance(side, torch.SymInt) or side for side in flat):
+    if all(certain(side == 0) for side in flat):
         return x
+    most = {"reflect": -1, "circular": 0}.get(mode)  # beyond the input's size; the other modes can go on for ever
+    if most is not None and any(certain(max(p) > n + most) for p, n in zip(pairs, x.shape[2:], strict=True)):
+        rule = f"{mode} can pad by at most {'one less than ' if most else ''}the input's size {list(x.shape[2:])}"
+        raise InputError("padding", list(pairs), rule)
     return F.pad(x, flat, mode="constant" if mode == "zeros" else mode)
 
 
-def check_impl(impl: str) -> None:
-    if impl in ("native", "triton"):
-        raise InputError("impl", impl, 'has no kernels in this version; use "auto" or "reference"')
-    if impl not in ("auto", "reference"):
-        raise InputError("impl", impl, 'must be "auto", "reference", "native" or "triton"')
+def certain(condition: Any) -> bool:
+    """True where a condition on sizes holds whatever the free sizes of a captured graph turn out to be."""
+    if isinstance(condition, bool) and not torch.compiler.is_compiling():
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import, and in eager not needed
+
+    return statically_known_true(condition)
+
+
+def is_whole(value: Any) -> bool:
+    """An int of Python, numpy or a captured graph; bool is a mistake here, not a number."""
+    return isinstance(value, (int, torch.SymInt, Integral)) and not isinstance(value, bool)
+
+
+def _same_total(n: int, reach: int, stride: int) -> int:
+    """All the padding of one dimension under "same"."""
+    if stride == 1:  # does not depend on n: captured graphs stay free of shape arithmetic
+        return reach
+    total = ((n + stride - 1) // stride - 1) * stride + reach + 1 - n
+    return total if reach + 1 >= stride else torch.sym_max(total, 0)  # negative only where the stride jumps pixels
+
+
+def _as_tuple(value: Any) -> tuple:
+    """The parts of a sequence; anything else, a string among it, has none and is refused by its length."""
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (int, torch.SymInt)) else int(value)  # numpy's ints would not be JSON
+
+
+def _shown(value: Any) -> Any:
+    return repr(value) if isinstance(value, str) else value
+
+
+def wrong_shape(name: str, tensor: Tensor, rule: str) -> InputError:
+    return InputError(name, f"tensor of shape {list(tensor.shape)}", rule)
 
 
 def check_tensors(input: Tensor, dims: int, **others: Tensor | None) -> None:
-    """The rules every convolution shares: the input's rank, floating point, one dtype, one device."""
-    layout = "[N, C, " + ", ".join(["L"] if dims == 1 else ["D", "H", "W"][3 - dims :]) + "]"
+    """The rules every convolution shares: tensors, the input's rank, floating point, one dtype, one device."""
+    for name, tensor in {"input": input, **others}.items():
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise InputError(name, f"a {type(tensor).__name__}", "must be a torch.Tensor")
     if input.dim() != dims + 2:
+        layout = "[N, C, " + ", ".join(["L"] if dims == 1 else ["D", "H", "W"][3 - dims :]) + "]"
         hint = "; a single example becomes a batch with x.unsqueeze(0)" if input.dim() == dims + 1 else ""
-        raise InputError(
-            "input", f"tensor of shape {list(input.shape)}", f"must have {dims + 2} dimensions {layout}{hint}"
-        )
-    if not (input.is_floating_point() or input.is_complex()):
+        raise wrong_shape("input", input, f"must have {dims + 2} dimensions {layout}{hint}")
+    if input.shape[1] == 0:
+        raise wrong_shape("input", input, "must have at least one channel")
+    if not input.is_floating_point():
         raise InputError("input", f"tensor of {input.dtype}", "must be floating point; convert it with x.float()")
     for name, tensor in others.items():
         if tensor is None:
             continue
         if tensor.device != input.device:
             raise InputError(name, f"tensor on {tensor.device}", f"must be on the input's device, {input.device}")
-        # autocast casts both sides itself, so only there may they differ
-        if tensor.dtype != input.dtype and not torch.is_autocast_enabled(input.device.type):
+        if tensor.dtype != input.dtype and not _cast_by_autocast(tensor, input):
             raise InputError(name, f"tensor of {tensor.dtype}", f"must have the input's dtype, {input.dtype}")
+
+
+def check_kernel(name: str, weight: Tensor, dims: int, layout: str) -> None:
+    """A weight of the right rank whose kernel and filters are not empty."""
+    if weight.dim() != dims + 2:
+        raise wrong_shape(name, weight, f"must have {dims + 2} dimensions, {layout}")
+    if 0 in weight.shape:
+        raise wrong_shape(name, weight, "must have no empty dimension")
 
 
 def check_bias(name: str, bias: Tensor | None, channels: int) -> None:
     if bias is not None and tuple(bias.shape) != (channels,):
-        raise InputError(
-            name, f"tensor of shape {list(bias.shape)}", f"must have shape [{channels}], one for each output channel"
-        )
+        raise wrong_shape(name, bias, f"must have shape [{channels}], one for each output channel")
 
 
-def check_fits(size: Sequence[int], kernel_size: Sequence[int], dilation: Sequence[int], pairs: Pairs) -> None:
-    """Every output dimension must have at least one element."""
-    for n, k, d, (before, after) in zip(size, kernel_size, dilation, pairs, strict=True):
-        if n + before + after < d * (k - 1) + 1:
-            raise InputError(
-                "input",
-                f"spatial size {list(size)}",
-                f"padded by {list(pairs)} it is smaller than the kernel {list(kernel_size)} at dilation {list(dilation)}",
-            )
+def _cast_by_autocast(*tensors: Tensor) -> bool:
+    """Autocast brings mixed dtypes together before it convolves, all but float64, which it leaves alone."""
+    device = tensors[0].device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return False
+    return all(t.is_floating_point() and t.dtype != torch.float64 for t in tensors)

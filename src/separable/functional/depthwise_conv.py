@@ -1,17 +1,16 @@
 """Depthwise convolution in one, two and three dimensions: each group of channels is filtered on its own.
 
 One operation serves both halves of a separable convolution. Weight [C*m, 1, k...] makes m maps of each input channel
-(depthwise first); weight [C/m, m, k...] sums m filtered channels into each output (pointwise first), the adjoint of it.
-Source: Chollet 2017, arXiv:1610.02357, section 1; Haase and Amthor 2020, "BSConv", arXiv:2003.13549, equation 5.
+(depthwise first); weight [C/m, m, k...] sums m filtered channels into each output (pointwise first).
+Source: Chollet 2017, arXiv:1610.02357, section 1; Haase and Amthor 2020, arXiv:2003.13549, section 3.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from separable.errors import InputError
 from separable.functional import arguments
-from separable.functional.arguments import Padding, Pairs, Size
+from separable.functional.arguments import Padding, Size, Window
 
 
 
@@ -108,59 +107,52 @@ def depthwise_conv3d(
 
 
 def reference(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, ...],
-    pairs: Pairs,
-    dilation: tuple[int, ...],
-    groups: int,
-    activation: str | None,
+    input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, groups: int, activation: str | None
 ) -> Tensor:
     """The operation in plain torch, arguments in normal form; what export, tracing and double backward see."""
-    if all(before == after for before, after in pairs):
-        padding = tuple(before for before, _ in pairs)
+    stride, pairs, dilation = window
+    if all(arguments.certain(before == after) for before, after in pairs):
+        padding = tuple(before for before, _ in pairs)  # torch pads as it goes: no copy
     else:
         input, padding = arguments.pad(input, pairs), (0,) * len(pairs)
     y = CONV[len(pairs)](input, weight, bias, stride, padding, dilation, groups)
     return arguments.activate(y, activation)
 
 
-def groups_of(input: Tensor, weight: Tensor, name: str = "weight") -> int:
-    """How many groups of channels `weight` filters, once it is known to fit the input."""
-    channels, (filters, inner) = input.shape[1], weight.shape[:2]
+def groups_of(channels: int, weight: Tensor) -> int:
+    """How many groups of channels `weight` filters, once it is known to fit `channels` input channels."""
+    filters, inner = weight.shape[:2]
     if inner == 1 and filters >= channels:
-        if filters == 0 or filters % max(channels, 1):
-            raise InputError(
-                name,
-                f"tensor of shape {list(weight.shape)}",
-                f"{filters} filters cannot be shared equally by {channels} input channels; weight is "
-                "[C*depth_multiplier, 1, k...]",
-            )
+        if filters % channels:
+            rule = f"{filters} filters cannot be shared equally by {channels} input channels"
+            raise arguments.wrong_shape("weight", weight, f"{rule}; weight is [C*depth_multiplier, 1, k...]")
         return channels
     if filters * inner != channels:
-        raise InputError(
-            name,
-            f"tensor of shape {list(weight.shape)}",
+        raise arguments.wrong_shape(
+            "weight",
+            weight,
             f"must be [C*depth_multiplier, 1, k...] or [C/depth_multiplier, depth_multiplier, k...] for C = {channels} "
             "input channels; to mix channels use separable_conv or a 1x1 convolution",
         )
     return filters
 
 
-def _depthwise_conv(dims, input, weight, bias, stride, padding, dilation, activation, impl):
+def _depthwise_conv(
+    dims: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Padding,
+    dilation: Size,
+    activation: str | None,
+    impl: str,
+) -> Tensor:
     arguments.check_impl(impl)
     arguments.check_activation("activation", activation)
     arguments.check_tensors(input, dims, weight=weight, bias=bias)
-    if weight.dim() != dims + 2:
-        raise InputError(
-            "weight", f"tensor of shape {list(weight.shape)}", f"must have {dims + 2} dimensions, [C*m, 1, k...]"
-        )
-    groups = groups_of(input, weight)
+    arguments.check_kernel("weight", weight, dims, "[C*m, 1, k...]")
+    groups = groups_of(input.shape[1], weight)
     arguments.check_bias("bias", bias, weight.shape[0])
-    stride = arguments.per_dimension("stride", stride, dims)
-    dilation = arguments.per_dimension("dilation", dilation, dims)
-    size, kernel_size = input.shape[2:], weight.shape[2:]
-    pairs = arguments.padding_pairs(padding, size, kernel_size, stride, dilation)
-    arguments.check_fits(size, kernel_size, dilation, pairs)
-    return reference(input, weight, bias, stride, pairs, dilation, groups, activation)
+    window = arguments.window(input.shape[2:], weight.shape[2:], stride, padding, dilation)
+    return reference(input, weight, bias, window, groups, activation)

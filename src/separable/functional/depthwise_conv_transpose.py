@@ -47,8 +47,9 @@ def depthwise_conv_transpose2d(
 
     Args:
         input: [N, C, H, W].
-        weight: [C, m, kh, kw], torch's layout for transposed convolution: input channel c feeds outputs c*m ... c*m+m-1.
-            Or [C/m, m, kh, kw]: output channel o sums what the input channels o*m ... o*m + m - 1 spread.
+        weight: [C, m, kh, kw], torch's layout for transposed convolution: input channel c
+            feeds outputs c*m ... c*m + m - 1. Or [C/m, m, kh, kw]: output channel o sums what the input channels
+            o*m ... o*m + m - 1 spread.
         bias: one value for each output channel.
         stride, padding, output_padding, dilation: ints, as in torch.nn.ConvTranspose2d.
         activation: None, "relu", "relu6", "silu", "hard_swish" or "gelu" (erf).
@@ -58,7 +59,11 @@ def depthwise_conv_transpose2d(
         [N, C*m, H', W'] with H' = (H - 1)*stride - 2*padding + dilation*(kh - 1) + output_padding + 1.
 
     Raises:
-        InputError: an argument breaks one of these rules; "same" and "causal" among them.
+        InputError: an argument breaks one of these rules; padding "same" and "causal" are refused with the reason.
+
+    >>> import torch
+    >>> depthwise_conv_transpose2d(torch.ones(1, 2, 5, 5), torch.ones(2, 3, 4, 4), stride=2, padding=1).shape
+    torch.Size([1, 6, 10, 10])
     """
     return _depthwise_conv_transpose(
         2, input, weight, bias, stride, padding, output_padding, dilation, activation, impl
@@ -77,46 +82,87 @@ def depthwise_conv_transpose3d(
     activation: str | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """See `depthwise_conv_transpose2d`. Shapes: input [N, C, D, H, W], weight [C, m, kd, kh, kw] -> [N, C*m, D', H', W']."""
+    """See `depthwise_conv_transpose2d`.
+
+    Shapes: input [N, C, D, H, W], weight [C, m, kd, kh, kw] -> [N, C*m, D', H', W'].
+    """
     return _depthwise_conv_transpose(
         3, input, weight, bias, stride, padding, output_padding, dilation, activation, impl
     )
 
 
-def check_padding(padding, dims: int) -> tuple[int, ...]:
+def reference(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    output_padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    activation: str | None,
+) -> Tensor:
+    """The operation in plain torch, arguments in normal form."""
+    groups = weight.shape[0]
+    if input.shape[1] != groups:
+        weight = weight.flatten(0, 1).unsqueeze(1)  # [C, 1, k...], torch's layout where m inputs feed one output
+    y = CONV_TRANSPOSE[len(stride)](input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return arguments.activate(y, activation)
+
+
+def check_padding(padding: Size, dims: int) -> tuple[int, ...]:
     if isinstance(padding, str):
-        raise InputError(
-            "padding",
-            padding,
+        rule = (
             "a transposed convolution takes ints and output_padding: several input sizes give the same strided output "
-            "size, so the word does not say which one to restore",
+            "size, so the word does not say which one to restore"
         )
+        raise InputError("padding", repr(padding), rule)
     return arguments.per_dimension("padding", padding, dims, least=0)
 
 
-def _depthwise_conv_transpose(dims, input, weight, bias, stride, padding, output_padding, dilation, activation, impl):
+def check_output_padding(
+    output_padding: Size, stride: tuple[int, ...], dilation: tuple[int, ...], dims: int
+) -> tuple[int, ...]:
+    values = arguments.per_dimension("output_padding", output_padding, dims, least=0)
+    for o, s, d in zip(values, stride, dilation, strict=True):
+        if o >= s and o >= d:
+            raise InputError("output_padding", values, f"must be smaller than stride {stride} or dilation {dilation}")
+    return values
+
+
+def _depthwise_conv_transpose(
+    dims: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Size,
+    output_padding: Size,
+    dilation: Size,
+    activation: str | None,
+    impl: str,
+) -> Tensor:
     arguments.check_impl(impl)
     arguments.check_activation("activation", activation)
     arguments.check_tensors(input, dims, weight=weight, bias=bias)
-    channels = input.shape[1]
-    if weight.dim() != dims + 2 or channels not in (weight.shape[0], weight.shape[0] * weight.shape[1]):
-        raise InputError(
-            "weight",
-            f"tensor of shape {list(weight.shape)}",
-            f"must be [C, m, k...] or [C/m, m, k...] with {dims} kernel dimensions for C = {channels} input channels",
-        )
-    groups = weight.shape[0]
-    if channels != groups:
-        weight = weight.flatten(0, 1).unsqueeze(1)  # [C, 1, k...], as torch lays out m inputs that feed one output
-    arguments.check_bias("bias", bias, groups * weight.shape[1])
-    stride = arguments.per_dimension("stride", stride, dims)
-    padding = check_padding(padding, dims)
-    output_padding = arguments.per_dimension("output_padding", output_padding, dims, least=0)
-    dilation = arguments.per_dimension("dilation", dilation, dims)
-    for o, s, d in zip(output_padding, stride, dilation, strict=True):
-        if o >= s and o >= d:
-            raise InputError(
-                "output_padding", output_padding, f"must be smaller than stride {stride} or dilation {dilation}"
-            )
-    y = CONV_TRANSPOSE[dims](input, weight, bias, stride, padding, output_padding, groups, dilation)
-    return arguments.activate(y, activation)
+    arguments.check_kernel("weight", weight, dims, "[C, m, k...]")
+    channels, (groups, multiplier) = input.shape[1], weight.shape[:2]
+    if channels not in (groups, groups * multiplier):
+        rule = f"must be [C, m, k...] or [C/m, m, k...] for C = {channels} input channels"
+        raise arguments.wrong_shape("weight", weight, rule)
+    arguments.check_bias("bias", bias, groups * multiplier if channels == groups else groups)
+    strides = arguments.per_dimension("stride", stride, dims)
+    dilations = arguments.per_dimension("dilation", dilation, dims)
+    paddings = check_padding(padding, dims)
+    extras = check_output_padding(output_padding, strides, dilations, dims)
+    _check_size(input.shape[2:], weight.shape[2:], strides, paddings, extras, dilations)
+    return reference(input, weight, bias, strides, paddings, extras, dilations, activation)
+
+
+def _check_size(size, kernel_size, stride, padding, output_padding, dilation) -> None:
+    """Every dimension of input and output must have at least one element."""
+    shown = f"spatial size {list(size)}"
+    for n, k, s, p, o, d in zip(size, kernel_size, stride, padding, output_padding, dilation, strict=True):
+        if arguments.certain(n < 1):
+            raise InputError("input", shown, "must be at least 1 in each dimension")
+        if arguments.certain((n - 1) * s - 2 * p + d * (k - 1) + o + 1 < 1):
+            raise InputError("input", shown, f"padding {list(padding)} leaves nothing of the output")

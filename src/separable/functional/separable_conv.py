@@ -8,7 +8,7 @@ from torch import Tensor
 
 from separable.errors import InputError
 from separable.functional import arguments, depthwise_conv
-from separable.functional.arguments import Padding, Size
+from separable.functional.arguments import Padding, Size, Window
 
 ORDERS = ("depthwise_first", "pointwise_first")
 
@@ -28,22 +28,12 @@ def separable_conv1d(
     activation: str | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """Separable convolution of a sequence; see `separable_conv2d`. Shapes: input [N, C_in, L] -> [N, C_out, L']."""
-    return _separable_conv(
-        1,
-        input,
-        dw_weight,
-        pw_weight,
-        dw_bias,
-        pw_bias,
-        stride,
-        padding,
-        dilation,
-        order,
-        inner_activation,
-        activation,
-        impl,
-    )
+    """Separable convolution of a sequence; see `separable_conv2d`. `padding="causal"` exists here only.
+
+    Shapes: input [N, C_in, L] -> [N, C_out, L'].
+    """
+    weights, biases, activations = (dw_weight, pw_weight), (dw_bias, pw_bias), (inner_activation, activation)
+    return _separable_conv(1, input, weights, biases, stride, padding, dilation, order, activations, impl)
 
 
 def separable_conv2d(
@@ -68,14 +58,16 @@ def separable_conv2d(
         dw_weight: depthwise first [C_in*m, 1, kh, kw]; pointwise first [C_out, m, kh, kw], which sums m filtered maps.
         pw_weight: depthwise first [C_out, C_in*m, 1, 1]; pointwise first [C_out*m, C_in, 1, 1].
         dw_bias, pw_bias: one value for each output channel of that half.
-        stride, padding, dilation: of the depthwise half, as in `depthwise_conv2d`.
+        stride, padding, dilation: of the depthwise half, as in `depthwise_conv2d`; pointwise first, the border of
+            zeros surrounds the mixed maps, after pw_bias and inner_activation.
         order: "depthwise_first" (MobileNet, Xception) or "pointwise_first" (BSConv at m = 1).
         inner_activation: applied between the halves.
         activation: applied to the result.
         impl: "auto" takes the fastest way known for this shape, "reference" plain torch.
 
     Returns:
-        [N, C_out, H', W'].
+        [N, C_out, H', W'] with H' as in `depthwise_conv2d`. Work in multiply-adds, depthwise first:
+        N * H' * W' * C_in*m * (kh * kw + C_out); pointwise first: N * C_out*m * (H * W * C_in + H' * W' * kh * kw).
 
     Raises:
         InputError: an argument breaks one of these rules.
@@ -84,21 +76,8 @@ def separable_conv2d(
     >>> separable_conv2d(torch.ones(1, 8, 6, 6), torch.ones(8, 1, 3, 3), torch.ones(16, 8, 1, 1), padding=1).shape
     torch.Size([1, 16, 6, 6])
     """
-    return _separable_conv(
-        2,
-        input,
-        dw_weight,
-        pw_weight,
-        dw_bias,
-        pw_bias,
-        stride,
-        padding,
-        dilation,
-        order,
-        inner_activation,
-        activation,
-        impl,
-    )
+    weights, biases, activations = (dw_weight, pw_weight), (dw_bias, pw_bias), (inner_activation, activation)
+    return _separable_conv(2, input, weights, biases, stride, padding, dilation, order, activations, impl)
 
 
 def separable_conv3d(
@@ -116,36 +95,30 @@ def separable_conv3d(
     activation: str | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """Separable convolution of a volume; see `separable_conv2d`. Shapes: input [N, C_in, D, H, W] -> [N, C_out, D', H', W']."""
-    return _separable_conv(
-        3,
-        input,
-        dw_weight,
-        pw_weight,
-        dw_bias,
-        pw_bias,
-        stride,
-        padding,
-        dilation,
-        order,
-        inner_activation,
-        activation,
-        impl,
-    )
+    """Separable convolution of a volume; see `separable_conv2d`.
+
+    Shapes: input [N, C_in, D, H, W] -> [N, C_out, D', H', W'].
+    """
+    weights, biases, activations = (dw_weight, pw_weight), (dw_bias, pw_bias), (inner_activation, activation)
+    return _separable_conv(3, input, weights, biases, stride, padding, dilation, order, activations, impl)
 
 
 def reference(
-    input, dw_weight, pw_weight, dw_bias, pw_bias, stride, pairs, dilation, order, inner_activation, activation
+    input: Tensor,
+    weights: tuple[Tensor, Tensor],
+    biases: tuple[Tensor | None, Tensor | None],
+    window: Window,
+    order: str,
+    activations: tuple[str | None, str | None],
 ) -> Tensor:
-    """The operation in plain torch, arguments in normal form."""
-    conv = depthwise_conv.CONV[len(pairs)]
+    """The operation in plain torch, arguments in normal form; weights and biases are (depthwise, pointwise)."""
+    (dw_weight, pw_weight), (dw_bias, pw_bias), (inner, last) = weights, biases, activations
+    mix = depthwise_conv.CONV[len(window.stride)]
     if order == "depthwise_first":
-        groups = input.shape[1]
-        x = depthwise_conv.reference(input, dw_weight, dw_bias, stride, pairs, dilation, groups, inner_activation)
-        return arguments.activate(conv(x, pw_weight, pw_bias), activation)
-    x = arguments.activate(conv(input, pw_weight, pw_bias), inner_activation)
-    groups = dw_weight.shape[0]
-    return depthwise_conv.reference(x, dw_weight, dw_bias, stride, pairs, dilation, groups, activation)
+        x = depthwise_conv.reference(input, dw_weight, dw_bias, window, input.shape[1], inner)
+        return arguments.activate(mix(x, pw_weight, pw_bias), last)
+    x = arguments.activate(mix(input, pw_weight, pw_bias), inner)
+    return depthwise_conv.reference(x, dw_weight, dw_bias, window, dw_weight.shape[0], last)
 
 
 def check_order(order: str) -> None:
@@ -153,59 +126,47 @@ def check_order(order: str) -> None:
         raise InputError("order", order, f"must be one of {', '.join(ORDERS)}")
 
 
-def _check_weights(dims: int, input: Tensor, dw_weight: Tensor, pw_weight: Tensor, order: str) -> None:
-    for name, weight in (("dw_weight", dw_weight), ("pw_weight", pw_weight)):
-        if weight.dim() != dims + 2:
-            raise InputError(name, f"tensor of shape {list(weight.shape)}", f"must have {dims + 2} dimensions")
+def _check_weights(input: Tensor, dw_weight: Tensor, pw_weight: Tensor, order: str) -> None:
+    """The two halves fit the input and each other."""
+    channels, filters = input.shape[1], dw_weight.shape[0]
     if any(k != 1 for k in pw_weight.shape[2:]):
-        raise InputError(
-            "pw_weight", f"tensor of shape {list(pw_weight.shape)}", "must have a kernel of 1 in every dimension"
-        )
-    channels = input.shape[1]
+        raise arguments.wrong_shape("pw_weight", pw_weight, "must have a kernel of 1 in every dimension")
     if order == "depthwise_first":
-        fits = dw_weight.shape[1] == 1 and channels and dw_weight.shape[0] and dw_weight.shape[0] % channels == 0
+        fits = dw_weight.shape[1] == 1 and filters % channels == 0
         rule = f"must be [C_in*m, 1, k...] for C_in = {channels} input channels when the depthwise half comes first"
-        inner, given = dw_weight.shape[0], pw_weight.shape[1]
+        read = filters
     else:
-        fits = dw_weight.shape[0] * dw_weight.shape[1] == pw_weight.shape[0]
+        fits = filters * dw_weight.shape[1] == pw_weight.shape[0]
         rule = f"must be [C_out, m, k...] with C_out*m = {pw_weight.shape[0]}, the maps that pw_weight makes"
-        inner, given = channels, pw_weight.shape[1]
+        read = channels
     if not fits:
-        raise InputError("dw_weight", f"tensor of shape {list(dw_weight.shape)}", rule)
-    if inner != given:
-        raise InputError(
-            "pw_weight", f"tensor of shape {list(pw_weight.shape)}", f"must read {inner} channels, not {given}"
-        )
+        raise arguments.wrong_shape("dw_weight", dw_weight, rule)
+    if pw_weight.shape[1] != read:
+        raise arguments.wrong_shape("pw_weight", pw_weight, f"must read {read} channels, not {pw_weight.shape[1]}")
 
 
 def _separable_conv(
-    dims,
-    input,
-    dw_weight,
-    pw_weight,
-    dw_bias,
-    pw_bias,
-    stride,
-    padding,
-    dilation,
-    order,
-    inner_activation,
-    activation,
-    impl,
-):
+    dims: int,
+    input: Tensor,
+    weights: tuple[Tensor, Tensor],
+    biases: tuple[Tensor | None, Tensor | None],
+    stride: Size,
+    padding: Padding,
+    dilation: Size,
+    order: str,
+    activations: tuple[str | None, str | None],
+    impl: str,
+) -> Tensor:
+    (dw_weight, pw_weight), (dw_bias, pw_bias) = weights, biases
     arguments.check_impl(impl)
     check_order(order)
-    arguments.check_activation("inner_activation", inner_activation)
-    arguments.check_activation("activation", activation)
+    arguments.check_activation("inner_activation", activations[0])
+    arguments.check_activation("activation", activations[1])
     arguments.check_tensors(input, dims, dw_weight=dw_weight, pw_weight=pw_weight, dw_bias=dw_bias, pw_bias=pw_bias)
-    _check_weights(dims, input, dw_weight, pw_weight, order)
+    arguments.check_kernel("dw_weight", dw_weight, dims, "[C_in*m, 1, k...] or [C_out, m, k...]")
+    arguments.check_kernel("pw_weight", pw_weight, dims, "[C_out, C_in*m, 1...] or [C_out*m, C_in, 1...]")
+    _check_weights(input, dw_weight, pw_weight, order)
     arguments.check_bias("dw_bias", dw_bias, dw_weight.shape[0])
     arguments.check_bias("pw_bias", pw_bias, pw_weight.shape[0])
-    stride = arguments.per_dimension("stride", stride, dims)
-    dilation = arguments.per_dimension("dilation", dilation, dims)
-    size, kernel_size = input.shape[2:], dw_weight.shape[2:]
-    pairs = arguments.padding_pairs(padding, size, kernel_size, stride, dilation)
-    arguments.check_fits(size, kernel_size, dilation, pairs)
-    return reference(
-        input, dw_weight, pw_weight, dw_bias, pw_bias, stride, pairs, dilation, order, inner_activation, activation
-    )
+    window = arguments.window(input.shape[2:], dw_weight.shape[2:], stride, padding, dilation)
+    return reference(input, weights, biases, window, order, activations)

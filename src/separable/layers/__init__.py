@@ -1,5 +1,12 @@
 """Layers: parameters plus one call of `functional`."""
 
+from separable.layers.blocks import (
+    ConvNeXtBlock,
+    InvertedResidual,
+    SqueezeExcite,
+    XceptionBlock,
+    mobilenet_v1_block,
+)
 from separable.layers.depthwise import DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d
 from separable.layers.readings import GatedSeparableConv2d, StackedConv2d
 from separable.layers.separable import (
@@ -15,6 +22,7 @@ from separable.layers.separable import (
 )
 
 __all__ = [
+    "ConvNeXtBlock",
     "DepthwiseConv1d",
     "DepthwiseConv2d",
     "DepthwiseConv3d",
@@ -22,11 +30,15 @@ __all__ = [
     "DepthwiseConvTranspose2d",
     "DepthwiseConvTranspose3d",
     "GatedSeparableConv2d",
+    "InvertedResidual",
     "SeparableConv1d",
     "SeparableConv2d",
     "SeparableConv3d",
     "SeparableConvTranspose1d",
     "SeparableConvTranspose2d",
     "SeparableConvTranspose3d",
+    "SqueezeExcite",
     "StackedConv2d",
+    "XceptionBlock",
+    "mobilenet_v1_block",
 ]

@@ -1,4 +1,4 @@
-"""Two other things that a widely read tutorial calls a depthwise separable convolution, kept so that anyone can compare.
+"""Two other things that a widely read tutorial calls depthwise separable convolution, kept so that anyone can compare.
 
 docs/what-is-separable.md derives what each costs; `SeparableConv2d` is what the field means by the words.
 """

@@ -1,0 +1,127 @@
+"""Write results whole or not at all: beside their place first, renamed into it when everything is done.
+
+A full disk, an error or a killed process never leaves a half-written result under the name that was asked for, and
+never loses the one that stood there before. A kill can leave a hidden `.part-*` neighbour, which is safe to delete.
+"""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from separable.errors import InputError
+
+
+@contextmanager
+def write_beside(path: str | Path, *, overwrite: bool = True, argument: str = "out") -> Iterator[Path]:
+    """A path of the same suffix beside `path` to write the file to; it becomes `path` when the block ends well.
+
+    Raises:
+        InputError: `path` is a folder, exists while `overwrite` is false, or cannot be written (the disk is full, ...).
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with write_beside(Path(folder) / "table.csv") as beside:
+    ...         _ = beside.write_text("a,b")
+    ...     [file.name for file in Path(folder).iterdir()]
+    ['table.csv']
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(argument, str(path), "is a folder; name a file")
+    if path.exists() and not overwrite:
+        raise InputError(argument, str(path), "exists already; choose another name or allow overwriting")
+    beside = _beside(path)
+    with _told(argument, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield beside
+            _to_disk(beside)
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_beside(
+    path: str | Path, *, overwrite: bool = False, mark: str = "model.json", argument: str = "out"
+) -> Iterator[Path]:
+    """An empty folder beside `path` to fill; it becomes `path` when the block ends well.
+
+    `path` must not exist or must be empty. With `overwrite`, a folder that holds the file `mark`, by which an earlier
+    result is known, is replaced: moved aside, the new one moved in, the old one deleted.
+
+    Raises:
+        InputError: `path` is taken, or cannot be written.
+    """
+    path = Path(path).absolute()
+    check_folder(path, overwrite=overwrite, mark=mark, argument=argument)
+    beside = _beside(path)
+    with _told(argument, path):
+        beside.mkdir(parents=True)
+        try:
+            yield beside
+            for file in beside.rglob("*"):
+                if file.is_file():
+                    _to_disk(file)
+            _replace_folder(path, beside)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def check_folder(path: str | Path, *, overwrite: bool = False, mark: str = "model.json", argument: str = "out") -> None:
+    """Refuse an output folder that is taken; called before long work, so that nothing is computed in vain."""
+    path = Path(path)
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise InputError(argument, str(path), "must be a folder, or a name that is free")
+    if not path.exists() or not any(path.iterdir()):
+        return
+    if not overwrite:
+        raise InputError(argument, str(path), "is a folder that is not empty; choose another or allow overwriting")
+    if not (path / mark).is_file():
+        raise InputError(argument, str(path), f"holds no {mark}, so it is no earlier result and is not overwritten")
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".part-{secrets.token_hex(4)}-{path.name}")
+
+
+def _replace_folder(path: Path, new: Path) -> None:
+    if not path.exists():
+        new.rename(path)
+        return
+    old = path.with_name(f".part-{secrets.token_hex(4)}-old-{path.name}")
+    path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _to_disk(file: Path) -> None:
+    """Renaming is only safe once the contents have left the system's buffers."""
+    with open(file, "rb") as opened:
+        os.fsync(opened.fileno())
+
+
+@contextmanager
+def _told(argument: str, path: Path) -> Iterator[None]:
+    """An error of the file system about this result, as the sentence a user can act on."""
+    try:
+        yield
+    except OSError as error:
+        inside = error.filename is None or _is_beside(Path(str(error.filename)), path)
+        if not inside:
+            raise
+        reason = error.strerror or str(error)
+        raise InputError(argument, str(path), f"could not be written: {reason}; nothing was left behind") from error
+
+
+def _is_beside(file: Path, path: Path) -> bool:
+    parent = path.absolute().parent
+    file = file.absolute()
+    return file == parent or parent in file.parents or file in parent.parents

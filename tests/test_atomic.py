@@ -1,0 +1,119 @@
+"""Results are whole or absent, whatever happens while they are written."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from separable.atomic import folder_beside, write_beside
+from separable.errors import InputError
+
+
+def names(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def run(code, *arguments):
+    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_a_file_appears_whole_under_its_name(tmp_path):
+    with write_beside(tmp_path / "new" / "table.csv") as beside:
+        beside.write_text("a,b")
+        assert beside.suffix == ".csv"
+        assert not (tmp_path / "new" / "table.csv").exists()
+    assert (tmp_path / "new" / "table.csv").read_text() == "a,b"
+    assert names(tmp_path / "new") == ["table.csv"]
+
+
+def test_an_error_while_writing_keeps_the_earlier_file(tmp_path):
+    file = tmp_path / "table.csv"
+    file.write_text("before")
+    with pytest.raises(TypeError), write_beside(file) as beside:
+        beside.write_text(7)
+    assert file.read_text() == "before"
+    assert names(tmp_path) == ["table.csv"]
+
+
+def test_a_file_is_replaced_only_when_allowed(tmp_path):
+    file = tmp_path / "table.csv"
+    file.write_text("before")
+    with pytest.raises(InputError, match=r"table\.csv: exists already"), write_beside(file, overwrite=False):
+        pass
+    assert file.read_text() == "before"
+
+
+def test_a_folder_where_a_file_belongs_is_refused(tmp_path):
+    with pytest.raises(InputError, match="is a folder; name a file"), write_beside(tmp_path):
+        pass
+
+
+def test_a_write_that_the_system_stops_is_one_sentence_and_leaves_nothing(tmp_path):
+    code = """if True:
+        import resource, sys
+        from separable.atomic import write_beside
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        with write_beside(sys.argv[1]) as beside:
+            beside.write_bytes(bytes(5000))
+    """
+    result = run(code, tmp_path / "weights.bin")
+    assert "InputError: out = " in result.stderr
+    assert "could not be written: File too large; nothing was left behind" in result.stderr
+    assert names(tmp_path) == []
+
+
+def test_a_killed_process_leaves_no_result_under_the_name(tmp_path):
+    code = """if True:
+        import os, signal, sys
+        from separable.atomic import folder_beside
+        with folder_beside(sys.argv[1]) as beside:
+            (beside / "model.json").write_text("{")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    result = run(code, tmp_path / "out")
+    assert result.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    with folder_beside(tmp_path / "out") as beside:  # and what is left is in nobody's way
+        (beside / "model.json").write_text("{}")
+    assert (tmp_path / "out" / "model.json").read_text() == "{}"
+
+
+def test_a_folder_that_is_not_empty_is_refused_before_any_work(tmp_path):
+    (tmp_path / "mine.txt").write_text("kept")
+    with pytest.raises(InputError, match="not empty"), folder_beside(tmp_path):
+        pytest.fail("the work must not begin")
+    with pytest.raises(InputError, match=r"holds no model\.json"), folder_beside(tmp_path, overwrite=True):
+        pytest.fail("a folder of someone else's must not be replaced")
+    assert names(tmp_path) == ["mine.txt"]
+
+
+def test_an_empty_folder_is_filled_and_an_earlier_result_replaced(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with folder_beside(out) as beside:
+        (beside / "model.json").write_text("1")
+        (beside / "old.txt").write_text("1")
+    with folder_beside(out, overwrite=True) as beside:
+        (beside / "model.json").write_text("2")
+    assert names(out) == ["model.json"]
+    assert (out / "model.json").read_text() == "2"
+    assert names(tmp_path) == ["out"]
+
+
+def test_an_error_in_a_replacement_keeps_the_earlier_folder(tmp_path):
+    out = tmp_path / "out"
+    with folder_beside(out) as beside:
+        (beside / "model.json").write_text("1")
+    with pytest.raises(RuntimeError), folder_beside(out, overwrite=True) as beside:
+        raise RuntimeError
+    assert (out / "model.json").read_text() == "1"
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_place_without_permission_is_one_sentence(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="Permission denied"), folder_beside(tmp_path / "out"):
+        pass
