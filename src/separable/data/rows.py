@@ -5,7 +5,7 @@ that reaches no further than GAP reads each as if it stood alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -23,11 +23,15 @@ class Batch:
 
     words: Tensor  # [N, L] int64, rows of `features`; row 0 stands where no word does
     features: Tensor  # [U, 3 + AFFIXES + CHARACTERS + 1] int64, see data.words.WordTable
+    vectors: Tensor  # [U, D] float32, the frozen vector of each, zero where there is none
     flags: Tensor  # [N, L] int64: 1 first of its sentence, 2 sentence without a lower-case letter, 3 both, 0 neither
     places: Tensor  # [S, T] int64, the place of each word of each sentence
     lengths: Tensor  # [S] int64
     pairs: Tensor  # [2, P] int64, places (i, j): j is another place of i's word in the document, sorted by i
     tags: Tensor  # [S, T] int64; 0 where unknown
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
 class Corpus:
@@ -85,6 +89,7 @@ class Corpus:
         return Batch(
             words=torch.zeros(rows * wide, dtype=torch.long).index_copy(0, placed, words).view(rows, wide),
             features=features,
+            vectors=self.table.vectors[features[:, 0]],
             flags=torch.zeros(rows * wide, dtype=torch.long).index_copy(0, placed, self.flags[flat]).view(rows, wide),
             places=places,
             lengths=lengths,

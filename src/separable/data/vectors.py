@@ -84,3 +84,8 @@ def _text(path: Path) -> tuple[list[str], Tensor]:
     if not rows:
         raise InputError("vectors", str(path), "holds no vectors")
     return words, torch.stack(rows)
+
+
+def none(size: int = 100) -> Vectors:
+    """No vectors: every word is learned from the training set alone."""
+    return Vectors({}, torch.zeros(0, size))

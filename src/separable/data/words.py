@@ -11,7 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from separable.data.vectors import Vectors
 
 CHARACTERS = 20  # of a word are read: the first 10 and the last 10 of longer ones
 AFFIXES = 8  # prefixes of 1, 2, 3, 4 characters, then suffixes
@@ -82,11 +85,12 @@ class WordTable:
     """The types met so far and their rows; `add` returns the type numbers of words, new ones included.
 
     Rows are [vector, change, casing, AFFIXES affixes, CHARACTERS characters, count in training], int64.
-    Type 0 is the absence of a word.
+    Type 0 is the absence of a word. `vectors` [V + 1, D] are the frozen ones, row 0 zero.
     """
 
-    def __init__(self, lexicon: Lexicon, vector_places: dict[str, int]):
-        self.vector_places, self.counts = vector_places, lexicon.counts
+    def __init__(self, lexicon: Lexicon, vectors: Vectors):
+        self.vector_places, self.counts = vectors.places, lexicon.counts
+        self.vectors = F.pad(vectors.table, (0, 0, 1, 0))
         self.changes = {word: place for place, word in enumerate(lexicon.changes, 1)}
         self.characters = {c: place for place, c in enumerate(lexicon.characters, 2)}  # 0 absent, 1 unknown
         self.parts = [{p: place for place, p in enumerate(parts, 1)} for parts in lexicon.affixes]

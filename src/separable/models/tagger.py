@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from separable.data import entities
 from separable.data.rows import Batch
 from separable.data.words import AFFIXES, CASINGS
 from separable.layers import SeparableConv1d
@@ -47,14 +48,11 @@ class Shape:
 
 
 class Tagger(nn.Module):
-    """See the module. `vectors` [V, D] are frozen and belong to the network, not to its trained parameters."""
+    """See the module. Frozen word vectors come with the batch; the network holds what is trained beside them."""
 
-    vectors: Tensor
-
-    def __init__(self, shape: Shape, vectors: Tensor, rules: tuple[Tensor, Tensor, Tensor]):
+    def __init__(self, shape: Shape):
         super().__init__()
         self.shape = shape
-        self.register_buffer("vectors", F.pad(vectors, (0, 0, 1, 0)), persistent=False)  # row 0: unknown
         self.change = nn.Embedding(shape.changes + 1, shape.vector_size)
         self.characters = CharacterFeatures(shape.characters + 2, shape.character_size, shape.character_filters)
         self.affixes = nn.ModuleList(nn.Embedding(n + 1, shape.affix_size) for n in shape.affixes)
@@ -68,7 +66,7 @@ class Tagger(nn.Module):
         self.memories = nn.ModuleDict({str(b): Memory(shape.width, shape.memory_size) for b in shape.memory_after})
         self.norm = nn.LayerNorm(shape.width)
         self.emit = nn.Linear(shape.width, len(shape.tags))
-        self.crf = LinearChainCRF(*rules)
+        self.crf = LinearChainCRF(*entities.bioes_rules(shape.tags))
         nn.init.zeros_(self.change.weight)
         nn.init.zeros_(self.flag.weight)
         for table in self.affixes:
@@ -77,24 +75,24 @@ class Tagger(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Emissions of each sentence: [S, T, K]."""
         present = (batch.words > 0)[:, :, None]  # [N, L, 1]
-        known = self.describe(batch.features)  # [U, width]
+        known = self.describe(batch.features, batch.vectors)  # [U, width]
         x = F.embedding(batch.words, known) + self.flag(batch.flags)  # [N, L, width]
         x = row_dropout(x, self.shape.input_dropout, self.training) * present
         for number, block in enumerate(self.blocks, 1):
             x = block(x, present)
-            if str(number) in self.memories and batch.pairs.shape[1]:
+            if str(number) in self.memories:
                 x = self.memories[str(number)](x, batch.pairs)
         x = row_dropout(self.norm(x), self.shape.output_dropout, self.training)
         emissions = self.emit(x).flatten(0, 1)  # [N*L, K]
         return emissions[batch.places.clamp(min=0)]
 
-    def describe(self, features: Tensor) -> Tensor:
+    def describe(self, features: Tensor, vectors: Tensor) -> Tensor:
         """What is known of each word by itself: [U, ...] -> [U, width]."""
-        vector, change, casing = features[:, :3].unbind(1)
+        _, change, casing = features[:, :3].unbind(1)
         parts = features[:, 3 : 3 + AFFIXES].unbind(1)
         joined = torch.cat(
             [
-                self.vectors[vector] + self.change(change),
+                vectors + self.change(change),
                 self.characters(features[:, 3 + AFFIXES : -1]),
                 *(table(part) for table, part in zip(self.affixes, parts, strict=True)),
                 self.casing(casing),
@@ -105,7 +103,6 @@ class Tagger(nn.Module):
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean negative log likelihood of the sentences, in nats."""
-        assert batch.tags is not None
         return self.crf(self(batch), batch.tags, batch.lengths).mean()
 
     def decode(self, batch: Batch) -> Tensor:

@@ -1,0 +1,181 @@
+"""Training as every recipe runs it, on PyTorch Lightning: progress, checkpoints, resuming, averaging, early stopping.
+
+A recipe's LightningModule makes its own batches from (epoch, batch number), so a batch depends on nothing that came before
+it, and seeds torch before each step with `seed_step`. Therefore a run that was killed goes on from its last checkpoint, in
+the middle of an epoch, to the same final numbers. Several processes and machines: launch the same command by torchrun.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+
+from separable.errors import InputError
+from separable.models import sources
+from separable.progress import say
+
+sources.import_torchvision()  # Lightning's metrics import it; see there
+
+import lightning as L  # noqa: E402
+from lightning.pytorch import callbacks  # noqa: E402
+from lightning.pytorch.loggers import TensorBoardLogger  # noqa: E402
+from lightning.pytorch.strategies import DDPStrategy  # noqa: E402
+
+
+@dataclass
+class Running:
+    """Settings that all recipes share."""
+
+    out: Path  # everything is written below this folder
+    epochs: int = 10
+    seed: int = 1
+    resume: bool = False  # go on from the last checkpoint below `out`, where there is one
+    precision: str = "32-true"  # Lightning's words: "bf16-mixed", "16-mixed" on a GPU
+    clip: float = 5.0  # largest norm of the gradient
+    average: float = 0.995  # share of the old in the running average of weights; 0 for none
+    patience: int = 0  # epochs without a better validation score after which to stop; 0 for never
+    checkpoint_every: int = 100  # steps
+    accelerator: str = "auto"
+    devices: int = 1  # processes on each machine
+    nodes: int = 1  # machines
+
+
+class Steps:
+    """Numbers 0 ... count - 1 in place of batches, which the module makes itself; no state, so any of them can be next."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self):
+        return iter(range(self.count))
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Nothing to take up: the number of the next batch is in Lightning's own checkpoint."""
+
+
+class Averaging(callbacks.WeightAveraging):
+    """Exponential average of the weights, short-sighted at first; validation and the saved network use it.
+
+    Source: Polyak and Juditsky 1992; the growing horizon is TensorFlow's ExponentialMovingAverage.
+    """
+
+    def __init__(self, decay: float):
+        @torch.no_grad()
+        def average(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+            horizon = (1 + float(count)) / (10 + float(count))
+            torch._foreach_lerp_(averaged, current, 1 - min(decay, horizon))
+
+        super().__init__(use_buffers=False, multi_avg_fn=average)
+
+
+class Lines(callbacks.Callback):
+    """One line an epoch on standard error, where no bar can be drawn."""
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        numbers = ", ".join(f"{name} {float(value):.4f}" for name, value in sorted(trainer.callback_metrics.items()))
+        say(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {numbers}")
+
+
+def seed_step(seed: int, module: L.LightningModule) -> None:
+    """Seed torch for this step and process: what is drawn does not depend on the steps before."""
+    torch.manual_seed((seed * 1_000_003 + module.global_step) * 1024 + module.global_rank)
+
+
+def fit(module: L.LightningModule, settings: Running, monitor: str) -> Path:
+    """Train to the end; the checkpoint of the epoch whose `monitor`, logged in validation, was highest.
+
+    Writes checkpoints to out/checkpoints and TensorBoard's files to out/tensorboard.
+    """
+    folder = settings.out / "checkpoints"
+    last, best = folder / "last.ckpt", folder / "best.ckpt"
+    if last.exists() and not settings.resume:
+        raise InputError("out", str(settings.out), "holds checkpoints of an earlier run; go on with resume, or choose another")
+    keep_last = callbacks.ModelCheckpoint(
+        folder, "last", every_n_train_steps=settings.checkpoint_every, enable_version_counter=False, auto_insert_metric_name=False
+    )
+    keep_best = callbacks.ModelCheckpoint(
+        folder, "best", monitor=monitor, mode="max", enable_version_counter=False, auto_insert_metric_name=False
+    )
+    watching: list[callbacks.Callback] = [keep_last, keep_best]
+    watching += [callbacks.RichProgressBar(console_kwargs={"stderr": True})] if sys.stderr.isatty() else [Lines()]
+    watching += [Averaging(settings.average)] if settings.average else []
+    watching += [callbacks.EarlyStopping(monitor, patience=settings.patience, mode="max")] if settings.patience else []
+    trainer = L.Trainer(
+        max_epochs=settings.epochs,
+        precision=settings.precision,  # type: ignore[arg-type]
+        gradient_clip_val=settings.clip or None,
+        callbacks=watching,
+        logger=TensorBoardLogger(settings.out, name="", version="tensorboard"),
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_progress_bar=sys.stderr.isatty(),
+        log_every_n_steps=20,
+        **machines(settings),
+    )
+    _quiet()
+    trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=False)
+    return best
+
+
+def machines(settings: Running) -> dict[str, Any]:
+    """Lightning's arguments for one process, several, or several machines (gloo without a GPU)."""
+    together = settings.devices * settings.nodes > 1
+    accelerator = settings.accelerator
+    gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+    strategy = DDPStrategy(process_group_backend="nccl" if gpu else "gloo", broadcast_buffers=False) if together else "auto"
+    return {
+        "accelerator": accelerator if accelerator != "auto" else ("gpu" if gpu else "cpu"),
+        "devices": settings.devices,
+        "num_nodes": settings.nodes,
+        "strategy": strategy,
+    }
+
+
+def world() -> tuple[int, int]:
+    """(rank, processes) as torchrun tells them; (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _quiet() -> None:
+    """What Lightning says of loaders without workers and of its own tips is not about a user's work."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for told in (".*does not have many workers.*", ".*litlogger.*", ".*Checkpoint directory.*exists and is not empty.*"):
+        warnings.filterwarnings("ignore", message=told)
+
+
+def parse(settings: type, arguments: list[str] | None = None) -> Any:
+    """Settings from a command line: --name value for each field, lists with commas."""
+    parser = argparse.ArgumentParser(prog=settings.__module__)
+    for entry in fields(settings):
+        parser.add_argument("--" + entry.name.replace("_", "-"), dest=entry.name)
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    hints = get_type_hints(settings)
+    return settings(**{name: _convert(name, value, hints[name]) for name, value in given.items()})
+
+
+def _convert(name: str, value: str, kind: Any) -> Any:
+    kinds = [kind, *get_args(kind)]
+    try:
+        if get_origin(kind) is Sequence:
+            return tuple(int(part) for part in value.split(",") if part)
+        for known in (bool, int, float, Path):
+            if known in kinds:
+                return value.lower() in ("1", "true", "yes") if known is bool else known(value)
+    except ValueError:
+        raise InputError(name, value, "must be a number") from None
+    return value
