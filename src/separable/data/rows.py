@@ -4,6 +4,7 @@ A row holds one sentence or, where documents are packed, several with GAP empty 
 that reaches no further than GAP reads each as if it stood alone.
 """
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 
 from separable.data.conll import Sentence
+from separable.data.entities import spans
 from separable.data.words import WordTable, number_form
 
 GAP = 4  # the reach of kernel 3 at dilation 4
+WIDTH = 64  # of a row of packed sentences, unless one is longer
 _LARGEST_GROUP = 64  # places of one word that look at each other, at most
 
 
@@ -45,14 +48,14 @@ class Corpus:
         self.forms = torch.tensor([forms.setdefault(number_form(word), len(forms)) for word in words])
         self.named = torch.tensor([word.lower() != word for word in words])
         self.tags = torch.tensor([tag_places.get(tag, 0) for s in sentences for tag in s.tags])
+        self.entities = [{*spans(s.tags)} for s in sentences]
         self.lengths = [len(s.words) for s in sentences]
         self.starts = [0]
         for length in self.lengths:
             self.starts.append(self.starts[-1] + length)
         self.documents = [s.document for s in sentences]
-        loud = [not any(c.islower() for word in s.words for c in word) for s in sentences]
         self.flags = torch.tensor(
-            [2 * shout + (place == 0) for s, shout in zip(sentences, loud, strict=True) for place in range(len(s.words))]
+            [2 * loud + (place == 0) for s in sentences for loud in [_is_loud(s.words)] for place in range(len(s.words))]
         )
 
     def by_document(self) -> list[list[int]]:
@@ -62,22 +65,47 @@ class Corpus:
             found.setdefault(document, []).append(number)
         return list(found.values())
 
+    def groups(self, whole_documents: bool, words: int, draw: random.Random | None = None) -> list[list[int]]:
+        """Sentence numbers of each batch, about `words` words: whole documents, or sentences of like length.
+
+        With `draw` the order is drawn: of documents anew, of sentences among those of like length, of batches.
+        """
+        found: list[list[int]] = [[]]
+        if whole_documents:
+            documents = self.by_document()
+            if draw:
+                draw.shuffle(documents)
+            for document in documents:
+                if sum(self.lengths[n] for n in found[-1]) >= words - 100:  # another would be too many more
+                    found.append([])
+                found[-1].extend(document)
+        else:
+            order = [length + (draw.random() * 3 if draw else 0) for length in self.lengths]
+            longest = 0
+            for n in sorted(range(len(order)), key=order.__getitem__):
+                longest = max(longest, self.lengths[n])
+                if found[-1] and (len(found[-1]) + 1) * longest > words:
+                    found.append([])
+                    longest = self.lengths[n]
+                found[-1].append(n)
+        if draw:
+            draw.shuffle(found)
+        return found
+
     def batch(
         self,
         numbers: Sequence[int],
-        width: int = 0,
-        memory: bool = False,
+        whole_documents: bool = False,
         forget: float = 0.0,
-        generator: torch.Generator | None = None,
     ) -> Batch:
-        """The sentences `numbers`, in that order, in rows at least `width` wide.
+        """The sentences `numbers`, in that order, each in a row of its own.
 
-        memory: fill `pairs`. forget: drop words to unknown, a word of count c with probability forget / (forget + c),
-        everywhere in its document at once.
+        whole_documents: several to a row of WIDTH, with the pairs of the documents' memory. forget: drop words to
+        unknown, a word of count c with probability forget / (forget + c), everywhere in its document at once.
         """
         lengths = torch.tensor([self.lengths[n] for n in numbers])
         count, longest = len(lengths), int(lengths.max())
-        rows, wide, at = pack([self.lengths[n] for n in numbers], width)
+        rows, wide, at = pack([self.lengths[n] for n in numbers], WIDTH if whole_documents else 0)
         within = torch.arange(longest).expand(count, longest)  # [S, T]
         inside = within < lengths[:, None]
         flat = (torch.tensor([self.starts[n] for n in numbers])[:, None] + within)[inside]  # [M]
@@ -85,7 +113,7 @@ class Corpus:
         placed = places[inside]  # [M]
         document = torch.tensor([self.documents[n] for n in numbers])[:, None].expand(count, longest)[inside]
         spoken = document * (int(self.forms.max()) + 1) + self.forms[flat]  # [M], a word in its document
-        words, features = self._features(self.types[flat], spoken, forget, generator)
+        words, features = self._features(self.types[flat], spoken, forget)
         return Batch(
             words=torch.zeros(rows * wide, dtype=torch.long).index_copy(0, placed, words).view(rows, wide),
             features=features,
@@ -93,22 +121,27 @@ class Corpus:
             flags=torch.zeros(rows * wide, dtype=torch.long).index_copy(0, placed, self.flags[flat]).view(rows, wide),
             places=places,
             lengths=lengths,
-            pairs=other_places(spoken, self.named[flat], placed) if memory else torch.zeros(2, 0, dtype=torch.long),
+            pairs=other_places(spoken, self.named[flat], placed) if whole_documents else torch.zeros(2, 0, dtype=torch.long),
             tags=torch.zeros(count, longest, dtype=torch.long).masked_scatter(inside, self.tags[flat]),
         )
 
-    def _features(self, types: Tensor, spoken: Tensor, forget: float, generator) -> tuple[Tensor, Tensor]:
+    def _features(self, types: Tensor, spoken: Tensor, forget: float) -> tuple[Tensor, Tensor]:
         """Of each word its row of features [M], and the rows [U, ...]; row 0 is the absence of a word."""
         table = self.table.rows()
         lost = torch.zeros_like(types)
         if forget:
             distinct, which = torch.unique(spoken, return_inverse=True)
             chance = forget / (forget + table[types, -1])
-            lost = (torch.rand(len(distinct), generator=generator)[which] < chance).long()
+            lost = (torch.rand(len(distinct))[which] < chance).long()
         distinct, which = torch.unique(2 * types + lost, return_inverse=True)
         features = table[distinct // 2]
         features[distinct % 2 == 1, :2] = 0
         return which + 1, torch.cat([table[:1], features])
+
+
+def _is_loud(words: Sequence[str]) -> bool:
+    """No lower-case letter: a heading in capitals, or a line of numbers."""
+    return not any(c.islower() for word in words for c in word)
 
 
 def pack(lengths: Sequence[int], width: int = 0) -> tuple[int, int, list[int]]:

@@ -60,10 +60,7 @@ class SavedTagger:
 
     @torch.inference_mode()
     def tag(self, sentences: Sequence[Sequence[str]], documents: Sequence[int] | None = None) -> list[list[str]]:
-        """BIOES tags of each sentence; `documents` says which belong together (all, where it is not given).
-
-        Without context of the document, sentences of like length share a batch.
-        """
+        """BIOES tags of each sentence; `documents` says which belong together (all, where it is not given)."""
         known = documents or [0] * len(sentences)
         given = [Sentence(list(s), ["O"] * len(s), d) for s, d in zip(sentences, known, strict=True)]
         full = [n for n, s in enumerate(given) if s.words]
@@ -71,19 +68,9 @@ class SavedTagger:
         if not full:
             return found
         corpus = Corpus([given[n] for n in full], self.table, {})
-        for numbers in track(self._groups(corpus), "tagging"):
-            batch = corpus.batch(numbers, *((64, True) if self.context == "document" else ()))
+        whole = self.context == "document"
+        for numbers in track(corpus.groups(whole, words=1000), "tagging"):
+            batch = corpus.batch(numbers, whole)
             for number, row in zip(numbers, self.network.decode(batch).tolist(), strict=True):
                 found[full[number]] = [self.network.shape.tags[t] for t in row[: corpus.lengths[number]]]
         return found
-
-    def _groups(self, corpus: Corpus) -> list[list[int]]:
-        if self.context != "document":
-            order = sorted(range(len(corpus.lengths)), key=corpus.lengths.__getitem__)
-            return [order[at : at + 64] for at in range(0, len(order), 64)]
-        groups: list[list[int]] = [[]]
-        for document in corpus.by_document():
-            if sum(corpus.lengths[n] for n in groups[-1]) > 1000:
-                groups.append([])
-            groups[-1].extend(document)
-        return groups

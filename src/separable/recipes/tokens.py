@@ -7,7 +7,6 @@ other places in them. Everything is chosen on `valid`; `test` is read once, at t
 Source: Strubell et al. 2017, arXiv:1702.02098; Ma and Hovy 2016, arXiv:1603.01354.
 """
 
-import json
 import math
 import random
 import time
@@ -18,9 +17,11 @@ from typing import Any
 
 import torch
 
+from separable import progress
 from separable.data import conll, entities, vectors
-from separable.data.rows import Batch, Corpus
+from separable.data.rows import Corpus
 from separable.data.words import Lexicon, WordTable
+from separable.errors import InputError
 from separable.models.saved_tagger import SavedTagger
 from separable.models.tagger import Shape, Tagger
 from separable.recipes import running, token_reports
@@ -54,48 +55,58 @@ class TaggerTraining(L.LightningModule):
     def __init__(self, network: Tagger, settings: Settings, train: Corpus, valid: Corpus):
         super().__init__()
         self.network, self.settings = network, settings
-        self.corpora = {"train": train, "valid": valid}
-        self.plans: dict[int, list[list[int]]] = {}
-        self.right = self.guessed = self.true = 0
+        self.train_set, self.valid_set = train, valid
+        self.whole = settings.context == "document"
+        self.valid_groups = valid.groups(self.whole, settings.batch_words)
+        self.planned: tuple[int, list[list[int]]] = (-1, [])
+        self.right = self.guessed = 0
+        self.history: list[dict[str, float]] = []
 
     def plan(self, epoch: int) -> list[list[int]]:
-        """The sentences of each batch of an epoch, every process its own share, all shares equally long."""
-        if epoch not in self.plans:
+        """The sentences of each batch of an epoch; every process has its own share, all shares equally long."""
+        if self.planned[0] != epoch:
             draw = random.Random(self.settings.seed * 1000 + epoch)  # noqa: S311 - no secret
             rank, processes = running.world()
-            groups = group(self.corpora["train"], self.settings.context, self.settings.batch_words, draw)
-            self.plans = {epoch: groups[rank : len(groups) - len(groups) % processes : processes]}
-        return self.plans[epoch]
+            groups = self.train_set.groups(self.whole, self.settings.batch_words, draw)
+            self.planned = epoch, groups[rank : len(groups) - len(groups) % processes : processes]
+        return self.planned[1]
 
     def train_dataloader(self) -> running.Steps:
-        # epochs differ by a batch or two in number; all take as many as the first
-        return running.Steps(len(self.plan(0)))
+        return running.Steps(len(self.plan(0)))  # a later epoch may have a batch or two more or less
 
     def val_dataloader(self) -> running.Steps:
-        return running.Steps(len(self._valid_groups()))
+        return running.Steps(len(self.valid_groups))
 
     def training_step(self, number: int, batch_idx: int) -> torch.Tensor:
-        settings = self.settings
-        running.seed_step(settings.seed, self)
+        running.seed_step(self.settings.seed, self)
         plan = self.plan(self.current_epoch)
-        batch = make_batch(self.corpora["train"], plan[batch_idx % len(plan)], settings.context, settings.forget)
+        batch = self.train_set.batch(plan[batch_idx % len(plan)], self.whole, self.settings.forget)
         loss = self.network.loss(batch.to(self.device))
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        if self.global_step % self.trainer.log_every_n_steps == 0:
             self.log("loss", loss)
         return loss
 
     def validation_step(self, number: int, batch_idx: int) -> None:
-        corpus, numbers = self.corpora["valid"], self._valid_groups()[batch_idx]
-        batch = make_batch(corpus, numbers, self.settings.context)
-        found = self.network.decode(batch.to(self.device)).tolist()
-        tags = self.network.shape.tags
-        for guess, truth, length in zip(found, batch.tags.tolist(), batch.lengths.tolist(), strict=True):
-            a, b = ({*entities.spans([tags[t] for t in row[:length]])} for row in (guess, truth))
-            self.right, self.guessed, self.true = self.right + len(a & b), self.guessed + len(a), self.true + len(b)
+        numbers = self.valid_groups[batch_idx]
+        found = self.network.decode(self.valid_set.batch(numbers, self.whole).to(self.device)).tolist()
+        for n, row in zip(numbers, found, strict=True):
+            guess = entities.spans([self.network.shape.tags[t] for t in row[: self.valid_set.lengths[n]]])
+            self.right += len(self.valid_set.entities[n].intersection(guess))
+            self.guessed += len(guess)
 
     def on_validation_epoch_end(self) -> None:
-        self.log("valid_f1", 2 * self.right / max(self.guessed + self.true, 1))
-        self.right = self.guessed = self.true = 0
+        true = sum(len(spans) for spans in self.valid_set.entities)
+        f1 = 2 * self.right / max(self.guessed + true, 1)
+        self.right = self.guessed = 0
+        self.log("valid_f1", f1)
+        loss = float(self.trainer.callback_metrics.get("loss", float("nan")))
+        self.history.append({"epoch": self.current_epoch + 1, "loss": loss, "valid_f1": f1})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.history = checkpoint["history"]
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(
@@ -111,51 +122,49 @@ class TaggerTraining(L.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _valid_groups(self) -> list[list[int]]:
-        if not hasattr(self, "_groups"):
-            self._groups = group(self.corpora["valid"], self.settings.context, self.settings.batch_words)
-        return self._groups
-
-
-def group(corpus: Corpus, context: str, words: int, draw: random.Random | None = None) -> list[list[int]]:
-    """Sentence numbers of each batch, about `words` words: sentences of like length, or whole documents.
-
-    With `draw` their order is drawn: documents anew, sentences among those of like length.
-    """
-    groups: list[list[int]] = [[]]
-    if context == "document":
-        documents = corpus.by_document()
-        if draw:
-            draw.shuffle(documents)
-        for document in documents:
-            if sum(corpus.lengths[n] for n in groups[-1]) >= words - 100:
-                groups.append([])
-            groups[-1].extend(document)
-    else:
-        jitter = [length + (draw.random() * 3 if draw else 0) for length in corpus.lengths]
-        for n in sorted(range(len(jitter)), key=jitter.__getitem__):
-            longest = max([corpus.lengths[m] for m in groups[-1]], default=0)
-            if groups[-1] and (len(groups[-1]) + 1) * max(longest, corpus.lengths[n]) > words:
-                groups.append([])
-            groups[-1].append(n)
-    if draw:
-        draw.shuffle(groups)
-    return groups
-
-
-def make_batch(corpus: Corpus, numbers: Sequence[int], context: str, forget: float = 0.0) -> Batch:
-    """Sentences alone in their rows, or packed in rows of 64 with their documents' memory."""
-    document = context == "document"
-    return corpus.batch(numbers, width=64 if document else 0, memory=document, forget=forget)
-
 
 def main(settings: Settings) -> dict[str, Any]:
-    """Read, train, choose the best epoch, save the network, report on valid and test."""
+    """Read, train, choose the best epoch on valid, save the network, report on valid and test.
+
+    Writes below settings.out: network/ (see models.saved_tagger), results.json, report.html, checkpoints/, tensorboard/.
+    """
+    if settings.context not in ("sentence", "document"):
+        raise InputError("context", settings.context, 'must be "sentence" or "document"')
     train, valid = (conll.read(path, settings.strict) for path in (settings.train, settings.valid))
     words = vectors.read(settings.vectors) if settings.vectors else vectors.none()
     lexicon = Lexicon.of(word for s in train.sentences for word in s.words)
-    table = WordTable(lexicon, words)
-    shape = Shape(
+    torch.manual_seed(settings.seed)
+    network = Tagger(shape_of(train, lexicon, words, settings))
+    table, places = WordTable(lexicon, words), {tag: place for place, tag in enumerate(network.shape.tags)}
+    module = TaggerTraining(network, settings, *(Corpus(part.sentences, table, places) for part in (train, valid)))
+    began = time.perf_counter(), time.process_time()
+    best = running.fit(module, settings, monitor="valid_f1")
+    spent = [(now - then) / 60 for now, then in zip((time.perf_counter(), time.process_time()), began, strict=True)]
+    if running.world()[0]:
+        return {}  # one process saves and reports
+    module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+    saved = SavedTagger(network, lexicon, words, settings.context)
+    saved.save(settings.out / "network", overwrite=True)
+    results: dict[str, Any] = {
+        "settings": {name: str(value) for name, value in vars(settings).items()},
+        "trained_params": sum(p.numel() for p in network.parameters()),
+        "minutes": spent[0],
+        "processor_minutes": spent[1],
+        "skipped": {"train": train.skipped},
+        "history": module.history,
+    }
+    for name, path in (("valid", settings.valid), ("test", settings.test)):
+        if path:
+            results[name] = evaluate(saved, path, settings.strict)
+    token_reports.write(settings.out, results)
+    return results
+
+
+def shape_of(train: conll.Corpus, lexicon: Lexicon, words: vectors.Vectors, settings: Settings) -> Shape:
+    """The network for these sentences, words and vectors."""
+    if not train.kinds():
+        raise InputError("train", str(settings.train), "holds no entity: every tag is O")
+    return Shape(
         tags=entities.bioes_tags(train.kinds()),
         changes=len(lexicon.changes),
         characters=len(lexicon.characters),
@@ -168,43 +177,29 @@ def main(settings: Settings) -> dict[str, Any]:
         input_dropout=settings.dropout,
         block_dropout=settings.dropout,
     )
-    torch.manual_seed(settings.seed)
-    places = {tag: place for place, tag in enumerate(shape.tags)}
-    corpora = [Corpus(part.sentences, table, places) for part in (train, valid)]
-    module = TaggerTraining(Tagger(shape), settings, *corpora)
-    began = time.perf_counter(), time.process_time()
-    best = running.fit(module, settings, monitor="valid_f1")
-    minutes = [(now - then) / 60 for now, then in zip((time.perf_counter(), time.process_time()), began, strict=True)]
-    state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
-    module.load_state_dict(state)
-    saved = SavedTagger(module.network, lexicon, words, settings.context)
-    return {"training_minutes": minutes[0], "training_cpu_minutes": minutes[1], **finish(saved, settings)}
-
-
-def finish(saved: SavedTagger, settings: Settings) -> dict[str, Any]:
-    """Save the network, tag valid and test with it, write both reports."""
-    rank, _ = running.world()
-    if rank:
-        return {}
-    saved.save(settings.out / "network", overwrite=True)
-    results = {"settings": {name: str(value) for name, value in vars(settings).items()}}
-    for name in ("valid", "test"):
-        path = getattr(settings, name)
-        if path:
-            results[name] = evaluate(saved, path, settings.strict)
-    return results
 
 
 def evaluate(saved: SavedTagger, path: Path, strict: bool = False) -> dict[str, Any]:
-    """Both reports on a tagged file, what was left out of it, and the speed."""
+    """Both reports on a tagged file; what was left out of it; kinds that training never saw; sentences a second."""
     part = conll.read(path, strict)
     began = time.perf_counter()
     found = saved.tag([s.words for s in part.sentences], [s.document for s in part.sentences])
     seconds = time.perf_counter() - began
     report = token_reports.measure([s.tags for s in part.sentences], found)
-    return {**report, "f1": report["entities"]["micro avg"]["f1-score"], "skipped": part.skipped,
-            "sentences_per_s": len(found) / seconds}
+    known = {entities.split(tag)[1] for tag in saved.network.shape.tags}
+    return {
+        **report,
+        "examples": token_reports.examples(part.sentences, found),
+        "unseen_kinds": [kind for kind in part.kinds() if kind not in known],
+        "skipped": part.skipped,
+        "sentences_per_s": len(found) / seconds,
+    }
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(running.parse(Settings)), indent=1))
+    with progress.shown():
+        finished = main(running.parse(Settings))
+    for name in ("valid", "test"):
+        if name in finished:
+            print(f"\n{name}: entities\n\n{token_reports.text(finished[name]['entities'])}")
+            print(f"\n{name}: tokens\n\n{token_reports.text(finished[name]['tokens'])}")
