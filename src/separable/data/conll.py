@@ -10,6 +10,7 @@ Source: Tjong Kim Sang and De Meulder 2003, "Introduction to the CoNLL-2003 Shar
 import gzip
 import json
 import lzma
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import IO
 
 from separable.data import entities
 from separable.errors import InputError
+
+_SEPARATOR = re.compile(r"[ \t]+")
 
 
 @dataclass
@@ -90,13 +93,13 @@ def _columns(lines: Iterator[tuple[int, str]]) -> Iterator[Sentence | str]:
     tags: list[str] = []
     document, begins, wrong = 0, 0, ""
     for number, line in (*lines, (0, "")):
-        fields = line.split()
-        if not fields or fields[0] == "-DOCSTART-":
+        fields = _SEPARATOR.split(line.strip(" \t"))  # not str.split, which would lose a wide space that is a token
+        if fields[0] in ("", "-DOCSTART-"):
             if wrong:
                 yield f"{wrong} (the sentence from line {begins} is left out)"
             elif words:
                 yield Sentence(words, entities.bioes(entities.spans(tags), len(tags)), document, begins)
-            document += bool(fields)
+            document += fields[0] == "-DOCSTART-"
             words, tags, begins, wrong = [], [], 0, ""
             continue
         begins = begins or number

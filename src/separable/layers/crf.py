@@ -44,7 +44,7 @@ class LinearChainCRF(nn.Module):
 
     def forward(self, emissions: Tensor, tags: Tensor, lengths: Tensor) -> Tensor:
         """Negative log likelihood of each sequence, in nats: emissions [N, T, K], tags [N, T], lengths [N] -> [N]."""
-        emissions = emissions.float()
+        emissions = _full(emissions)
         return self.log_partition(emissions, lengths) - self.score(emissions, tags, lengths)
 
     def score(self, emissions: Tensor, tags: Tensor, lengths: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class LinearChainCRF(nn.Module):
         emitted = emissions.gather(2, tags[:, :, None])[:, :, 0]  # [N, T]
         moved = (self.transition + self.steps)[tags[:, :-1], tags[:, 1:]]  # [N, T-1]
         last = tags.gather(1, lengths[:, None] - 1)[:, 0]  # [N]
-        within = (emitted * inside).sum(1) + (moved * inside[:, 1:]).sum(1)
+        within = emitted.where(inside, 0.0).sum(1) + moved.where(inside[:, 1:], 0.0).sum(1)
         return within + (self.start + self.starts)[tags[:, 0]] + (self.end + self.ends)[last]
 
     def log_partition(self, emissions: Tensor, lengths: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class LinearChainCRF(nn.Module):
     @torch.no_grad()
     def decode(self, emissions: Tensor, lengths: Tensor) -> Tensor:
         """The best allowed sequence of each row, by Viterbi's algorithm: [N, T], zeros beyond the lengths."""
-        emissions = emissions.float()
+        emissions = _full(emissions)
         step, best = self.transition + self.steps, self.start + self.starts + emissions[:, 0]
         came_from = []
         for t in range(1, emissions.shape[1]):
@@ -124,6 +124,11 @@ class _LogPartition(torch.autograd.Function):
         moves = left.t() @ right.flatten(0, 1) * step.double().exp()  # [K, K]
         kind = step.dtype
         return unary.to(kind), start.to(kind), end.to(kind), moves.to(kind), None
+
+
+def _full(emissions: Tensor) -> Tensor:
+    """Sums over sequences need at least float32, whatever autocast gives."""
+    return emissions.float() if emissions.dtype in (torch.bfloat16, torch.float16) else emissions
 
 
 def _last(inside: Tensor, values: Tensor) -> Tensor:
