@@ -4,12 +4,20 @@ import lzma
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests import real_data
 
 from separable.data import conll, entities
 from separable.errors import InputError
-from tests import real_data
 
-IOB1 = "-DOCSTART- -X- O O\n\nU.N. NNP I-NP I-ORG\nIraq NNP B-NP B-ORG\n. . O O\n\nPeter NNP I-NP I-PER\nBlackburn NNP I-NP I-PER\n"
+IOB1 = """-DOCSTART- -X- O O
+
+U.N. NNP I-NP I-ORG
+Iraq NNP B-NP B-ORG
+. . O O
+
+Peter NNP I-NP I-PER
+Blackburn NNP I-NP I-PER
+"""
 
 
 def write(folder, text, name="a.conll", encoding="utf-8"):

@@ -1,3 +1,4 @@
+import itertools
 import random
 
 import pytest
@@ -12,10 +13,10 @@ from separable.data.words import Lexicon, WordTable
 
 TAGS = {"O": 0, "S-PER": 1, "S-LOC": 2}
 SENTENCES = [
-    Sentence("Blair met Chirac".split(), ["S-PER", "O", "S-PER"], document=0),
-    Sentence("BLAIR LEFT".split(), ["S-PER", "O"], document=0),
-    Sentence("the end".split(), ["O", "O"], document=0),
-    Sentence("Blair of the shop said Blair".split(), ["S-PER", "O", "O", "O", "O", "S-PER"], document=1),
+    Sentence(["Blair", "met", "Chirac"], ["S-PER", "O", "S-PER"], document=0),
+    Sentence(["BLAIR", "LEFT"], ["S-PER", "O"], document=0),
+    Sentence(["the", "end"], ["O", "O"], document=0),
+    Sentence(["Blair", "of", "the", "shop", "said", "Blair"], ["S-PER", "O", "O", "O", "O", "S-PER"], document=1),
 ]
 
 
@@ -31,7 +32,7 @@ def test_packed_sentences_never_come_nearer_than_the_gap(lengths, width):
     assert wide == max(width, *lengths)
     taken = sorted((start, start + length) for start, length in zip(starts, lengths, strict=True))
     assert max(end for _, end in taken) <= rows * wide
-    for (a, b), (c, _) in zip(taken, taken[1:], strict=False):
+    for (a, b), (c, _) in itertools.pairwise(taken):
         assert b <= c
         assert a // wide != c // wide or c - b >= GAP
     assert all(a // wide == (b - 1) // wide for a, b in taken)

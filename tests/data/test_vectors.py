@@ -46,11 +46,18 @@ def test_safetensors_bring_back_words_and_vectors(tmp_path):
     assert torch.equal(read.table, kept.table.float())
 
 
+def test_safetensors_bring_back_none(tmp_path):
+    vectors.save(vectors.none(7), tmp_path / "v.safetensors")
+    assert vectors.read(tmp_path / "v.safetensors").table.shape == (0, 7)
+
+
 def test_safetensors_that_hold_something_else_are_refused(tmp_path):
     save_file({"vectors": torch.zeros(3, 2)}, tmp_path / "v.safetensors")
     with pytest.raises(InputError, match="must be safetensors with"):
         vectors.read(tmp_path / "v.safetensors")
-    save_file({"vectors": torch.zeros(3, 2), "words": torch.tensor([97], dtype=torch.uint8)}, tmp_path / "v.safetensors")
+    save_file(
+        {"vectors": torch.zeros(3, 2), "words": torch.tensor([97], dtype=torch.uint8)}, tmp_path / "v.safetensors"
+    )
     with pytest.raises(InputError, match="has 1 words for vectors"):
         vectors.read(tmp_path / "v.safetensors")
 

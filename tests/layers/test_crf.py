@@ -54,9 +54,7 @@ def test_partition_is_the_sum_over_every_sequence(crf, emissions):
 def test_gradients_are_those_of_the_enumeration(crf, emissions):
     weight = torch.tensor([1.0, 2.0, 3.0, 4.0])  # sequences must not be confused with one another
     wanted = torch.autograd.grad((enumerated(crf, emissions) * weight).sum(), [emissions, *crf.parameters()])
-    got = torch.autograd.grad(
-        (crf.log_partition(emissions, LENGTHS) * weight).sum(), [emissions, *crf.parameters()]
-    )
+    got = torch.autograd.grad((crf.log_partition(emissions, LENGTHS) * weight).sum(), [emissions, *crf.parameters()])
     for a, b in zip(got, wanted, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -75,7 +73,9 @@ def test_best_sequence_is_the_best_of_all(crf, emissions):
 
 def test_probabilities_of_all_sequences_sum_to_one(crf, emissions):
     for row, n in zip(emissions, LENGTHS.tolist(), strict=True):
-        losses = [crf(row[None, :n], torch.tensor([tags]), torch.tensor([n])) for _, tags in every_sequence(crf, row, n)]
+        losses = [
+            crf(row[None, :n], torch.tensor([tags]), torch.tensor([n])) for _, tags in every_sequence(crf, row, n)
+        ]
         torch.testing.assert_close(torch.exp(-torch.cat(losses)).sum().item(), 1.0)
 
 

@@ -11,10 +11,10 @@ from separable.models.saved_tagger import SavedTagger
 from separable.models.tagger import Shape, Tagger
 
 SENTENCES = [
-    Sentence("Blair met Chirac in a small town".split(), ["S-PER", "O", "S-PER", "O", "O", "O", "O"]),
-    Sentence("BLAIR LEFT".split(), ["S-PER", "O"]),
-    Sentence("rain".split(), ["O"]),
-    Sentence("so said Blair of Leeds".split(), ["O", "O", "S-PER", "O", "S-LOC"]),
+    Sentence(["Blair", "met", "Chirac", "in", "a", "small", "town"], ["S-PER", "O", "S-PER", "O", "O", "O", "O"]),
+    Sentence(["BLAIR", "LEFT"], ["S-PER", "O"]),
+    Sentence(["rain"], ["O"]),
+    Sentence(["so", "said", "Blair", "of", "Leeds"], ["O", "O", "S-PER", "O", "S-LOC"]),
 ]
 LEXICON = Lexicon.of([word for s in SENTENCES for word in s.words], affix_from=1)
 WORDS = vectors.Vectors({"blair": 0, "rain": 1}, torch.randn(2, 6))
@@ -97,6 +97,12 @@ def test_a_saved_tagger_comes_back_the_same(tmp_path, context):
     given = [[*s.words, "Unseen", "中"] for s in SENTENCES]
     assert loaded.tag(given) == saved.tag(given)
     assert {file.suffix for file in (tmp_path / "tagger").iterdir()} == {".json", ".safetensors"}
+
+
+def test_a_tagger_without_vectors_comes_back_too(tmp_path):
+    saved = SavedTagger(make(), LEXICON, vectors.none(6), "sentence")
+    saved.save(tmp_path / "tagger")
+    assert SavedTagger.load(tmp_path / "tagger").tag([["Blair", "rain"]]) == saved.tag([["Blair", "rain"]])
 
 
 def test_empty_sentences_get_no_tags_and_lose_no_others():

@@ -106,7 +106,9 @@ def _columns(lines: Iterator[tuple[int, str]]) -> Iterator[Sentence | str]:
         if len(fields) < 2:
             wrong = wrong or f"line {number}: one column, {line.strip()[:40]!r}, where word and tag are needed"
         elif not entities.is_tag(fields[-1]):
-            wrong = wrong or f"line {number}: {fields[-1][:40]!r} is no tag; tags are O or B-, I-, E-, S-, M- and a kind"
+            wrong = (
+                wrong or f"line {number}: {fields[-1][:40]!r} is no tag; tags are O or B-, I-, E-, S-, M- and a kind"
+            )
         else:
             words.append(fields[0])
             tags.append(fields[-1])

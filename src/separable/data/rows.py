@@ -55,7 +55,12 @@ class Corpus:
             self.starts.append(self.starts[-1] + length)
         self.documents = [s.document for s in sentences]
         self.flags = torch.tensor(
-            [2 * loud + (place == 0) for s in sentences for loud in [_is_loud(s.words)] for place in range(len(s.words))]
+            [
+                2 * loud + (place == 0)
+                for s in sentences
+                for loud in [_is_loud(s.words)]
+                for place in range(len(s.words))
+            ]
         )
 
     def by_document(self) -> list[list[int]]:
@@ -121,7 +126,9 @@ class Corpus:
             flags=torch.zeros(rows * wide, dtype=torch.long).index_copy(0, placed, self.flags[flat]).view(rows, wide),
             places=places,
             lengths=lengths,
-            pairs=other_places(spoken, self.named[flat], placed) if whole_documents else torch.zeros(2, 0, dtype=torch.long),
+            pairs=other_places(spoken, self.named[flat], placed)
+            if whole_documents
+            else torch.zeros(2, 0, dtype=torch.long),
             tags=torch.zeros(count, longest, dtype=torch.long).masked_scatter(inside, self.tags[flat]),
         )
 
@@ -152,7 +159,8 @@ def pack(lengths: Sequence[int], width: int = 0) -> tuple[int, int, list[int]]:
     >>> pack([3, 5, 2, 2], width=12)
     (2, 12, [9, 0, 12, 18])
     """
-    wide, free, starts = max(max(lengths), width), [], [0] * len(lengths)
+    wide, starts = max(max(lengths), width), [0] * len(lengths)
+    free: list[int] = []  # where the empty end of each row begins
     for number in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
         row = next((r for r, used in enumerate(free) if used + lengths[number] <= wide), len(free))
         if row == len(free):

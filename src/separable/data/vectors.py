@@ -1,8 +1,8 @@
 """Word vectors from a file: the usual text format or safetensors.
 
-Text: a word and its numbers a line, separated by spaces, perhaps after a first line "count size" (word2vec); .xz and .gz
-are unpacked as read. Safetensors: `vectors` [V, D] in any float type, and `words`, uint8, the words in UTF-8 with a line
-feed between two. Source of the text format: Pennington, Socher and Manning 2014, "GloVe".
+Text: a word and its numbers a line, separated by spaces, perhaps after a first line "count size" (word2vec); .xz and
+.gz are unpacked as read. Safetensors: `vectors` [V, D] in any float type, and `words`, uint8, the words in UTF-8 with a
+line feed between two. Source of the text format: Pennington, Socher and Manning 2014, "GloVe".
 """
 
 import gzip
@@ -46,18 +46,19 @@ def read(path: Path | str) -> Vectors:
 def save(vectors: Vectors, path: Path | str) -> None:
     """Write vectors as safetensors, in the type of the table: float16 halves the file."""
     words = sorted(vectors.places, key=vectors.places.__getitem__)
-    rows = vectors.table[torch.tensor([vectors.places[word] for word in words])]
-    encoded = torch.frombuffer(bytearray("\n".join(words).encode()), dtype=torch.uint8)
+    rows = vectors.table[torch.tensor([vectors.places[word] for word in words], dtype=torch.long)]
+    encoded = torch.tensor(list("\n".join(words).encode()), dtype=torch.uint8)
     save_file({"vectors": rows.contiguous(), "words": encoded}, path)
 
 
 def _safetensors(path: Path) -> tuple[list[str], Tensor]:
     try:
         tensors = load_file(path)
-        table, words = tensors["vectors"].float(), bytes(tensors["words"].tolist()).decode().split("\n")
+        table, text = tensors["vectors"].float(), bytes(tensors["words"].tolist()).decode()
     except (SafetensorError, KeyError, UnicodeDecodeError) as error:
         rule = f'must be safetensors with "vectors" [V, D] and "words" in UTF-8 ({error})'
         raise InputError("vectors", str(path), rule) from None
+    words = text.split("\n") if text else []
     if table.dim() != 2 or len(table) != len(words):
         raise InputError("vectors", str(path), f"has {len(words)} words for vectors of shape {list(table.shape)}")
     return words, table

@@ -32,7 +32,7 @@ def number_form(word: str) -> str:
 
 
 def casing(word: str) -> int:
-    """0 no letters or digits, 1 number, 2 digits with letters, 3 lower, 4 Capital, 5 UPPER, 6 one upper letter, 7 miXed."""
+    """0 no letter or digit, 1 number, 2 letters and digits, 3 lower, 4 Capital, 5 UPPER, 6 one upper letter, 7 miXed."""
     if any(c.isdigit() for c in word):
         return 2 if any(c.isalpha() for c in word) else 1
     letters = [c for c in word if c.isalpha()]
@@ -48,8 +48,10 @@ def casing(word: str) -> int:
 def affixes(word: str) -> list[str]:
     """Prefixes of 1 to 4 characters, then suffixes; "" where the word is shorter."""
     word = _DIGIT.sub("0", word)
-    lengths = [n for n in (1, 2, 3, 4)]
-    return [word[:n] if len(word) >= n else "" for n in lengths] + [word[-n:] if len(word) >= n else "" for n in lengths]
+    lengths = [1, 2, 3, 4]
+    return [word[:n] if len(word) >= n else "" for n in lengths] + [
+        word[-n:] if len(word) >= n else "" for n in lengths
+    ]
 
 
 @dataclass

@@ -13,7 +13,6 @@ from separable.functional import arguments
 from separable.functional.arguments import Padding, Size, Window
 
 
-
 def _conv1d(input, weight, bias=None, stride=(1,), padding=(0,), dilation=(1,), groups=1):
     """torch's conv1d; a sequence whose channels lie together in memory is computed as a matrix or as an image.
 

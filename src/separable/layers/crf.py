@@ -2,7 +2,7 @@
 
 Rules of the tag scheme are hard: a forbidden step has probability zero in training and in decoding, so that no
 impossible sequence is ever returned. Judged by enumeration of every sequence in tests/layers/test_crf.py.
-Source: Lafferty, McCallum and Pereira 2001, "Conditional Random Fields"; Lample et al. 2016, arXiv:1603.01360, section 2.2.
+Source: Lafferty, McCallum and Pereira 2001, "Conditional Random Fields"; Lample et al. 2016, arXiv:1603.01360, part 2.2.
 """
 
 import torch
@@ -23,7 +23,8 @@ class LinearChainCRF(nn.Module):
 
     Sequences are [N, T] with their own lengths [N] of at least 1; what stands beyond a length is never read.
 
-    >>> crf = LinearChainCRF(torch.tensor([True, False]), torch.tensor([True, True]), torch.ones(2, 2, dtype=torch.bool))
+    >>> either = torch.ones(2, dtype=torch.bool)
+    >>> crf = LinearChainCRF(torch.tensor([True, False]), either, torch.ones(2, 2, dtype=torch.bool))
     >>> crf.decode(torch.tensor([[[0.0, 9.0], [0.0, 1.0]]]), torch.tensor([2])).tolist()
     [[0, 1]]
     """
@@ -36,7 +37,9 @@ class LinearChainCRF(nn.Module):
         super().__init__()
         tags = len(starts)
         if steps.shape != (tags, tags) or ends.shape != (tags,):
-            raise InputError("steps", f"tensor of shape {list(steps.shape)}", f"must be [{tags}, {tags}], as starts says")
+            raise InputError(
+                "steps", f"tensor of shape {list(steps.shape)}", f"must be [{tags}, {tags}], as starts says"
+            )
         self.start, self.end = nn.Parameter(torch.zeros(tags)), nn.Parameter(torch.zeros(tags))
         self.transition = nn.Parameter(torch.zeros(tags, tags))
         for name, rule in (("starts", starts), ("ends", ends), ("steps", steps)):

@@ -69,8 +69,8 @@ class Tagger(nn.Module):
         self.crf = LinearChainCRF(*entities.bioes_rules(shape.tags))
         nn.init.zeros_(self.change.weight)
         nn.init.zeros_(self.flag.weight)
-        for table in self.affixes:
-            nn.init.normal_(table.weight, std=0.3)
+        for weight in self.affixes.parameters():
+            nn.init.normal_(weight, std=0.3)
 
     def forward(self, batch: Batch) -> Tensor:
         """Emissions of each sentence: [S, T, K]."""
@@ -111,7 +111,7 @@ class Tagger(nn.Module):
 
 
 class CharacterFeatures(nn.Module):
-    """A separable convolution over the characters of a word, its largest response kept: [U, characters] -> [U, filters]."""
+    """A separable convolution over a word's characters, its largest response kept: [U, characters] -> [U, filters]."""
 
     def __init__(self, characters: int, size: int, filters: int):
         super().__init__()

@@ -1,8 +1,9 @@
 """Training as every recipe runs it, on PyTorch Lightning: progress, checkpoints, resuming, averaging, early stopping.
 
-A recipe's LightningModule makes its own batches from (epoch, batch number), so a batch depends on nothing that came before
-it, and seeds torch before each step with `seed_step`. Therefore a run that was killed goes on from its last checkpoint, in
-the middle of an epoch, to the same final numbers. Several processes and machines: launch the same command by torchrun.
+A recipe's LightningModule makes its own batches from (epoch, batch number), so a batch depends on nothing that came
+before it, and seeds torch before each step with `seed_step`. Therefore a run that was killed goes on from its last
+checkpoint, in the middle of an epoch, to the same final numbers. Several processes and machines: launch the same
+command by torchrun.
 """
 
 import argparse
@@ -29,6 +30,8 @@ from lightning.pytorch import callbacks  # noqa: E402
 from lightning.pytorch.loggers import TensorBoardLogger  # noqa: E402
 from lightning.pytorch.strategies import DDPStrategy  # noqa: E402
 
+LOG_EVERY = 20  # steps between two points of a curve
+
 
 @dataclass
 class Running:
@@ -49,7 +52,7 @@ class Running:
 
 
 class Steps:
-    """Numbers 0 ... count - 1 in place of batches, which the module makes itself; no state, so any of them can be next."""
+    """Numbers 0 ... count - 1 in place of batches, which the module makes itself; no state, so any can be next."""
 
     def __init__(self, count: int):
         self.count = count
@@ -103,13 +106,20 @@ def fit(module: L.LightningModule, settings: Running, monitor: str) -> Path:
     folder = settings.out / "checkpoints"
     last, best = folder / "last.ckpt", folder / "best.ckpt"
     if last.exists() and not settings.resume:
-        raise InputError("out", str(settings.out), "holds checkpoints of an earlier run; go on with resume, or choose another")
+        raise InputError(
+            "out", str(settings.out), "holds checkpoints of an earlier run; go on with resume, or choose another"
+        )
     keep_last = callbacks.ModelCheckpoint(
-        folder, "last", every_n_train_steps=settings.checkpoint_every, enable_version_counter=False, auto_insert_metric_name=False
+        folder,
+        "last",
+        every_n_train_steps=settings.checkpoint_every,
+        enable_version_counter=False,
+        auto_insert_metric_name=False,
     )
     keep_best = callbacks.ModelCheckpoint(
         folder, "best", monitor=monitor, mode="max", enable_version_counter=False, auto_insert_metric_name=False
     )
+    _quiet()
     watching: list[callbacks.Callback] = [keep_last, keep_best]
     watching += [callbacks.RichProgressBar(console_kwargs={"stderr": True})] if sys.stderr.isatty() else [Lines()]
     watching += [Averaging(settings.average)] if settings.average else []
@@ -124,10 +134,9 @@ def fit(module: L.LightningModule, settings: Running, monitor: str) -> Path:
         use_distributed_sampler=False,
         enable_model_summary=False,
         enable_progress_bar=sys.stderr.isatty(),
-        log_every_n_steps=20,
+        log_every_n_steps=LOG_EVERY,
         **machines(settings),
     )
-    _quiet()
     trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=False)
     return best
 
@@ -137,7 +146,9 @@ def machines(settings: Running) -> dict[str, Any]:
     together = settings.devices * settings.nodes > 1
     accelerator = settings.accelerator
     gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
-    strategy = DDPStrategy(process_group_backend="nccl" if gpu else "gloo", broadcast_buffers=False) if together else "auto"
+    strategy = (
+        DDPStrategy(process_group_backend="nccl" if gpu else "gloo", broadcast_buffers=False) if together else "auto"
+    )
     return {
         "accelerator": accelerator if accelerator != "auto" else ("gpu" if gpu else "cpu"),
         "devices": settings.devices,
@@ -154,7 +165,7 @@ def world() -> tuple[int, int]:
 def _quiet() -> None:
     """What Lightning says of loaders without workers and of its own tips is not about a user's work."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for told in (".*does not have many workers.*", ".*litlogger.*", ".*Checkpoint directory.*exists and is not empty.*"):
+    for told in (".*does not have many workers.*", ".*litlogger.*", ".*LeafSpec.*", ".*exists and is not empty.*"):
         warnings.filterwarnings("ignore", message=told)
 
 

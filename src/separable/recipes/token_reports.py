@@ -43,15 +43,14 @@ def text(report: dict[str, dict[str, float]]) -> str:
     wide = max(len(name) for name in report) + 1
     lines = [" " * wide + "  precision    recall  f1-score   support", ""]
     for name, row in report.items():
-        lines.append(
-            f"{name:>{wide}}  {row['precision']:9.3f} {row['recall']:9.3f} {row['f1-score']:9.3f} {int(row['support']):9d}"
-        )
+        shares = " ".join(f"{row[column]:9.3f}" for column in ("precision", "recall", "f1-score"))
+        lines.append(f"{name:>{wide}}  {shares} {int(row['support']):9d}")
     return "\n".join(lines)
 
 
 def examples(sentences: Sequence[Sentence], guess: Tags, count: int = 20) -> list[dict[str, str]]:
     """The first sentences with a mistake: words, what is missing, what is too much."""
-    found = []
+    found: list[dict[str, str]] = []
     for sentence, tags in zip(sentences, guess, strict=True):
         true, said = {*entities.spans(sentence.tags)}, {*entities.spans(tags)}
         if true != said and len(found) < count:
@@ -71,7 +70,7 @@ def confusion(truth: Tags, guess: Tags) -> dict[str, Any]:
         for x, y in zip(truth, guess, strict=True)
         for a, b in zip(x, y, strict=True)
     )
-    kinds = sorted({kind for pair in pairs for kind in pair} - {"O"}) + ["O"]
+    kinds = [*sorted({kind for pair in pairs for kind in pair} - {"O"}), "O"]
     return {"classes": kinds, "counts": [[pairs[a, b] for b in kinds] for a in kinds]}
 
 

@@ -1,9 +1,10 @@
 """Train a convolutional tagger of entities on tagged sentences; read from the top, copy it, change it.
 
-    python -m separable.recipes.tokens --train eng.train --valid eng.testa --test eng.testb --vectors glove.txt --out runs/ner
+    python -m separable.recipes.tokens --train eng.train --valid eng.testa --vectors glove.6B.100d.txt --out runs/ner
 
-`--context sentence` reads each sentence alone; `--context document` keeps documents together and lets a word look at its
-other places in them. Everything is chosen on `valid`; `test` is read once, at the end. docs/recipes.md has what it reaches.
+`--context sentence` reads each sentence alone; `--context document` keeps documents together and lets a word look at
+its other places in them. Everything is chosen on `valid`; `test` is read once, at the end. What it reaches is in
+docs/recipes.md.
 Source: Strubell et al. 2017, arXiv:1702.02098; Ma and Hovy 2016, arXiv:1603.01354.
 """
 
@@ -82,7 +83,7 @@ class TaggerTraining(L.LightningModule):
         plan = self.plan(self.current_epoch)
         batch = self.train_set.batch(plan[batch_idx % len(plan)], self.whole, self.settings.forget)
         loss = self.network.loss(batch.to(self.device))
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if self.global_step % running.LOG_EVERY == 0:
             self.log("loss", loss)
         return loss
 
@@ -110,7 +111,10 @@ class TaggerTraining(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay, fused=True
+            self.network.parameters(),
+            lr=self.settings.learning_rate,
+            weight_decay=self.settings.weight_decay,
+            fused=True,
         )
         total = self.settings.epochs * len(self.plan(0))
         warm = max(1, total // 20)
@@ -126,7 +130,8 @@ class TaggerTraining(L.LightningModule):
 def main(settings: Settings) -> dict[str, Any]:
     """Read, train, choose the best epoch on valid, save the network, report on valid and test.
 
-    Writes below settings.out: network/ (see models.saved_tagger), results.json, report.html, checkpoints/, tensorboard/.
+    Writes below settings.out: network/ (see models.saved_tagger), results.json, report.html, checkpoints/ and
+    tensorboard/.
     """
     if settings.context not in ("sentence", "document"):
         raise InputError("context", settings.context, 'must be "sentence" or "document"')

@@ -1,0 +1,161 @@
+"""The recipe from its command line: what it reaches in half a minute, goes on after a kill, and as two processes."""
+
+import json
+import lzma
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from tests import real_data
+
+from separable.errors import InputError
+from separable.models.saved_tagger import SavedTagger
+from separable.recipes import running, token_reports, tokens
+
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def columns(path, count, seed):
+    """Invented sentences: people meet in towns; who stands before "met" is a person, what follows "in" a town."""
+    draw = random.Random(seed)
+    names = ["".join(draw.choice(["ka", "lo", "mi", "ren", "su"]) for _ in range(3)).title() for _ in range(40)]
+    lines = []
+    for number in range(count):
+        a, b, c = draw.sample(names, 3)
+        lines += ["-DOCSTART- O\n"] if number % 4 == 0 else []
+        lines += [f"{a} B-PER", "met O", f"{b} B-PER", "in O", f"{c} B-LOC", "on O", f"{draw.randint(1, 30)} O", ""]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def files(tmp_path):
+    return columns(tmp_path / "train.conll", 240, 1), columns(tmp_path / "valid.conll", 80, 2)
+
+
+def command(files, out, *options):
+    train, valid = map(str, files)
+    given = ["--train", train, "--valid", valid, "--out", str(out), "--batch-words", "120", "--width", "32"]
+    return ["-m", "separable.recipes.tokens", *given, "--accelerator", "cpu", "--context", "document", *options]
+
+
+def launch(files, out, *options):
+    done = subprocess.run(
+        [sys.executable, *command(files, out, *options)], env=ONE_THREAD, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def results(out):
+    return json.loads((out / "results.json").read_text())
+
+
+def f1(out):
+    return results(out)["valid"]["entities"]["micro avg"]["f1-score"]
+
+
+def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, files):
+    options = ("--epochs", "3", "--checkpoint-every", "5")
+    launch(files, tmp_path / "whole", *options)
+    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    process = subprocess.Popen(
+        [sys.executable, *command(files, tmp_path / "killed", *options)], env=ONE_THREAD, stderr=subprocess.DEVNULL
+    )
+    while not last.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    assert not (tmp_path / "killed" / "results.json").exists()
+    launch(files, tmp_path / "killed", *options, "--resume", "yes")
+
+    whole, resumed = results(tmp_path / "whole"), results(tmp_path / "killed")
+    assert len(whole["history"]) == 3
+    assert resumed["history"] == whole["history"]
+    assert resumed["valid"]["tokens"] == whole["valid"]["tokens"]
+    first, second = (tmp_path / name / "network" / "weights.safetensors" for name in ("whole", "killed"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_two_processes_train_one_network(tmp_path, files):
+    out = tmp_path / "two"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29541"]
+    done = subprocess.run(
+        [*torchrun, *command(files, out, "--epochs", "4", "--devices", "2")],
+        env=ONE_THREAD, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f1(out) > 0.9
+    assert len(results(out)["history"]) == 4
+
+
+def test_a_run_is_not_begun_over_an_earlier_one(tmp_path, files):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    settings = running.parse(tokens.Settings, command(files, tmp_path)[2:])
+    with pytest.raises(InputError, match="holds checkpoints of an earlier run"):
+        tokens.main(settings)
+
+
+def test_a_training_set_without_entities_and_a_context_that_is_none_are_refused(tmp_path, files):
+    (tmp_path / "plain.conll").write_text("a O\n")
+    plain = (tmp_path / "plain.conll", files[1])
+    with pytest.raises(InputError, match="holds no entity"):
+        tokens.main(running.parse(tokens.Settings, command(plain, tmp_path)[2:]))
+    with pytest.raises(InputError, match='must be "sentence" or "document"'):
+        tokens.main(tokens.Settings(out=tmp_path, train=files[0], valid=files[1], context="page"))
+
+
+def test_settings_are_read_from_the_command_line():
+    given = ["--out", "x", "--epochs", "3", "--dilations", "1,2", "--strict", "yes", "--learning-rate", "1e-3"]
+    settings = running.parse(tokens.Settings, given)
+    assert (settings.epochs, settings.dilations, settings.strict, settings.learning_rate) == (3, (1, 2), True, 1e-3)
+    assert (str(settings.out), settings.test) == ("x", None)
+    with pytest.raises(InputError, match="epochs = many: must be a number"):
+        running.parse(tokens.Settings, ["--out", "x", "--epochs", "many"])
+
+
+def test_reports_count_whole_entities_and_single_tokens():
+    truth = [["B-PER", "E-PER", "O", "S-LOC"], ["O", "S-ORG"]]
+    guess = [["S-PER", "S-PER", "O", "S-LOC"], ["O", "S-MISC"]]
+    report = token_reports.measure(truth, guess)
+    assert report["entities"]["micro avg"] == pytest.approx(
+        {"precision": 1 / 4, "recall": 1 / 3, "f1-score": 2 / 7, "support": 3}
+    )
+    assert list(report["tokens"]) == [
+        "B-LOC", "I-LOC", "B-MISC", "I-MISC", "B-ORG", "I-ORG", "B-PER", "I-PER", "O",
+        "micro avg", "macro avg", "weighted avg",
+    ]  # fmt: skip
+    assert report["tokens"]["B-PER"]["precision"] == 0.5
+    assert report["tokens"]["micro avg"]["f1-score"] == pytest.approx(4 / 6)
+    assert report["confusion"] == {
+        "classes": ["LOC", "MISC", "ORG", "PER", "O"],
+        "counts": [[1, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 2, 0], [0, 0, 0, 0, 2]],
+    }
+    table = token_reports.text(report["tokens"]).splitlines()
+    assert table[0].split() == ["precision", "recall", "f1-score", "support"]
+    assert table[2].split() == ["B-LOC", "1.000", "1.000", "1.000", "1"]
+
+
+@pytest.mark.data
+def test_half_a_minute_on_real_sentences_reaches_its_score(tmp_path):
+    """About 17,000 words of train, three epochs, without vectors; the score is pinned from below."""
+    folder = real_data.folder("conll2003")
+    with lzma.open(folder / "eng.train.xz", "rt", encoding="utf-8") as file:
+        (tmp_path / "train.conll").write_text("".join(line for line, _ in zip(file, range(20_000), strict=False)))
+    with open(folder / "eng.testa", encoding="utf-8") as file:
+        (tmp_path / "valid.conll").write_text("".join(line for line, _ in zip(file, range(6_000), strict=False)))
+    launch(
+        (tmp_path / "train.conll", tmp_path / "valid.conll"), tmp_path / "out",
+        "--epochs", "3", "--width", "128", "--batch-words", "200", "--context", "sentence",
+    )  # fmt: skip
+    assert f1(tmp_path / "out") > 0.6, results(tmp_path / "out")["history"]
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+    saved = SavedTagger.load(tmp_path / "out" / "network")
+    words = ["Blair", "met", "Chirac", "in", "London", "."]
+    assert len(saved.tag([words])[0]) == len(words)
