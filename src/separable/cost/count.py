@@ -145,18 +145,16 @@ def count(model: nn.Module, example: Example) -> Count:
     (True, 224)
     """
     inputs = as_inputs(model, example)
-    twin = _twin(model)
-    on_meta = tuple(trace.meta_twin(t) for t in inputs)
-    ledger = Ledger(twin)
-    stack = trace.ModuleStack(twin)
-    gradients = trace.Gradients(twin, on_meta)
-    mode = trace.Trace(twin, stack, gradients, ledger.add)
-    mode.prepare = trace.on_meta()
-    with torch.inference_mode(False), torch.no_grad(), stack.watch(), mode, trace.FusedAttention(mode):
-        try:
-            twin(*on_meta)
-        except Exception as error:
-            raise misfit(error, model, stack.running[-1], inputs) from error
+    with torch.inference_mode(False), torch.no_grad():
+        twin, on_meta = _twin(model), tuple(trace.meta_twin(t) for t in inputs)
+        ledger, stack = Ledger(twin), trace.ModuleStack(twin)
+        mode = trace.Trace(twin, stack, trace.Gradients(twin, on_meta), ledger.add)
+        mode.prepare = trace.on_meta()
+        with stack.watch(), mode, trace.FusedAttention(mode):
+            try:
+                twin(*on_meta)
+            except Exception as error:
+                raise misfit(error, stack.where(), inputs) from error
     return Count(ledger.rows())
 
 
@@ -206,10 +204,9 @@ def as_inputs(model: nn.Module, example: Example) -> tuple[Tensor, ...]:
     return inputs
 
 
-def misfit(error: Exception, model: nn.Module, layer: str, inputs: tuple[Tensor, ...]) -> InputError:
+def misfit(error: Exception, where: str, inputs: tuple[Tensor, ...]) -> InputError:
     """What is wrong with an example, in one sentence with the layer that refused it."""
     shown = ", ".join(f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in inputs)
-    where = f"layer {layer!r}" if layer else type(model).__name__
     reason = (str(error).strip().splitlines() or [""])[0]
     if not isinstance(error, (RuntimeError, ValueError)) or not reason:
         reason = f"{type(error).__name__}: {reason}"

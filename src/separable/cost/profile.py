@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _WARM_UP = 2
-_SAMPLES = 8  # of the machine's limits, before the network runs and after
+_SAMPLES = 6  # of the machine's limits, before the network runs and after
 
 
 @dataclass
@@ -179,7 +179,7 @@ def _time_in_turn(model: nn.Module, inputs: tuple[Tensor, ...], repeats: int):
         try:
             model(*fresh)
         except Exception as error:
-            raise misfit(error, model, "", inputs) from error
+            raise misfit(error, type(model).__name__, inputs) from error
         whole = (clock_s(device) - started) * 1e3
         by_layer = _timed_pass(model, tuple(t.clone() for t in inputs), dense)
         if i >= _WARM_UP:
