@@ -52,6 +52,7 @@ def test_timm_brings_its_image_settings():
         "std": (0.229, 0.224, 0.225),
         "interpolation": "bicubic",
         "crop_pct": 0.875,
+        "crop_mode": "center",
     }
     assert not source.model.training
 
@@ -156,13 +157,32 @@ def test_an_error_in_the_file_is_told_with_its_line(write, text, rule):
     assert "\n" not in str(caught.value)
 
 
-def test_torchvision_imports_in_a_fresh_process_whatever_its_build():
-    program = (
-        "from separable.models import import_torchvision; torchvision = import_torchvision(); "
-        "import torch; print(torchvision.models.resnet18().eval()(torch.zeros(1, 3, 32, 32)).shape)"
+def test_a_relative_file_that_imports_torchvision_is_read_in_a_fresh_process(write):
+    """Whatever torchvision's build: where it does not match torch's, the file's own import would fail."""
+    file = write(
+        "import torchvision\n\ndef net():\n    return torchvision.models.resnet18()\n\ndef wrong():\n    0 / 0\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "torch.Size([1, 1000])", done.stderr
+    program = """
+        from separable.models import read_model
+        print(sum(p.numel() for p in read_model("nets.py:net").model.parameters()))
+        try:
+            read_model("nets.py:wrong")
+        except ValueError as error:
+            print(error)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=file.parent)
+    assert done.stdout.splitlines() == [
+        "11689512",
+        "source = nets.py:wrong: line 7 of nets.py fails with ZeroDivisionError: division by zero",
+    ], done.stderr
+
+
+def test_a_syntax_error_in_a_neighbour_is_told_with_the_line_that_imports_it(write):
+    write("\n\n\n\ndef broken(:\n", "broken_neighbour.py")
+    file = write("import sys\nimport broken_neighbour\n")
+    with pytest.raises(InputError, match=r"line 2 of nets\.py fails with SyntaxError"):
+        read_model(f"{file}:net")
 
 
 def test_a_torchvision_that_fails_for_another_reason_is_not_hidden(monkeypatch, tmp_path):

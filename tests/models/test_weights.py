@@ -134,7 +134,6 @@ def test_code_in_a_checkpoint_is_refused_by_name_and_not_run(tmp_path, saved, le
     assert not mark.exists()
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_bare_pickle_is_refused_and_not_run(tmp_path):
     mark, file = tmp_path / "destroyed", tmp_path / "weights.pt"
     file.write_bytes(pickle.dumps(Destroyer(mark)))
@@ -150,7 +149,6 @@ def test_a_pickled_module_is_refused_with_the_way_out(tmp_path):
         load_weights(network(), file)
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "noise"])
 def test_a_damaged_file_is_one_clear_sentence(tmp_path, saved, name, damage):
