@@ -38,6 +38,7 @@ def test_each_layer_gets_the_time_of_its_own_operations(monkeypatch):
     monkeypatch.setattr(profiling, "clock_s", lambda device: next(ticks) / 1e3)  # each reading is 1 ms after the last
     measured = cost.profile(network(), torch.zeros(2, 8, 20, 20), repeats=3, compare=False)
     assert measured.network_ms == pytest.approx(1)
+    assert measured.spread == pytest.approx(0, abs=1e-9)
     assert {(layer.count.name, layer.count.kind): round(layer.measured_ms) for layer in measured.layers} == {
         ("0", "activation"): 1,
         ("1", "dense"): 1,
@@ -74,6 +75,15 @@ def test_the_roof_and_the_word_follow_from_the_machines_limits(macs, bytes, meas
     (found,) = profiling._layers(Count([layer]), {("a", "dense"): measured_ms}, MACHINE)
     assert found.predicted_ms == pytest.approx(predicted_ms)
     assert (found.bound, found.resident) == (bound, resident)
+
+
+def test_the_spread_says_when_the_machine_was_busy():
+    assert profiling._spread([10.0, 10.0, 10.0, 50.0, 10.0]) == 0  # one disturbed pass is what medians are for
+    assert profiling._spread([10.0, 20.0, 30.0, 40.0, 50.0]) == pytest.approx(20 / 30)
+    assert profiling._spread([10.0]) == 0
+    quiet = profiling.Profile(Count(), MACHINE, 10.0, 0.05, 5)
+    assert "spans 5% of the median." in quiet.table().caption
+    assert "busy" in profiling.Profile(Count(), MACHINE, 10.0, 0.5, 5).table().caption
 
 
 def test_an_operation_that_only_this_device_has_is_not_lost():

@@ -30,6 +30,7 @@ from separable.progress import track
 if TYPE_CHECKING:
     from rich.table import Table
 
+BUSY = 0.2  # a spread above this says that other work ran
 _WARM_UP = 2
 _SAMPLES = 6  # of the machine's limits, before the network runs and after
 
@@ -57,6 +58,7 @@ class Profile:
     count: Count
     machine: Machine
     network_ms: float
+    spread: float  # the middle half of the passes spans this share of their median
     repeats: int
     layers: list[LayerProfile] = field(default_factory=list)
 
@@ -77,7 +79,9 @@ class Profile:
 
     def to_json(self) -> dict[str, Any]:
         totals = {n: v for n, v in self.count.to_json().items() if n != "layers"}
-        times = {n: getattr(self, n) for n in ("network_ms", "layers_ms", "outside_ms", "predicted_ms", "repeats")}
+        times = {
+            n: getattr(self, n) for n in ("network_ms", "spread", "layers_ms", "outside_ms", "predicted_ms", "repeats")
+        }
         layers = [layer.to_json() for layer in self.layers]
         return {**totals, **times, "machine": self.machine.to_json(), "torch": torch.__version__, "layers": layers}
 
@@ -117,7 +121,8 @@ class Profile:
         return (
             f"{m.device}, {m.threads} threads: {m.peak_gflops:.0f} GFLOP/s, {m.bandwidth_gb_s:.0f} GB/s from memory, "
             f"{m.cache_gb_s:.0f} GB/s within {m.cache_bytes / 2**20:.0f} MiB of cache. "
-            f"Medians of {self.repeats} passes.\n"
+            f"Medians of {self.repeats} passes, whose middle half spans {self.spread:.0%} of the median"
+            f"{': this machine was busy, measure again.' if self.spread > BUSY else '.'}\n"
             "separable: MACs and measured time of a separable layer of the same shape, in the dense layer's"
         )
 
@@ -153,7 +158,7 @@ def profile(model: nn.Module, example: Example, *, repeats: int = 15, compare: b
         counted = count(model, inputs)
         limits = Limits(device)
         _sample(limits)
-        network_ms, layer_ms, dense = _time_in_turn(model, inputs, repeats)
+        whole_ms, layer_ms, dense = _time_in_turn(model, inputs, repeats)
         _sample(limits)
         machine = limits.best()
         layers = _layers(counted, layer_ms, machine)
@@ -161,7 +166,7 @@ def profile(model: nn.Module, example: Example, *, repeats: int = 15, compare: b
             call = dense.get((layer.count.name, layer.count.kind))
             if call is not None:
                 layer.separable = compare_with_separable(call, layer.count, repeats)
-    return Profile(counted, machine, network_ms, repeats, layers)
+    return Profile(counted, machine, statistics.median(whole_ms), _spread(whole_ms), repeats, layers)
 
 
 def _sample(limits: Limits) -> None:
@@ -169,9 +174,11 @@ def _sample(limits: Limits) -> None:
         limits.sample()
 
 
-def _time_in_turn(model: nn.Module, inputs: tuple[Tensor, ...], repeats: int):
-    """Median ms of a whole pass, median ms by layer, and the arguments of each dense convolution's first call."""
-    device, whole_ms, passes = inputs[0].device, [], []
+def _time_in_turn(model: nn.Module, inputs: tuple[Tensor, ...], repeats: int) -> tuple[list, dict, dict]:
+    """ms of each whole pass, median ms by layer, and the arguments of each dense convolution's first call."""
+    device = inputs[0].device
+    whole_ms: list[float] = []
+    passes: list[dict[tuple[str, str], float]] = []
     dense: dict[tuple[str, str], tuple] = {}
     for i in track(range(_WARM_UP + repeats), "timing the network"):
         fresh = tuple(t.clone() for t in inputs)  # a network may write into its input
@@ -187,7 +194,15 @@ def _time_in_turn(model: nn.Module, inputs: tuple[Tensor, ...], repeats: int):
             passes.append(by_layer)
     keys = {key for by_layer in passes for key in by_layer}
     layer_ms = {key: statistics.median(by_layer.get(key, 0.0) for by_layer in passes) for key in keys}
-    return statistics.median(whole_ms), layer_ms, dense
+    return whole_ms, layer_ms, dense
+
+
+def _spread(times_ms: list[float]) -> float:
+    """Distance between the quartiles, as a share of the median."""
+    if len(times_ms) < 2:
+        return 0.0
+    lower, median, upper = statistics.quantiles(times_ms, n=4, method="inclusive")
+    return (upper - lower) / median
 
 
 def _timed_pass(model: nn.Module, inputs: tuple[Tensor, ...], dense: dict) -> dict[tuple[str, str], float]:

@@ -131,6 +131,8 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: 
             label=name, ls=("-", "--", "-.", ":")[i // len(SERIES) % 4],
         )  # fmt: skip
     axes.set(xlabel=x, ylabel=y)
+    if all(isinstance(value, int) for across, _ in series.values() for value in across):
+        axes.xaxis.set_major_locator(needs("matplotlib.ticker").MaxNLocator(integer=True))
     _legend(axes)
     ends = "; ".join(f"{name} ends at {up[-1]:.4g}" for name, (_, up) in series.items())
     return figure(fig, title, f"{y} over {x}: {ends}.")

@@ -8,6 +8,7 @@ from typing import Any
 from separable.report import plots
 from separable.report.page import Markup, Section, table, write_page
 
+_BUSY = 0.2  # a spread above this says that other work ran
 _BARS = 32  # more are not read; the rest is one bar
 
 
@@ -34,7 +35,9 @@ def profile_page(data: Mapping[str, Any], file: str | Path) -> Path:
     ]
     subtitle = (
         f"{machine['device']}, {machine['threads']} {'thread' if machine['threads'] == 1 else 'threads'}, "
-        f"torch {data['torch']}; medians of {data['repeats']} passes"
+        f"torch {data['torch']}; medians of {data['repeats']} passes, "
+        f"whose middle half spans {data['spread']:.0%} of the median"
+        f"{': the machine was busy, so take times as rough' if data['spread'] > _BUSY else ''}"
     )
     sections = [
         Section("Where the time goes", _time_parts(data, layers)),
