@@ -138,7 +138,7 @@ def _read(folder: Path) -> dict[str, Any]:
     if document.get("version") != FORMAT_VERSION:
         rule = f"{GRAPH} is of format {document.get('version')}, and this version reads {FORMAT_VERSION}"
         raise InputError("folder", str(folder), f"{rule}; a newer separable may read it")
-    for part in ("about", "modules", "aliases", "tensors"):
+    for part in ("about", "modules", "tensors"):
         if not isinstance(document.get(part), dict):
             raise InputError("folder", str(folder), f"{GRAPH} is damaged: it has no '{part}'")
     return document

@@ -10,6 +10,7 @@ import math
 import re
 import traceback
 import warnings
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ _FRAMEWORK = re.compile(r"[/\\](torch|separable[/\\]store)[/\\]|<eval_with_key>|
 
 
 def capture(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The description {"name", "nodes", "modules", "aliases", "tensors"}, and the values of the tensors by name.
+    """The description {"name", "nodes", "modules", "tensors"}, and the values of the tensors by name.
 
     Raises:
         InputError: naming the line of the model's code that prevents it.
@@ -45,9 +46,18 @@ def capture(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
         graph = _follow(model.eval(), training=False)
         _keep_constants(model, graph)
         written["nodes"] = _encode_graph(graph, model, _mark_training(model, graph))
-    written["modules"], written["aliases"] = _describe_modules(model)
+    written["modules"] = _describe_modules(model)
     written["tensors"], tensors = describe_tensors(model)
     return written, tensors
+
+
+class _Proxy(fx.Proxy):
+    """Refuses an attribute or method where it is read, so that the error shows the line."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in METHODS and name not in ATTRIBUTES and not name.startswith("__"):
+            raise AttributeError(f"reads .{name}, which a saved network may not")
+        return super().__getattr__(name)
 
 
 class _Tracer(fx.Tracer):
@@ -56,6 +66,13 @@ class _Tracer(fx.Tracer):
 
     def __init__(self):
         super().__init__(autowrap_modules=(math, functional), param_shapes_constant=True)  # type: ignore[arg-type]
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        self.param_shapes_constant = isinstance(attr_val, nn.Parameter)  # fx knows constant shapes of parameters alone
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return modules.known_class(m) is not None
@@ -125,7 +142,8 @@ def _erase_assertions(graph: fx.Graph) -> None:
 def _mark_training(model: nn.Module, graph: fx.Graph) -> set[tuple[str, str]]:
     """(node, argument) of every flag that is False in evaluation and True in training."""
     try:
-        other = _follow(copy.deepcopy(model), training=True)
+        learner = copy.deepcopy(model)
+        other = _follow(learner, training=True)
     except InputError as error:
         _warn_evaluation_only(model, str(error))
         return set()
@@ -133,7 +151,7 @@ def _mark_training(model: nn.Module, graph: fx.Graph) -> set[tuple[str, str]]:
     mine, theirs = list(graph.nodes), list(other.nodes)
     pairs = dict(zip(mine, theirs, strict=False))
     for node, twin in pairs.items():
-        if (node.op, node.target) != (twin.op, twin.target) or len(node.args) != len(twin.args):
+        if not _calls_alike(model, node, learner, twin):
             break
         for key, value in _arguments(node).items():
             given = _arguments(twin).get(key)
@@ -150,6 +168,17 @@ def _mark_training(model: nn.Module, graph: fx.Graph) -> set[tuple[str, str]]:
         node = mine[-1]
     _warn_evaluation_only(model, f"first at {_line_of(node)}")
     return set()
+
+
+def _calls_alike(model: nn.Module, node: fx.Node, learner: nn.Module, twin: fx.Node) -> bool:
+    if node.op != twin.op or len(node.args) != len(twin.args):
+        return False
+    if node.target == twin.target:
+        return True
+    if node.op != "get_attr":
+        return False
+    value, other = (attrgetter(str(n.target))(m) for m, n in ((model, node), (learner, twin)))
+    return isinstance(value, Tensor) and torch.equal(value, other)  # a constant made in forward, under a new name
 
 
 def _warn_evaluation_only(model: nn.Module, where: str) -> None:
@@ -213,17 +242,16 @@ def _target(node: fx.Node, model: nn.Module) -> str:
     return target
 
 
-def _describe_modules(model: nn.Module) -> tuple[dict[str, Any], dict[str, str]]:
-    """Each module's class and arguments by path, and the further paths of modules that stand in several places."""
+def _describe_modules(model: nn.Module) -> dict[str, Any]:
+    """Each module's class and arguments by path, or the first path of one that stands in several places."""
     described: dict[str, Any] = {}
-    aliases: dict[str, str] = {}
     first: dict[int, str] = {}
     whole: list[str] = []  # paths whose insides need no description of their own
     for path, module in model.named_modules(remove_duplicate=False):
         if any(path.startswith(f"{outer}.") or outer == "" for outer in whole):
             continue
         if id(module) in first:
-            aliases[path] = first[id(module)]
+            described[path] = {"same_as": first[id(module)]}
             whole.append(path)
             continue
         first[id(module)] = path
@@ -240,7 +268,7 @@ def _describe_modules(model: nn.Module) -> tuple[dict[str, Any], dict[str, str]]
         elif path:
             name = next((n for n, kind in CONTAINERS.items() if type(module) is kind), "Module")
             described[path] = {"class": name}
-    return described, aliases
+    return described
 
 
 def _plain_norm(module: Any) -> dict[str, Any]:

@@ -49,17 +49,20 @@ def rebuild(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn
     Raises:
         ValueError: the description names something that is not allowed, or the tensors do not fit it.
     """
-    root = _build_modules(description["modules"], description["aliases"])
+    root = _build_modules(description["modules"])
     _fill(root, description["tensors"], tensors)
     if description["nodes"] is None:
         return root.eval()
     return _with_graph(root, description["nodes"], description["name"]).eval()
 
 
-def _build_modules(described: Mapping[str, Any], aliases: Mapping[str, str]) -> nn.Module:
+def _build_modules(described: Mapping[str, Any]) -> nn.Module:
     root = modules.build(described[""]) if "" in described else nn.Module()
     for path, description in described.items():
         if not path:
+            continue
+        if "same_as" in description:
+            _attach(root, path, _submodule(root, description["same_as"]))
             continue
         try:
             container = CONTAINERS.get(str(description.get("class")))
@@ -67,8 +70,6 @@ def _build_modules(described: Mapping[str, Any], aliases: Mapping[str, str]) -> 
         except (TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
             raise ValueError(f"module {path[:80]}: {error}") from error
         _attach(root, path, made)
-    for path, first in aliases.items():
-        _attach(root, path, _submodule(root, first))
     return root
 
 
@@ -77,6 +78,8 @@ def _attach(root: nn.Module, path: str, module: nn.Module) -> None:
     owner = _submodule(root, parent)
     if hasattr(owner, name) and name not in owner._modules:
         raise ValueError(f"{path} is not free for a module")
+    if any(inner is owner for inner in module.modules()):
+        raise ValueError(f"module {path} would contain itself")
     owner._modules[name] = module
 
 
