@@ -10,7 +10,6 @@ import math
 import re
 import traceback
 import warnings
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -43,9 +42,11 @@ def capture(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if modules.known_class(model) is not None:  # the whole network is one layer: there is no graph
         written["nodes"] = None
     else:
-        graph = _follow(model.eval(), training=False)
+        learner = copy.deepcopy(model)
+        graph = _follow(model, training=False)
+        flags = _mark_training(model, graph, learner)
         _keep_constants(model, graph)
-        written["nodes"] = _encode_graph(graph, model, _mark_training(model, graph))
+        written["nodes"] = _encode_graph(graph, model, flags)
     written["modules"] = _describe_modules(model)
     written["tensors"], tensors = describe_tensors(model)
     return written, tensors
@@ -139,10 +140,9 @@ def _erase_assertions(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _mark_training(model: nn.Module, graph: fx.Graph) -> set[tuple[str, str]]:
+def _mark_training(model: nn.Module, graph: fx.Graph, learner: nn.Module) -> set[tuple[str, str]]:
     """(node, argument) of every flag that is False in evaluation and True in training."""
     try:
-        learner = copy.deepcopy(model)
         other = _follow(learner, training=True)
     except InputError as error:
         _warn_evaluation_only(model, str(error))
@@ -151,7 +151,7 @@ def _mark_training(model: nn.Module, graph: fx.Graph) -> set[tuple[str, str]]:
     mine, theirs = list(graph.nodes), list(other.nodes)
     pairs = dict(zip(mine, theirs, strict=False))
     for node, twin in pairs.items():
-        if not _calls_alike(model, node, learner, twin):
+        if (node.op, node.target) != (twin.op, twin.target) or len(node.args) != len(twin.args):
             break
         for key, value in _arguments(node).items():
             given = _arguments(twin).get(key)
@@ -168,17 +168,6 @@ def _mark_training(model: nn.Module, graph: fx.Graph) -> set[tuple[str, str]]:
         node = mine[-1]
     _warn_evaluation_only(model, f"first at {_line_of(node)}")
     return set()
-
-
-def _calls_alike(model: nn.Module, node: fx.Node, learner: nn.Module, twin: fx.Node) -> bool:
-    if node.op != twin.op or len(node.args) != len(twin.args):
-        return False
-    if node.target == twin.target:
-        return True
-    if node.op != "get_attr":
-        return False
-    value, other = (attrgetter(str(n.target))(m) for m, n in ((model, node), (learner, twin)))
-    return isinstance(value, Tensor) and torch.equal(value, other)  # a constant made in forward, under a new name
 
 
 def _warn_evaluation_only(model: nn.Module, where: str) -> None:
