@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import nn
 
 from separable import cost
-from separable.cost import Machine, measure_machine
+from separable.cost import Machine, measure_machine, timing
 from separable.cost.count import Count, LayerCount
 from separable.errors import InputError
 from separable.layers import SeparableConv2d
@@ -35,7 +35,7 @@ def network():
 
 def test_each_layer_gets_the_time_of_its_own_operations(monkeypatch):
     ticks = itertools.count()
-    monkeypatch.setattr(profiling, "clock_s", lambda device: next(ticks) / 1e3)  # each reading is 1 ms after the last
+    monkeypatch.setattr(timing, "clock_s", lambda device: next(ticks) / 1e3)  # each reading is 1 ms after the last
     measured = cost.profile(network(), torch.zeros(2, 8, 20, 20), repeats=3, compare=False)
     assert measured.network_ms == pytest.approx(1)
     assert measured.spread == pytest.approx(0, abs=1e-9)
@@ -78,12 +78,27 @@ def test_the_roof_and_the_word_follow_from_the_machines_limits(macs, bytes, meas
 
 
 def test_the_spread_says_when_the_machine_was_busy():
-    assert profiling._spread([10.0, 10.0, 10.0, 50.0, 10.0]) == 0  # one disturbed pass is what medians are for
-    assert profiling._spread([10.0, 20.0, 30.0, 40.0, 50.0]) == pytest.approx(20 / 30)
-    assert profiling._spread([10.0]) == 0
-    quiet = profiling.Profile(Count(), MACHINE, 10.0, 0.05, 5)
+    assert timing.spread([10.0, 10.0, 10.0, 50.0, 10.0]) == 0  # one disturbed pass is what medians are for
+    assert timing.spread([10.0, 20.0, 30.0, 40.0, 50.0]) == pytest.approx(20 / 30)
+    assert timing.spread([10.0]) == 0
+    quiet = profiling.Profile(Count(), MACHINE, 10.0, 0.05, 0.1, 5)
     assert "spans 5% of the median." in quiet.table().caption
-    assert "busy" in profiling.Profile(Count(), MACHINE, 10.0, 0.5, 5).table().caption
+    assert "busy" in profiling.Profile(Count(), MACHINE, 10.0, 0.5, 0.1, 5).table().caption
+    assert profiling.Profile(Count(), MACHINE, 10.0, 0.05, 3.0, 5).busy
+
+
+def test_what_medians_leave_out_is_told(monkeypatch):
+    ms = iter([{"a": 1.0, "b": 1.0}] * 2 + [{"a": 9.0, "b": 1.0}, {"a": 1.0, "b": 9.0}, {"a": 1.0, "b": 9.0}])
+    monkeypatch.setattr(timing, "_timed_pass", lambda *_: next(ms))
+    found = timing.time_in_turn(nn.Identity(), (torch.zeros(1),), 3)
+    assert found.layer_ms == {"a": 1.0, "b": 9.0}
+    assert found.interrupted_ms == 0
+    ms = iter(
+        [{}] * 2 + [{"a": 9.0, "b": 1.0, "c": 1.0}, {"a": 1.0, "b": 9.0, "c": 1.0}, {"a": 1.0, "b": 1.0, "c": 9.0}]
+    )
+    found = timing.time_in_turn(nn.Identity(), (torch.zeros(1),), 3)
+    assert found.layer_ms == {"a": 1.0, "b": 1.0, "c": 1.0}
+    assert found.interrupted_ms == 11 - 3
 
 
 def test_an_operation_that_only_this_device_has_is_not_lost():
@@ -142,7 +157,7 @@ def test_this_machine_does_arithmetic_and_moves_bytes():
 def test_table_and_json_say_the_same():
     measured = cost.profile(network(), torch.rand(2, 8, 20, 20), repeats=1)
     data = json.loads(json.dumps(measured.to_json()))
-    assert data["network_ms"] == pytest.approx(data["layers_ms"] + data["outside_ms"])
+    assert data["network_ms"] == pytest.approx(data["layers_ms"] + data["interrupted_ms"] + data["outside_ms"])
     assert data["layers_ms"] == pytest.approx(sum(layer["measured_ms"] for layer in data["layers"]))
     assert data["machine"]["peak_gflops"] == measured.machine.peak_gflops
     assert data["layers"][1]["separable"]["macs"] == measured.layers[1].separable.macs
@@ -150,6 +165,19 @@ def test_table_and_json_say_the_same():
     Console(file=text, width=140).print(measured.table())
     for said in ("3.conv_dw", "depthwise", "% MACs", "outside the layers", "whole network", "GB/s"):
         assert said in text.getvalue()
+
+
+class Moody(nn.Module):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x + 1 if self.calls == 1 else x * 2 + 1
+
+
+def test_a_network_that_runs_differently_each_time_is_refused():
+    with pytest.raises(InputError, match="must run the same operations in each pass"):
+        cost.profile(Moody(), torch.zeros(3), repeats=2)
 
 
 @pytest.mark.parametrize(
