@@ -88,19 +88,18 @@ class Count:
 
     def table(self) -> "Table":
         """One line for each layer that has MACs, one for each kind of the others, and the total, for a terminal."""
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
-        table = Table(title="Cost on paper, one forward pass")
+        table = Table(title="Cost on paper, one forward pass", box=SIMPLE_HEAD, padding=0)
         table.add_column("layer", overflow="fold")
-        for heading in ("kind", "output"):
-            table.add_column(heading, no_wrap=True)
+        table.add_column("kind", no_wrap=True)
         for heading in ("params", "MMACs", "to train", "MB", "FLOP/B"):
             table.add_column(heading, justify="right", no_wrap=True)
         rest: dict[str, LayerCount] = {}
         for layer in self.layers:
             if layer.kind in PRODUCTS:
-                shape = "x".join(map(str, layer.output_shape))
-                table.add_row(layer.name or "(top)", layer.kind, shape, *_cells(layer))
+                table.add_row(layer.name or "(top)", layer.kind, *_cells(layer))
             else:
                 row = rest.setdefault(layer.kind, LayerCount("", layer.kind))
                 row.calls += 1
@@ -108,9 +107,9 @@ class Count:
                 row.other_ops += layer.other_ops
         table.add_section()
         for row in rest.values():
-            table.add_row(f"{row.calls} × {row.kind}", row.kind, "", *_cells(row))
+            table.add_row(f"{row.calls} layers", row.kind, *_cells(row))
         table.add_section()
-        table.add_row("[bold]total", "", "", *_cells(self))
+        table.add_row("[bold]total", "", *_cells(self))
         return table
 
     def to_json(self) -> dict[str, Any]:

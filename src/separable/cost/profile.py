@@ -86,34 +86,35 @@ class Profile:
 
     def table(self) -> "Table":
         """One line for each layer that has MACs, one for each kind of the others, and the total."""
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
-        table = Table(title="Cost on paper and on this machine, one forward pass", caption=self._caption())
+        title = "Cost on paper and on this machine, one forward pass"
+        table = Table(title=title, caption=self._caption(), box=SIMPLE_HEAD, padding=0)
         table.add_column("layer", overflow="fold")
-        for heading in ("kind", "output"):
-            table.add_column(heading, no_wrap=True)
+        table.add_column("kind", no_wrap=True)
         for heading in ("MMACs", "ms", "roof ms"):
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("bound", no_wrap=True)
-        table.add_column("separable", no_wrap=True)
+        table.add_column("separable\nMACs / ms", justify="right", no_wrap=True)
         rest: dict[str, list[LayerProfile]] = defaultdict(list)
         for layer in self.layers:
             if layer.count.kind not in PRODUCTS:
                 rest[layer.count.kind].append(layer)
                 continue
-            shape, macs = "x".join(map(str, layer.count.output_shape)), f"{layer.count.macs / 1e6:,.2f}"
+            macs = f"{layer.count.macs / 1e6:,.2f}"
             saved = "" if layer.separable is None else layer.separable.in_words()
             times = (f"{layer.measured_ms:.3f}", f"{layer.predicted_ms:.3f}")
-            table.add_row(layer.count.name or "(top)", layer.count.kind, shape, macs, *times, layer.bound, saved)
+            table.add_row(layer.count.name or "(top)", layer.count.kind, macs, *times, layer.bound, saved)
         table.add_section()
         for kind, some in rest.items():
             times = (f"{sum(x.measured_ms for x in some):.3f}", f"{sum(x.predicted_ms for x in some):.3f}")
-            table.add_row(f"{len(some)} × {kind}", kind, "", "", *times, _dominant(some), "")
-        table.add_row("interruptions", "", "", "", f"{self.interrupted_ms:.3f}", "", "", "")
-        table.add_row("outside the layers", "", "", "", f"{self.outside_ms:.3f}", "", "", "")
+            table.add_row(f"{len(some)} layers", kind, "", *times, _dominant(some), "")
+        table.add_row("interruptions", "", "", f"{self.interrupted_ms:.3f}", "", "", "")
+        table.add_row("outside the layers", "", "", f"{self.outside_ms:.3f}", "", "", "")
         table.add_section()
         macs, times = f"{self.count.macs / 1e6:,.2f}", (f"{self.network_ms:.3f}", f"{self.predicted_ms:.3f}")
-        table.add_row("[bold]whole network", "", "", macs, *times, "", "")
+        table.add_row("[bold]whole network", "", macs, *times, "", "")
         return table
 
     def _caption(self) -> str:
@@ -123,7 +124,7 @@ class Profile:
             f"{m.cache_gb_s:.0f} GB/s within {m.cache_bytes / 2**20:.0f} MiB of cache. "
             f"Medians of {self.repeats} passes, whose middle half spans {self.spread:.0%} of the median"
             f"{'; this machine was busy: measure again when it is not.' if self.busy else '.'}\n"
-            "separable: MACs and measured time of a separable layer of the same shape, in the dense layer's"
+            "separable: MACs and measured time of a separable layer of the same shape, as a share of the dense one's"
         )
 
 
