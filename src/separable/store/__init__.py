@@ -102,7 +102,8 @@ def load(folder: str | Path) -> nn.Module:
     if not path.is_file():
         raise InputError("folder", str(folder), f"has no {WEIGHTS}")
     try:
-        tensors = load_file(path)
+        # copies: aligned as torch aligns, and no longer tied to the file
+        tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError("folder", str(folder), f"{WEIGHTS} is damaged: {error}") from error
     try:
