@@ -46,7 +46,8 @@ __all__ = ["__version__", *sorted(_HOME), *sorted(_ROOMS)]  # noqa: PLE0604 - al
 
 if TYPE_CHECKING:
     from separable import conversion, cost, data, errors, export, functional, layers, models, progress, report, store
-    from separable.conversion import convert, distill
+    from separable.conversion import convert
+    from separable.conversion.distill import distill
     from separable.errors import InputError
     from separable.export import export_onnx
     from separable.layers import (

@@ -18,7 +18,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 SOURCE = "A saved folder, timm:NAME, torchvision:NAME, or FILE.py:FACTORY."
 Source = Annotated[str, typer.Argument(help=SOURCE)]
 Weights = Annotated[Path | None, typer.Option(help="A .safetensors or torch file (tensors only) for the source.")]
-Data = Annotated[Path, typer.Option(help="A folder or tar of class/*.png, with or without split folders, or idx files.")]
+Data = Annotated[Path, typer.Option(help="A folder or tar of class/*.png, split folders or not, or idx files.")]
 Split = Annotated[str | None, typer.Option(help="Which split folder of the data, where it has several.")]
 Size = Annotated[str | None, typer.Option(help="Image size, as 224 or 240x320.")]
 Mean = Annotated[str | None, typer.Option(help="Mean of each channel, images in 0..1, as 0.485,0.456,0.406.")]
@@ -54,7 +54,7 @@ def convert(
     source: Source,
     data: Data,
     out: Out,
-    budget: Annotated[str, typer.Option(help="macs=0.6, params=0.5 or latency=0.7 of the dense network's.")] = "macs=0.6",
+    budget: Annotated[str, typer.Option(help="macs=0.6, params=0.5 or latency=0.7 of the dense network.")] = "macs=0.6",
     weights: Weights = None,
     split: Split = None,
     test: Annotated[Path | None, typer.Option(help="Labelled images to measure top-1 on, before and after.")] = None,
@@ -130,7 +130,7 @@ def show(result, json: bool) -> None:
         return
     from rich.console import Console
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)  # a pipe has no width of its own
     for table in result.tables:
         console.print(table)
     if result.closing:

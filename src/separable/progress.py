@@ -6,7 +6,7 @@ All of it goes to standard error: standard output belongs to results.
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -28,7 +28,7 @@ def shown() -> Iterator[None]:
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
     """The items, one by one, while their progress is shown."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     if not _shown.get():
         yield from items

@@ -88,19 +88,18 @@ class Count:
 
     def table(self) -> "Table":
         """One line for each layer that has MACs, one for each kind of the others, and the total, for a terminal."""
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
-        table = Table(title="Cost on paper, one forward pass")
+        table = Table(title="Cost on paper, one forward pass", box=SIMPLE_HEAD, padding=0)
         table.add_column("layer", overflow="fold")
-        for heading in ("kind", "output"):
-            table.add_column(heading, no_wrap=True)
+        table.add_column("kind", no_wrap=True)
         for heading in ("params", "MMACs", "to train", "MB", "FLOP/B"):
             table.add_column(heading, justify="right", no_wrap=True)
         rest: dict[str, LayerCount] = {}
         for layer in self.layers:
             if layer.kind in PRODUCTS:
-                shape = "x".join(map(str, layer.output_shape))
-                table.add_row(layer.name or "(top)", layer.kind, shape, *_cells(layer))
+                table.add_row(layer.name or "(top)", layer.kind, *_cells(layer))
             else:
                 row = rest.setdefault(layer.kind, LayerCount("", layer.kind))
                 row.calls += 1
@@ -108,9 +107,9 @@ class Count:
                 row.other_ops += layer.other_ops
         table.add_section()
         for row in rest.values():
-            table.add_row(f"{row.calls} × {row.kind}", row.kind, "", *_cells(row))
+            table.add_row(f"{row.calls} layers", row.kind, *_cells(row))
         table.add_section()
-        table.add_row("[bold]total", "", "", *_cells(self))
+        table.add_row("[bold]total", "", *_cells(self))
         return table
 
     def to_json(self) -> dict[str, Any]:
@@ -145,18 +144,16 @@ def count(model: nn.Module, example: Example) -> Count:
     (True, 224)
     """
     inputs = as_inputs(model, example)
-    twin = _twin(model)
-    on_meta = tuple(trace.meta_twin(t) for t in inputs)
-    ledger = Ledger(twin)
-    stack = trace.ModuleStack(twin)
-    gradients = trace.Gradients(twin, on_meta)
-    mode = trace.Trace(twin, stack, gradients, ledger.add)
-    mode.prepare = trace.on_meta()
-    with torch.inference_mode(False), torch.no_grad(), stack.watch(), mode, trace.FusedAttention(mode):
-        try:
-            twin(*on_meta)
-        except Exception as error:
-            raise misfit(error, model, stack.running[-1], inputs) from error
+    with torch.inference_mode(False), torch.no_grad():
+        twin, on_meta = _twin(model), tuple(trace.meta_twin(t) for t in inputs)
+        ledger, stack = Ledger(twin), trace.ModuleStack(twin)
+        mode = trace.Trace(twin, stack, trace.Gradients(twin, on_meta), ledger.add)
+        mode.prepare = trace.on_meta()
+        with stack.watch(), mode, trace.FusedAttention(mode):
+            try:
+                twin(*on_meta)
+            except Exception as error:
+                raise misfit(error, stack.where(), inputs) from error
     return Count(ledger.rows())
 
 
@@ -206,10 +203,9 @@ def as_inputs(model: nn.Module, example: Example) -> tuple[Tensor, ...]:
     return inputs
 
 
-def misfit(error: Exception, model: nn.Module, layer: str, inputs: tuple[Tensor, ...]) -> InputError:
+def misfit(error: Exception, where: str, inputs: tuple[Tensor, ...]) -> InputError:
     """What is wrong with an example, in one sentence with the layer that refused it."""
     shown = ", ".join(f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in inputs)
-    where = f"layer {layer!r}" if layer else type(model).__name__
     reason = (str(error).strip().splitlines() or [""])[0]
     if not isinstance(error, (RuntimeError, ValueError)) or not reason:
         reason = f"{type(error).__name__}: {reason}"

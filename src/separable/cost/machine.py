@@ -1,7 +1,7 @@
 """What this machine can do at most, measured: float32 arithmetic, bandwidth from memory, bandwidth within the caches.
 
-Arithmetic is the best of several large matrix products; bandwidth the best copy of a buffer (read once, written once)
-far larger than the caches, and of one that fits in them. Both run with the threads that torch has.
+Arithmetic is the best of many matrix products of several sizes; bandwidth the best copy (each byte read once or written
+once) of a buffer far larger than the caches, and of one that fits in them. Both run with the threads that torch has.
 """
 
 import time
@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-_MATRIX = 1024  # 2.1 GFLOPs a product: long against the cost of a call, short enough to find a quiet moment
+_MATRICES = (384, 512, 1024, 2048, 4096)  # sides; small ones find a quiet moment, large ones fill large machines
+_LONG_S = 0.01  # a product this long is large enough
 _COPIED_BYTES = 256 * 2**20
 
 
@@ -41,24 +42,30 @@ class Limits:
 
     def __init__(self, device: torch.device):
         self._device, self._cache_bytes = device, _cache_bytes(device)
-        self._a, self._b = torch.rand(2, _MATRIX, _MATRIX, device=device)
+        self._matrices: dict[int, torch.Tensor] = {}
         self._copies = [_Copy(max(_COPIED_BYTES, 4 * self._cache_bytes), device)]
         if self._cache_bytes:
             self._copies.append(_Copy(self._cache_bytes // 4, device))
-        self._product_s = float("inf")
+        self._gflops = 0.0
 
     def sample(self) -> None:
-        started = clock_s(self._device)
-        torch.mm(self._a, self._b)
-        self._product_s = min(self._product_s, clock_s(self._device) - started)
+        for side in _MATRICES:
+            if side not in self._matrices:
+                self._matrices[side] = torch.rand(side, side, device=self._device)
+            matrix = self._matrices[side]
+            started = clock_s(self._device)
+            torch.mm(matrix, matrix)
+            taken_s = clock_s(self._device) - started
+            self._gflops = max(self._gflops, 2 * side**3 / taken_s / 1e9)
+            if taken_s > _LONG_S:
+                break
         for copy in self._copies:
             copy.sample()
 
     def best(self) -> Machine:
         far, near = self._copies[0].gb_s, self._copies[-1].gb_s
-        peak = 2 * _MATRIX**3 / self._product_s / 1e9
         name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else _processor()
-        return Machine(name, torch.get_num_threads(), peak, far, max(far, near), self._cache_bytes)
+        return Machine(name, torch.get_num_threads(), self._gflops, far, max(far, near), self._cache_bytes)
 
 
 def measure_machine(device: torch.device | str = "cpu", samples: int = 12) -> Machine:

@@ -175,6 +175,8 @@ def _convolution(op, x, weight, *, transposed: bool, groups: int, needs_gradient
 
 def _product(op, first, second, is_weight: Needs, needs_gradient: Needs) -> None:
     """[..., m, k] x [..., k, n]; a matrix and a vector, or two vectors, likewise."""
+    if first.dtype != second.dtype:  # the meta device would let it pass
+        raise RuntimeError(f"both factors of a product must be of one type, not {first.dtype} and {second.dtype}")
     columns = second.shape[-1] if second.dim() > 1 else 1
     op.macs = first.numel() * columns
     op.gradient_macs = op.macs * (needs_gradient(first) + needs_gradient(second))

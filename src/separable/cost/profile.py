@@ -1,37 +1,32 @@
 """Measure what a network costs on this machine, beside what it costs on paper, layer by layer.
 
-A pass is timed whole, in turn with a pass in which each operation is timed as it runs, on real inputs, in its place; a
-layer's time is the median over the passes of the sum of its operations. Their sum comes out a little under the whole
-network's time: what is left is Python, the modules and torch's own way from a call to its kernel, and is told.
-
 Roofline (Williams, Waterman and Patterson 2009, doi:10.1145/1498765.1498785): a layer takes at least the larger of
 FLOPs / peak rate and bytes / bandwidth. "compute" and "memory" say which; "overhead" says that neither explains half of
 the time measured.
 """
 
-import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from separable.cost import trace
-from separable.cost.count import Count, Example, LayerCount, as_inputs, count, misfit
-from separable.cost.machine import Limits, Machine, clock_s
+from separable.cost.count import Count, Example, LayerCount, as_inputs, count
+from separable.cost.machine import Limits, Machine
 from separable.cost.operations import PRODUCTS
 from separable.cost.saving import Saving, compare_with_separable
+from separable.cost.timing import Key, time_in_turn
 from separable.errors import InputError
 from separable.progress import track
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_WARM_UP = 2
-_SAMPLES = 8  # of the machine's limits, before the network runs and after
+_BUSY = 0.2  # a disturbance of this share says that other work ran
+_SAMPLES = 6  # of the machine's limits, before the network runs and after
 
 
 @dataclass
@@ -57,6 +52,8 @@ class Profile:
     count: Count
     machine: Machine
     network_ms: float
+    spread: float  # the middle half of the passes spans this share of their median
+    interrupted_ms: float  # by other work on the machine; see timing.Timing
     repeats: int
     layers: list[LayerProfile] = field(default_factory=list)
 
@@ -68,7 +65,12 @@ class Profile:
     @property
     def outside_ms(self) -> float:
         """What the whole network took beside its layers: Python and the way from a call to its kernel."""
-        return self.network_ms - self.layers_ms
+        return self.network_ms - self.layers_ms - self.interrupted_ms
+
+    @property
+    def busy(self) -> bool:
+        """Other work disturbed the measurement: take its times as rough."""
+        return self.spread > _BUSY or self.interrupted_ms > _BUSY * self.network_ms
 
     @property
     def predicted_ms(self) -> float:
@@ -77,39 +79,42 @@ class Profile:
 
     def to_json(self) -> dict[str, Any]:
         totals = {n: v for n, v in self.count.to_json().items() if n != "layers"}
-        times = {n: getattr(self, n) for n in ("network_ms", "layers_ms", "outside_ms", "predicted_ms", "repeats")}
+        names = ("network_ms", "layers_ms", "interrupted_ms", "outside_ms", "predicted_ms", "spread", "busy", "repeats")
+        times = {n: getattr(self, n) for n in names}
         layers = [layer.to_json() for layer in self.layers]
         return {**totals, **times, "machine": self.machine.to_json(), "torch": torch.__version__, "layers": layers}
 
     def table(self) -> "Table":
         """One line for each layer that has MACs, one for each kind of the others, and the total."""
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
-        table = Table(title="Cost on paper and on this machine, one forward pass", caption=self._caption())
+        title = "Cost on paper and on this machine, one forward pass"
+        table = Table(title=title, caption=self._caption(), box=SIMPLE_HEAD, padding=0)
         table.add_column("layer", overflow="fold")
-        for heading in ("kind", "output"):
-            table.add_column(heading, no_wrap=True)
+        table.add_column("kind", no_wrap=True)
         for heading in ("MMACs", "ms", "roof ms"):
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("bound", no_wrap=True)
-        table.add_column("separable", no_wrap=True)
+        table.add_column("separable\nMACs / ms", justify="right", no_wrap=True)
         rest: dict[str, list[LayerProfile]] = defaultdict(list)
         for layer in self.layers:
             if layer.count.kind not in PRODUCTS:
                 rest[layer.count.kind].append(layer)
                 continue
-            shape, macs = "x".join(map(str, layer.count.output_shape)), f"{layer.count.macs / 1e6:,.2f}"
+            macs = f"{layer.count.macs / 1e6:,.2f}"
             saved = "" if layer.separable is None else layer.separable.in_words()
             times = (f"{layer.measured_ms:.3f}", f"{layer.predicted_ms:.3f}")
-            table.add_row(layer.count.name or "(top)", layer.count.kind, shape, macs, *times, layer.bound, saved)
+            table.add_row(layer.count.name or "(top)", layer.count.kind, macs, *times, layer.bound, saved)
         table.add_section()
         for kind, some in rest.items():
             times = (f"{sum(x.measured_ms for x in some):.3f}", f"{sum(x.predicted_ms for x in some):.3f}")
-            table.add_row(f"{len(some)} × {kind}", kind, "", "", *times, _dominant(some), "")
-        table.add_row("outside the layers", "", "", "", f"{self.outside_ms:.3f}", "", "", "")
+            table.add_row(f"{len(some)} layers", kind, "", *times, _dominant(some), "")
+        table.add_row("interruptions", "", "", f"{self.interrupted_ms:.3f}", "", "", "")
+        table.add_row("outside the layers", "", "", f"{self.outside_ms:.3f}", "", "", "")
         table.add_section()
         macs, times = f"{self.count.macs / 1e6:,.2f}", (f"{self.network_ms:.3f}", f"{self.predicted_ms:.3f}")
-        table.add_row("[bold]whole network", "", "", macs, *times, "", "")
+        table.add_row("[bold]whole network", "", macs, *times, "", "")
         return table
 
     def _caption(self) -> str:
@@ -117,8 +122,9 @@ class Profile:
         return (
             f"{m.device}, {m.threads} threads: {m.peak_gflops:.0f} GFLOP/s, {m.bandwidth_gb_s:.0f} GB/s from memory, "
             f"{m.cache_gb_s:.0f} GB/s within {m.cache_bytes / 2**20:.0f} MiB of cache. "
-            f"Medians of {self.repeats} passes.\n"
-            "separable: MACs and measured time of a separable layer of the same shape, in the dense layer's"
+            f"Medians of {self.repeats} passes, whose middle half spans {self.spread:.0%} of the median"
+            f"{'; this machine was busy: measure again when it is not.' if self.busy else '.'}\n"
+            "separable: MACs and measured time of a separable layer of the same shape, as a share of the dense one's"
         )
 
 
@@ -132,7 +138,8 @@ def profile(model: nn.Module, example: Example, *, repeats: int = 15, compare: b
         compare: also time a separable layer of the same shape for each dense k x k layer.
 
     Returns:
-        A `Profile`: .network_ms .layers_ms .outside_ms .predicted_ms .count .machine .layers, .table() and .to_json().
+        A `Profile`: .network_ms = .layers_ms + .interrupted_ms + .outside_ms, .predicted_ms, .count, .machine, .layers;
+        .table() and .to_json().
         `separable.report.profile_page` makes a page of it.
 
     Raises:
@@ -153,15 +160,15 @@ def profile(model: nn.Module, example: Example, *, repeats: int = 15, compare: b
         counted = count(model, inputs)
         limits = Limits(device)
         _sample(limits)
-        network_ms, layer_ms, dense = _time_in_turn(model, inputs, repeats)
+        timing = time_in_turn(model, inputs, repeats)
         _sample(limits)
         machine = limits.best()
-        layers = _layers(counted, layer_ms, machine)
+        layers = _layers(counted, timing.layer_ms, machine)
         for layer in track(layers if compare else [], "comparing with separable layers"):
-            call = dense.get((layer.count.name, layer.count.kind))
+            call = timing.dense.get((layer.count.name, layer.count.kind))
             if call is not None:
                 layer.separable = compare_with_separable(call, layer.count, repeats)
-    return Profile(counted, machine, network_ms, repeats, layers)
+    return Profile(counted, machine, timing.network_ms, timing.spread, timing.interrupted_ms, repeats, layers)
 
 
 def _sample(limits: Limits) -> None:
@@ -169,50 +176,7 @@ def _sample(limits: Limits) -> None:
         limits.sample()
 
 
-def _time_in_turn(model: nn.Module, inputs: tuple[Tensor, ...], repeats: int):
-    """Median ms of a whole pass, median ms by layer, and the arguments of each dense convolution's first call."""
-    device, whole_ms, passes = inputs[0].device, [], []
-    dense: dict[tuple[str, str], tuple] = {}
-    for i in track(range(_WARM_UP + repeats), "timing the network"):
-        fresh = tuple(t.clone() for t in inputs)  # a network may write into its input
-        started = clock_s(device)
-        try:
-            model(*fresh)
-        except Exception as error:
-            raise misfit(error, model, "", inputs) from error
-        whole = (clock_s(device) - started) * 1e3
-        by_layer = _timed_pass(model, tuple(t.clone() for t in inputs), dense)
-        if i >= _WARM_UP:
-            whole_ms.append(whole)
-            passes.append(by_layer)
-    keys = {key for by_layer in passes for key in by_layer}
-    layer_ms = {key: statistics.median(by_layer.get(key, 0.0) for by_layer in passes) for key in keys}
-    return statistics.median(whole_ms), layer_ms, dense
-
-
-def _timed_pass(model: nn.Module, inputs: tuple[Tensor, ...], dense: dict) -> dict[tuple[str, str], float]:
-    """One pass in which each operation is timed as it runs: ms of each (layer, kind)."""
-    device = inputs[0].device
-    total_ms: dict[tuple[str, str], float] = defaultdict(float)
-
-    def timed(func: Callable, args: tuple, kwargs: dict) -> tuple[Any, Any]:
-        started = clock_s(device)
-        output = func(*args, **kwargs)
-        return output, ((clock_s(device) - started) * 1e3, args)
-
-    def add(name: str, op: trace.Operation, timing: Any) -> None:
-        ms, args = timing
-        total_ms[name, op.kind] += ms
-        if op.kind == "dense":
-            dense.setdefault((name, op.kind), args)
-
-    stack = trace.ModuleStack(model)
-    with stack.watch(), trace.Trace(model, stack, trace.Gradients(model, ()), add, timed):
-        model(*inputs)
-    return dict(total_ms)
-
-
-def _layers(counted: Count, layer_ms: dict[tuple[str, str], float], machine: Machine) -> list[LayerProfile]:
+def _layers(counted: Count, layer_ms: dict[Key, float], machine: Machine) -> list[LayerProfile]:
     """The counted layers with their times; what the device runs as another kind of operation stands by itself."""
     known = {(layer.name, layer.kind): layer for layer in counted.layers}
     for key in layer_ms:

@@ -36,7 +36,8 @@ class Saving:
         return self.ms / self.dense_ms
 
     def in_words(self) -> str:
-        return f"{self.macs_ratio:.0%} MACs, {self.ms_ratio:.0%} ms"
+        """Share of the MACs / share of the time."""
+        return f"{self.macs_ratio:.0%} / {self.ms_ratio:.0%}"
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "macs_ratio": self.macs_ratio, "ms_ratio": self.ms_ratio}

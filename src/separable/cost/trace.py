@@ -22,11 +22,12 @@ OnOperation = Callable[[str, Operation, Any], None]  # name of the layer, what w
 
 
 class ModuleStack:
-    """Names of the modules that are running, innermost last; on an error `failed` is the innermost one that raised."""
+    """Names of the modules that are running, innermost last; after an error, of those that were."""
 
     def __init__(self, model: nn.Module):
         self.names = {id(module): name for name, module in model.named_modules()}
         self.running: list[str] = [""]
+        self._calls: list[tuple[nn.Module, tuple]] = [(model, ())]
 
     @contextmanager
     def watch(self) -> Iterator["ModuleStack"]:
@@ -41,10 +42,20 @@ class ModuleStack:
     def _enter(self, module, args) -> None:
         if id(module) in self.names:
             self.running.append(self.names[id(module)])
+            self._calls.append((module, args))
 
     def _leave(self, module, args, output) -> None:
         if id(module) in self.names:
             self.running.pop()
+            self._calls.pop()
+
+    def where(self) -> str:
+        """The innermost running layer in words: its name, what it is, the shapes it was given."""
+        module, args = self._calls[-1]
+        given = ", ".join(str(list(t.shape)) for t in args if isinstance(t, Tensor))
+        kind = f"{type(module).__name__}({'' if list(module.children()) else module.extra_repr()})"
+        name = f"layer {self.running[-1]!r} ({kind})" if self.running[-1] else kind
+        return f"{name} given {given}" if given else name
 
 
 class Owners:

@@ -197,6 +197,8 @@ def check_tensors(input: Tensor, dims: int, **others: Tensor | None) -> None:
 
 def check_kernel(name: str, weight: Tensor, dims: int, layout: str) -> None:
     """A weight of the right rank whose kernel and filters are not empty."""
+    if weight is None:
+        raise InputError(name, None, "must be a torch.Tensor")
     if weight.dim() != dims + 2:
         raise wrong_shape(name, weight, f"must have {dims + 2} dimensions, {layout}")
     if 0 in weight.shape:

@@ -14,7 +14,9 @@ from separable.layers.depthwise import DepthwiseConv2d, check_channels
 from separable.layers.separable import SeparableConv2d
 
 
-def mobilenet_v1_block(in_channels: int, out_channels: int, stride: int = 1) -> SeparableConv2d:
+def mobilenet_v1_block(
+    in_channels: int, out_channels: int, stride: int = 1, *, activation: str = "relu"
+) -> SeparableConv2d:
     """Depthwise 3x3, batch norm, ReLU, pointwise, batch norm, ReLU: one `SeparableConv2d`, so this is a function.
 
     Source: Howard et al. 2017, "MobileNets", arXiv:1704.04861, section 3.2 and figure 3 (right).
@@ -30,9 +32,9 @@ def mobilenet_v1_block(in_channels: int, out_channels: int, stride: int = 1) -> 
         padding=1,
         bias=False,
         inner_norm=nn.BatchNorm2d,
-        inner_activation="relu",
+        inner_activation=activation,
         norm=nn.BatchNorm2d,
-        activation="relu",
+        activation=activation,
     )
 
 
@@ -66,7 +68,7 @@ class InvertedResidual(nn.Module):
         squeeze_channels: int | None = None,
     ):
         super().__init__()
-        _check_block(in_channels, out_channels, kernel_size, expanded_channels=expanded_channels)
+        _check_block(in_channels, out_channels, kernel_size, expanded_channels=expanded_channels, stride=stride)
         arguments.check_activation("activation", activation)
         self.activation, self.adds_input = activation, stride == 1 and in_channels == out_channels
         expands = expanded_channels != in_channels
@@ -136,6 +138,7 @@ class XceptionBlock(nn.Module):
         super().__init__()
         if not widths:
             raise InputError("widths", widths, "must name the output channels of at least one convolution")
+        check_channels(stride=stride)
         self.starts_with_relu, out_channels = starts_with_relu, widths[-1]
         ends = zip((in_channels, *widths), widths)  # noqa: B905 - one longer by design
         self.convs = nn.ModuleList(

@@ -1,6 +1,7 @@
 """MobileNetV1: a dense stem, thirteen depthwise separable blocks, one linear layer.
 
-569 M multiply-adds at 224x224 and 4.2 M parameters at width 1.
+569 M multiply-adds at 224x224 and 4.2 M parameters at width 1. The paper draws ReLU; the authors' code, and whoever
+published weights since, clips it at 6, and so does this network.
 Source: Howard et al. 2017, "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications",
 arXiv:1704.04861, table 1.
 """
@@ -52,7 +53,8 @@ class MobileNetV1(nn.Module):
             blocks = []
             for i in range(count):
                 out_channels = scale_channels(width, width_multiplier)
-                blocks.append(mobilenet_v1_block(channels, out_channels, stride if i == 0 else 1))
+                first = stride if i == 0 else 1
+                blocks.append(mobilenet_v1_block(channels, out_channels, first, activation="relu6"))
                 channels = out_channels
             stages.append(nn.Sequential(*blocks))
         self.blocks = nn.Sequential(*stages)
@@ -60,7 +62,7 @@ class MobileNetV1(nn.Module):
         initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv_stem(images)))  # [N, 32, H/2, W/2]
+        x = F.relu6(self.bn1(self.conv_stem(images)))  # [N, 32, H/2, W/2]
         x = self.blocks(x)  # [N, 1024, H/32, W/32]
         x = torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)  # [N, 1024]
         return self.classifier(x)

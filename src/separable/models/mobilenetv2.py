@@ -1,6 +1,6 @@
 """MobileNetV2: seventeen inverted residuals with linear bottlenecks.
 
-300 M multiply-adds at 224x224 and 3.5 M parameters at width 1.
+301 M multiply-adds at 224x224 (300 in the paper) and 3.5 M parameters at width 1.
 Source: Sandler et al. 2018, "MobileNetV2: Inverted Residuals and Linear Bottlenecks", arXiv:1801.04381, table 2.
 """
 

@@ -1,6 +1,6 @@
 """MobileNetV3, large and small: inverted residuals with squeeze-excite and hard-swish, found by search.
 
-At 224x224 and width 1: large 219 M multiply-adds and 5.5 M parameters, small 57 M (56 in the paper) and 2.5 M.
+At 224x224 and width 1: large 217 M multiply-adds (219 in the paper) and 5.5 M parameters, small 57 M (56) and 2.5 M.
 Source: Howard et al. 2019, "Searching for MobileNetV3", arXiv:1905.02244, tables 1 and 2.
 """
 

@@ -12,7 +12,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -32,8 +32,8 @@ _detection_operators: list[torch.library.Library] = []  # a Library takes its op
 class Source:
     """A network and what its source says about it.
 
-    preparation: image settings {"size": (H, W), "mean", "std", "interpolation", "crop_pct"} from timm or torchvision;
-    `preprocess` of FILE.py, a dict of such settings or a callable; None where the source says nothing.
+    preparation: image settings {"size": (H, W), "mean", "std", "interpolation", "crop_pct"} from timm ("crop_mode" too)
+    or torchvision; `preprocess` of FILE.py, a dict of such settings or a callable; None where the source says nothing.
     input_shape: (C, H, W) where the source says so.
     """
 
@@ -124,7 +124,7 @@ def _from_timm(source: str, name: str) -> Source:
             raise
         raise InputError("source", source, _first_line(error)) from None
     settings = timm.data.resolve_model_data_config(model)
-    keep = ("mean", "std", "interpolation", "crop_pct")
+    keep = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
     size = settings["input_size"]  # (C, H, W)
     return Source(model, name, {"size": size[1:], **{key: settings[key] for key in keep}}, size)
 
@@ -172,6 +172,9 @@ def _execute(source: str, file: Path) -> ModuleType:
         raise InputError("source", source, "cannot be read as Python")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling look a class's module up there
+    if re.search(r"\b(timm|torchvision)\b", file.read_text(errors="replace")):
+        with suppress(InputError):  # not installed: the file's own import says so, with its line
+            import_torchvision()
     with _mistakes_told(source, file), _beside(file):
         spec.loader.exec_module(module)
     return module
@@ -202,8 +205,10 @@ def _mistakes_told(source: str, file: Path) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == file]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        reached = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        if isinstance(error, SyntaxError) and error.filename:
+            reached.append((error.filename, error.lineno))
+        line = next((line for name, line in reversed(reached) if Path(name).resolve() == file.resolve()), None)
         where = f"line {line} of {file.name}" if line else file.name
         rule = f"{where} fails with {type(error).__name__}: {_first_line(error)}"
         raise InputError("source", source, rule) from error

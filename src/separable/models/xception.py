@@ -1,6 +1,6 @@
 """Xception: depthwise separable convolutions all the way, with residual connections.
 
-22.9 M parameters; published for images of 299x299.
+22.9 M parameters; 8.36 G multiply-adds at 299x299, the size it was published for.
 Source: Chollet 2017, "Xception: Deep Learning with Depthwise Separable Convolutions", arXiv:1610.02357, figure 5.
 """
 

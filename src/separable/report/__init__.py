@@ -1,7 +1,18 @@
 """Pages for people: one HTML file with tables and plots, from plain data."""
 
 from separable.report import plots
+from separable.report.conversion_page import conversion_page, demo_page
 from separable.report.page import Section, figure, pictures, table, write_page
 from separable.report.profile_page import profile_page
 
-__all__ = ["Section", "figure", "pictures", "plots", "profile_page", "table", "write_page"]
+__all__ = [
+    "Section",
+    "conversion_page",
+    "demo_page",
+    "figure",
+    "pictures",
+    "plots",
+    "profile_page",
+    "table",
+    "write_page",
+]

@@ -8,9 +8,7 @@ import base64
 import html
 import importlib
 import io
-import os
 import re
-import tempfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from separable.atomic import write_beside
 from separable.errors import InputError
 
 
@@ -57,7 +56,7 @@ def write_page(
         The path written.
 
     Raises:
-        InputError: the folder does not exist or cannot be written; jinja2 is not installed.
+        InputError: the file cannot be written; jinja2 is not installed.
     """
     jinja2 = needs("jinja2")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -65,7 +64,9 @@ def write_page(
     page = template.render(
         title=title, subtitle=subtitle, facts=facts, sections=sections, style=Markup(_resource("page.css"))
     )
-    return _write_whole(Path(file), page)
+    with write_beside(file, argument="file") as beside:
+        beside.write_text(page, encoding="utf-8")
+    return Path(file)
 
 
 def table(
@@ -76,13 +77,13 @@ def table(
     >>> "<th scope='row'>a &lt; b</th>" in table(["layer", "ms"], [["a < b", 1.5]])
     True
     """
+    for row in (*rows, *([total] if total else [])):
+        if len(row) != len(columns):
+            raise InputError("rows", list(row), f"must have {len(columns)} cells, one for each column")
     numeric = [
         any(_is_number(row[i]) for row in rows) and all(row[i] is None or _is_number(row[i]) for row in rows)
         for i in range(len(columns))
     ]
-    for row in (*rows, *([total] if total else [])):
-        if len(row) != len(columns):
-            raise InputError("rows", list(row), f"must have {len(columns)} cells, one for each column")
     head = "".join(
         f"<th scope='col'{_numeric(is_number)}>{html.escape(c)}</th>"
         for c, is_number in zip(columns, numeric, strict=True)
@@ -179,33 +180,3 @@ def _is_number(cell: Any) -> bool:
 
 def _resource(name: str) -> str:
     return resources.files("separable.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _write_whole(file: Path, text: str) -> Path:
-    if not file.parent.is_dir():
-        raise InputError("file", str(file), f"the folder {file.parent} does not exist")
-    if file.is_dir():
-        raise InputError("file", str(file), "is a folder; name the HTML file to write")
-    try:
-        handle, beside = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    except OSError as error:
-        raise InputError("file", str(file), f"cannot be written: {error.strerror}") from error
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        os.chmod(beside, 0o666 & ~_umask())
-        os.replace(beside, file)
-    except BaseException as error:
-        Path(beside).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise InputError("file", str(file), f"cannot be written: {error.strerror}") from error
-        raise
-    return file
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -75,7 +75,7 @@ def roofline(
         f"{len(points)} layers under a roof of {peak_gflops:.0f} GFLOP/s and {bandwidth_gb_s:.0f} GB/s. "
         f"The fastest is {best['name']} with {best['gflops']:.0f} GFLOP/s."
     )
-    return figure(fig, "Each layer against the roof of this machine; a layer on the roof cannot be faster", said, tips)
+    return figure(fig, "Each layer against the roof of this machine, both axes logarithmic", said, tips)
 
 
 def bars(
@@ -96,7 +96,7 @@ def bars(
             "values", len(values), f"must be as many as the labels, {len(labels)}, as must marks and groups"
         )
     fig, axes = _figure(_WIDTH, 0.26 * len(labels) + 1.3)
-    names, tips = list(dict.fromkeys(groups)), {}
+    names, tips = sorted(set(groups)), {}  # the same colours on every page
     for i, (label, value, group) in enumerate(zip(labels, values, groups, strict=True)):
         gid, first = f"bar-{i}", groups.index(group) == i
         axes.barh(
@@ -131,6 +131,8 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: 
             label=name, ls=("-", "--", "-.", ":")[i // len(SERIES) % 4],
         )  # fmt: skip
     axes.set(xlabel=x, ylabel=y)
+    if all(isinstance(value, int) for across, _ in series.values() for value in across):
+        axes.xaxis.set_major_locator(needs("matplotlib.ticker").MaxNLocator(integer=True))
     _legend(axes)
     ends = "; ".join(f"{name} ends at {up[-1]:.4g}" for name, (_, up) in series.items())
     return figure(fig, title, f"{y} over {x}: {ends}.")

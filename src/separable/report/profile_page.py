@@ -34,7 +34,9 @@ def profile_page(data: Mapping[str, Any], file: str | Path) -> Path:
     ]
     subtitle = (
         f"{machine['device']}, {machine['threads']} {'thread' if machine['threads'] == 1 else 'threads'}, "
-        f"torch {data['torch']}; medians of {data['repeats']} passes"
+        f"torch {data['torch']}; medians of {data['repeats']} passes, "
+        f"whose middle half spans {data['spread']:.0%} of the median"
+        f"{'. The machine was busy: take times as rough' if data['busy'] else ''}"
     )
     sections = [
         Section("Where the time goes", _time_parts(data, layers)),
@@ -69,7 +71,8 @@ def _time_parts(data: Mapping, layers: Sequence[Mapping]) -> list[str]:
     title = "Time of each layer in the order it runs, coloured by what bounds it; the stroke is the roof"
     return [
         f"The layers take {data['layers_ms']:.2f} ms of the network's {data['network_ms']:.2f} ms; "
-        f"{data['outside_ms']:+.2f} ms lie outside them. By what bounds them: {shares}.",
+        f"{data['interrupted_ms']:.2f} ms went to other work on the machine, {data['outside_ms']:.2f} ms to Python and "
+        f"the way from a call to its kernel. Time by what bounds it: {shares}.",
         plots.bars(labels, values, unit="ms", title=title, marks=marks, mark_name="the roof", groups=groups),
     ]
 

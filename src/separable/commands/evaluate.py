@@ -1,0 +1,86 @@
+"""How often a network is right, on labelled images prepared as was saved with it."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from separable.commands.network import open_network, preparation_of
+from separable.commands.result import Result
+from separable.data import open_images
+from separable.errors import InputError
+
+
+@dataclass
+class Accuracy:
+    """Counts over labelled examples; top5 only where there are more than five classes."""
+
+    examples: int = 0
+    top1_right: int = 0
+    top5_right: int = 0
+    classes: int = 0
+    seconds: float = 0.0  # of the network alone
+
+    @property
+    def top1(self) -> float:
+        return self.top1_right / self.examples
+
+    @property
+    def top5(self) -> float | None:
+        return self.top5_right / self.examples if self.classes > 5 else None
+
+
+def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accuracy:
+    """Top-1 and top-5 of a classifier over batches (inputs, labels); the model's mode is restored."""
+    was_training = model.training
+    model.eval()
+    counts = Accuracy()
+    try:
+        with torch.inference_mode():
+            for inputs, labels in batches:
+                start = time.perf_counter()
+                logits = model(inputs)  # [N, classes]
+                counts.seconds += time.perf_counter() - start
+                if logits.dim() != 2 or int(labels.max()) >= logits.shape[1]:
+                    rule = f"the data has a class number {int(labels.max())}, which its output cannot name"
+                    raise InputError("network", f"output of shape {list(logits.shape)}", rule)
+                best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+                right = best == labels[:, None]
+                counts.top1_right += int(right[:, 0].sum())
+                counts.top5_right += int(right.sum())
+                counts.examples += len(labels)
+                counts.classes = logits.shape[1]
+    finally:
+        model.train(was_training)
+    if not counts.examples:
+        raise InputError("data", "empty", "holds no labelled example to measure on")
+    return counts
+
+
+def run(
+    source: str, data: Path, weights: Path | None, split: str | None, images: dict[str, str | None], batch_size: int
+) -> Result:
+    network = open_network(source, weights)
+    test = open_images(data, preparation_of(network, **images), split, classes=network.classes or None)
+    test.require_labels()
+    measured = accuracy(network.model, test.batches(batch_size, description="evaluating"))
+    result = {
+        "network": network.name,
+        "images": measured.examples,
+        "skipped": [{"file": file, "reason": reason} for file, reason in test.skipped],
+        "top1": measured.top1,
+        "top5": measured.top5,
+        "ms_per_image": measured.seconds * 1e3 / measured.examples,
+        "preparation": test.preparation.to_json(),
+    }
+    table = Table(title=f"{network.name} on {data}", title_justify="left", show_header=False)
+    table.add_row("images", f"{measured.examples:,}" + (f" ({len(test.skipped)} skipped)" if test.skipped else ""))
+    table.add_row("top-1", f"{measured.top1:.2%} ({measured.top1_right:,} right)")
+    if measured.top5 is not None:
+        table.add_row("top-5", f"{measured.top5:.2%}")
+    table.add_row("time", f"{result['ms_per_image']:.3f} ms an image, in batches of {batch_size}")
+    return Result(result, [table])

@@ -1,0 +1,87 @@
+"""The network that a command's SOURCE names, and how images reach it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from separable import models, store
+from separable.data.images import Preparation
+from separable.errors import InputError
+
+
+@dataclass
+class Network:
+    """A network, its name, how its images are prepared (settings, a function, or unknown), and its classes."""
+
+    model: nn.Module
+    name: str
+    preparation: Any = None
+    input_shape: tuple[int, ...] | None = None  # batch first
+    classes: list[str] = field(default_factory=list)
+
+
+def open_network(source: str, weights: Path | None) -> Network:
+    """A saved folder, `timm:NAME`, `torchvision:NAME` or `FILE.py:FACTORY`, with weights where given."""
+    folder = Path(source)
+    if folder.is_dir():
+        if weights is not None:
+            raise InputError("--weights", weights, f"{source} is a saved network and brings its own")
+        about = store.read_about(folder)
+        shape = about.get("input_shape")
+        preparation = about.get("preparation")
+        return Network(
+            store.load(folder),
+            folder.resolve().name,
+            Preparation.from_json(preparation) if preparation else None,
+            tuple(shape) if shape else None,
+            about.get("classes", []),
+        )
+    read = models.read_model(source, weights)
+    shape = None if read.input_shape is None else (1, *read.input_shape)
+    return Network(read.model.eval(), read.name, read.preparation, shape)
+
+
+def preparation_of(network: Network, size: str | None, mean: str | None, std: str | None) -> Any:
+    """How images reach the network: --size, --mean and --std over what its source says."""
+    given: dict[str, Any] = {}
+    if size is not None:
+        given["size"] = tuple(numbers("--size", size.replace("x", ","), int))
+    for option, text in (("mean", mean), ("std", std)):
+        if text is not None:
+            given[option] = numbers(f"--{option}", text)
+    known = network.preparation.to_json() if isinstance(network.preparation, Preparation) else network.preparation
+    if isinstance(known, Mapping):
+        return Preparation.from_settings({**known, **given})
+    if given:
+        if ("mean" in given) != ("std" in given):
+            raise InputError("--mean, --std", f"{mean}, {std}", "go together: give both or neither")
+        return Preparation.from_settings(given)
+    if known is None:
+        rule = f"{network.name} does not say how its images are prepared; give both, or `preprocess` in FILE.py"
+        raise InputError("--mean, --std", "not given", rule)
+    return known
+
+
+def numbers(option: str, text: str, kind: type = float) -> list:
+    """A comma-separated list, as 0.485,0.456,0.406."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(option, text, "must be numbers with commas between them") from None
+
+
+def example_of(network: Network, shape: str | None) -> Tensor:
+    """A batch of the shape asked for, else of the shape that the source is known to take."""
+    if shape is not None:
+        dims = numbers("--shape", shape, int)
+        if len(dims) < 2 or min(dims) < 1:
+            raise InputError("--shape", shape, "must be the whole input, batch first, as 1,3,224,224")
+    elif network.input_shape is not None:
+        dims = list(network.input_shape)
+    else:
+        raise InputError("--shape", "not given", f"{network.name} does not say what it takes; give it, as 1,3,224,224")
+    return torch.randn(dims, generator=torch.Generator().manual_seed(0))

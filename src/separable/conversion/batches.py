@@ -1,0 +1,57 @@
+"""What people pass as data, brought into one form: a list of input tensors on the model's device."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from separable.errors import InputError
+
+Data = Tensor | Iterable[Any]
+
+BATCH_EXAMPLES = 64  # bounds what one pass keeps in memory
+
+
+def collect(data: Data, model: nn.Module, samples: int | None = None) -> list[Tensor]:
+    """At most `samples` examples of `data`, in batches of at most 64, ready for `model`.
+
+    data: a tensor [N, ...] or an iterable of batches, each a tensor or (inputs, ...); what follows the inputs is not
+    read. They are kept in memory, for every layer is fitted in a pass of its own.
+
+    Raises:
+        InputError: no examples, or something that is not a tensor.
+    """
+    if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
+        raise InputError("samples", samples, "must be a whole number of at least 1")
+    place = next(model.parameters(), torch.empty(0))
+    taken: list[Tensor] = []
+    left = samples
+    for batch in [data] if isinstance(data, Tensor) else _iterate(data):
+        inputs = first_of(batch)[:left]
+        dtype = place.dtype if inputs.is_floating_point() else None
+        taken += [b.to(place.device, dtype) for b in inputs.detach().split(BATCH_EXAMPLES) if len(b)]
+        left = None if left is None else left - len(inputs)
+        if left == 0:
+            break
+    if not taken:
+        raise InputError("data", describe(data), "holds no examples; at least one is needed, some hundreds are good")
+    return taken
+
+
+def first_of(batch: Any) -> Tensor:
+    """The inputs of a batch: the batch itself, or the first of (inputs, labels, ...)."""
+    inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if not isinstance(inputs, Tensor) or inputs.dim() == 0:
+        raise InputError("data", describe(batch), "each batch must be a tensor [N, ...] or (inputs, labels)")
+    return inputs
+
+
+def describe(value: Any) -> str:
+    return f"tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _iterate(data: Any) -> Iterable[Any]:
+    if isinstance(data, (str, bytes, dict)) or not isinstance(data, Iterable):
+        raise InputError("data", describe(data), "must be a tensor [N, ...] or an iterable of batches")
+    return data

@@ -1,0 +1,106 @@
+"""What data says about one convolution: second moments of its input patches and of the outputs it should give.
+
+A convolution is linear in its patches, y = W x + b with x in R^(C*K), K the number of taps. All that N images say
+about a least-squares fit stands in means of x x', y x' and y²: their size follows the layer, never the data.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from separable.functional import arguments
+
+PATCHES = 65_536  # enough for a few hundred unknowns; neighbouring patches say nearly the same
+PATCHES_PER_UNKNOWN = 24
+
+
+@dataclass
+class Moments:
+    """Means over output positions, in float64; centred where the fit has an intercept.
+
+    gram [C*K, C*K]: patches with patches. cross [C_out, C*K]: targets with patches. energy [C_out]: targets squared.
+    patch_mean [C*K], target_mean [C_out]: what was subtracted; zeros without an intercept.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    energy: Tensor
+    patch_mean: Tensor
+    target_mean: Tensor
+    channels: int
+
+    @property
+    def taps(self) -> int:
+        return self.gram.shape[0] // self.channels
+
+    def errors(self, weight: Tensor) -> Tensor:
+        """Mean squared error of each output under the dense weight [C_out, C, K]: float64 [C_out]."""
+        w = weight.double().flatten(1)
+        return (self.energy - 2 * (w * self.cross).sum(1) + ((w @ self.gram) * w).sum(1)).clamp_min(0)
+
+    def intercept(self, weight: Tensor) -> Tensor:
+        """The bias [C_out] that goes with `weight`."""
+        return self.target_mean - weight.double().flatten(1) @ self.patch_mean
+
+    def outputs(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance [C_out] of W x, for moments with an intercept."""
+        w = weight.double().flatten(1)
+        return w @ self.patch_mean, ((w @ self.gram) * w).sum(1).clamp_min(0)
+
+
+class Accumulator:
+    """Sums moments batch by batch; products in the data's precision (at least float32), sums in float64."""
+
+    def __init__(self, conv, examples: int):
+        """conv: the layer whose geometry cuts the patches. examples: how many are expected, to share patches out."""
+        self.conv, self.examples, self.count = conv, examples, 0
+        self.generator = torch.Generator().manual_seed(0)
+        unknowns = conv.in_channels * math.prod(conv.kernel_size)
+        self.patches_per_example = max(1, max(PATCHES, PATCHES_PER_UNKNOWN * unknowns) // examples)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """x [N, C, ...] what the layer reads, y [N, C_out, ...] what it should give."""
+        patches, targets = self._sample(x, y)
+        if self.count == 0:
+            self.shift = patches.mean(0), targets.mean(0)  # sums of squares then do not cancel
+            self.sums = [torch.zeros((), dtype=torch.float64, device=x.device)] * 5
+        p, t = patches - self.shift[0], targets - self.shift[1]
+        new = (p.T @ p, t.T @ p, (t * t).sum(0), p.sum(0), t.sum(0))
+        self.sums = [a + b.double() for a, b in zip(self.sums, new, strict=True)]
+        self.count += len(p)
+
+    def moments(self, intercept: bool) -> Moments:
+        gram, cross, energy, p, t = (s / self.count for s in self.sums)
+        gram, cross, energy = gram - torch.outer(p, p), cross - torch.outer(t, p), energy - t * t
+        p, t = p + self.shift[0].double(), t + self.shift[1].double()
+        if not intercept:
+            gram, cross, energy = gram + torch.outer(p, p), cross + torch.outer(t, p), energy + t * t
+            p, t = torch.zeros_like(p), torch.zeros_like(t)
+        return Moments(gram, cross, energy, p, t, self.conv.in_channels)
+
+    def _sample(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches [P, C*K] and targets [P, C_out], all positions or as many random ones as are wanted."""
+        windows = unfold(self.conv, x)  # [N, out..., C, k...], a view
+        positions = windows.shape[: x.dim() - 1]
+        total, wanted = math.prod(positions), self.patches_per_example * x.shape[0]
+        targets = y.movedim(1, -1)  # [N, out..., C_out]
+        precise = torch.promote_types(x.dtype, torch.float32)
+        if total > wanted:
+            chosen = torch.randperm(total, generator=self.generator)[:wanted].to(x.device)
+            index = torch.unravel_index(chosen, positions)
+            windows, targets = windows[index], targets[index]
+        else:
+            windows, targets = windows.flatten(0, len(positions) - 1), targets.flatten(0, -2)
+        return windows.flatten(1).to(precise), targets.to(precise)
+
+
+def unfold(conv, x: Tensor) -> Tensor:
+    """Each output position's patch, a view [N, out..., C, k...] of the padded input x [N, C, ...]."""
+    dims = len(conv.kernel_size)
+    pairs = arguments.padding_pairs(conv.padding, x.shape[2:], conv.kernel_size, conv.stride, conv.dilation)
+    x = arguments.pad(x, pairs, conv.padding_mode)
+    for i, (k, s, d) in enumerate(zip(conv.kernel_size, conv.stride, conv.dilation, strict=True)):
+        x = x.unfold(2 + i, d * (k - 1) + 1, s)[..., ::d]
+    return x.movedim(1, 1 + dims)

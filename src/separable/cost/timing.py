@@ -1,0 +1,122 @@
+"""How long a network and each of its layers take, by running it.
+
+A pass is timed whole, in turn with a pass in which each operation is timed as it runs, on real inputs, in its place; a
+layer's time is the median over the passes of the sum of its operations. Which layer an operation belongs to is noted
+in a pass of its own beforehand, so that the timed passes do nothing but read the clock.
+"""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from separable.cost import trace
+from separable.cost.count import misfit
+from separable.cost.machine import clock_s
+from separable.errors import InputError
+from separable.progress import track
+
+Key = tuple[str, str]  # a layer's name and kind
+Step = tuple[Callable, Key | None]  # an operation and the layer it belongs to; views and the like belong to none
+
+_WARM_UP = 2
+
+
+@dataclass
+class Timing:
+    """What the passes gave. interrupted_ms is what a median leaves out: on a busy machine every pass is interrupted
+    somewhere, but seldom in the same layer, so that the layers' medians add up to less than a pass of layers takes."""
+
+    network_ms: float
+    spread: float  # the middle half of the whole passes spans this share of their median
+    interrupted_ms: float
+    layer_ms: dict[Key, float]
+    dense: dict[Key, tuple]  # the arguments of each dense convolution's first call
+
+
+def time_in_turn(model: nn.Module, inputs: tuple[Tensor, ...], repeats: int) -> Timing:
+    """Whole passes and passes timed by layer, in turn."""
+    device = inputs[0].device
+    whole_ms: list[float] = []
+    passes: list[dict[Key, float]] = []
+    try:
+        steps, dense = _recorded_pass(model, inputs)
+        for i in track(range(_WARM_UP + repeats), "timing the network"):
+            fresh = tuple(t.clone() for t in inputs)  # a network may write into its input
+            started = clock_s(device)
+            model(*fresh)
+            whole = (clock_s(device) - started) * 1e3
+            by_layer = _timed_pass(model, inputs, steps)
+            if i >= _WARM_UP:
+                whole_ms.append(whole)
+                passes.append(by_layer)
+    except InputError:
+        raise
+    except Exception as error:
+        raise misfit(error, type(model).__name__, inputs) from error
+    layer_ms = {key: statistics.median(ms[key] for ms in passes) for key in passes[0]}
+    together_ms = statistics.median(sum(ms.values()) for ms in passes)
+    interrupted_ms = together_ms - sum(layer_ms.values())
+    return Timing(statistics.median(whole_ms), spread(whole_ms), interrupted_ms, layer_ms, dense)
+
+
+def _recorded_pass(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Step], dict[Key, tuple]]:
+    """One pass that notes which layer each operation belongs to, and how dense convolutions are called."""
+    steps: list[Step] = []
+    dense: dict[Key, tuple] = {}
+
+    def run(func: Callable, args: tuple, kwargs: dict) -> tuple[Any, tuple]:
+        steps.append((func, None))
+        return func(*args, **kwargs), args
+
+    def add(name: str, op: trace.Operation, args: tuple) -> None:
+        steps[-1] = (steps[-1][0], (name, op.kind))
+        if op.kind == "dense":
+            dense.setdefault((name, op.kind), args)
+
+    fresh, stack = tuple(t.clone() for t in inputs), trace.ModuleStack(model)
+    with stack.watch(), trace.Trace(model, stack, trace.Gradients(model, ()), add, run):
+        model(*fresh)
+    return steps, dense
+
+
+class _Stopwatch(TorchDispatchMode):
+    """Times each operation and does nothing else: what is slow here would cool the caches between operations."""
+
+    def __init__(self, device: torch.device):
+        super().__init__()
+        self.device = device
+        self.timed: list[tuple[Callable, float]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        started = clock_s(self.device)
+        output = func(*args, **kwargs) if kwargs else func(*args)
+        self.timed.append((func, clock_s(self.device) - started))
+        return output
+
+
+def _timed_pass(model: nn.Module, inputs: tuple[Tensor, ...], steps: list[Step]) -> dict[Key, float]:
+    """One pass in which each operation is timed as it runs: ms of each layer."""
+    fresh = tuple(t.clone() for t in inputs)
+    with _Stopwatch(inputs[0].device) as stopwatch:
+        model(*fresh)
+    if [func for func, _ in stopwatch.timed] != [func for func, _ in steps]:
+        raise InputError("model", type(model).__name__, "must run the same operations in each pass to be profiled")
+    total_ms: dict[Key, float] = defaultdict(float)
+    for (_, key), (_, seconds) in zip(steps, stopwatch.timed, strict=True):
+        if key is not None:
+            total_ms[key] += seconds * 1e3
+    return dict(total_ms)
+
+
+def spread(times_ms: list[float]) -> float:
+    """Distance between the quartiles, as a share of the median."""
+    if len(times_ms) < 2:
+        return 0.0
+    lower, median, upper = statistics.quantiles(times_ms, n=4, method="inclusive")
+    return (upper - lower) / median

@@ -1,0 +1,168 @@
+"""Export to ONNX: one file, standard operators only, any batch, compared with torch before it is called done."""
+
+import contextlib
+import copy
+import importlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from separable.atomic import write_beside
+from separable.errors import InputError
+from separable.store.verify import BATCHES, at_batch, example_inputs, first_difference
+
+_LARGEST_BYTES = 2**31 - 2**20  # protobuf's limit for one file, less the graph
+_ORDER_OF_SUMS = 10  # times the tolerance of the dtype: another runtime adds in another order
+_STANDARD = ("", "ai.onnx")
+
+
+def export_onnx(
+    model: nn.Module,
+    example: Tensor | tuple[Tensor, ...],
+    file: str | Path,
+    *,
+    about: Mapping[str, Any] | None = None,
+    overwrite: bool = True,
+) -> None:
+    """Write the network as ONNX; the model itself stays as it is, in its mode.
+
+    Args:
+        model: exported in evaluation mode.
+        example: a batch the network takes, or a tuple of batches for several inputs; the file takes any batch size.
+        file: appears when onnxruntime has given torch's outputs, at batch 1 and 3, from what was written.
+        about: kept in the file's metadata as JSON, a key each: "preparation", "classes", ...
+        overwrite: replace a file of that name.
+
+    Raises:
+        InputError: onnx, onnxscript or onnxruntime is missing; the model cannot be exported with a free batch; an
+            operator is not standard; the outputs differ; the file cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     export_onnx(nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 9, 9), folder + "/net.onnx")
+    """
+    onnx, runtime = _import("onnx"), _import("onnxruntime")
+    _import("onnxscript")
+    inputs = example_inputs(example, {})
+    assert inputs is not None
+    name = type(model).__name__
+    evaluated = copy.deepcopy(getattr(model, "_orig_mod", model)).cpu().eval()
+    size_bytes = sum(t.numel() * t.element_size() for t in [*evaluated.parameters(), *evaluated.buffers()])
+    if size_bytes > _LARGEST_BYTES:
+        raise InputError("model", name, f"has {size_bytes / 1e9:.2f} GB of weights, and one ONNX file holds 2 GB")
+    with write_beside(file, overwrite=overwrite, argument="file") as beside:
+        proto = _to_proto(evaluated, at_batch(inputs, 2), name)
+        _check_standard(proto, name)
+        for key, value in (about or {}).items():
+            proto.metadata_props.add(key=key, value=json.dumps(value.to_json() if hasattr(value, "to_json") else value))
+        beside.write_bytes(proto.SerializeToString())
+        onnx.checker.check_model(str(beside), full_check=True)
+        _check_outputs(evaluated, inputs, beside, runtime, name)
+
+
+def _to_proto(model: nn.Module, inputs: Sequence[Tensor], name: str) -> Any:
+    """The exported graph; batch 2, since torch.export takes a 1 for a constant."""
+    batch = torch.export.Dim("batch", min=1, max=2**20)
+    names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
+    try:
+        with _silence():
+            program = torch.onnx.export(
+                model,
+                tuple(inputs),
+                input_names=names,
+                dynamic_shapes=tuple({0: batch} for _ in inputs),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # torch wraps whatever stops an export in types of its own
+        raise InputError("model", name, f"cannot be exported: {_reason(error)}") from error
+    assert program is not None
+    return program.model_proto
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the innermost error that says something."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter talks on every channel there is; what matters it raises."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            with contextlib.redirect_stderr(io.StringIO()):
+                yield
+    finally:
+        logging.disable(before)
+
+
+def _check_standard(proto: Any, name: str) -> None:
+    foreign = sorted({f"{node.domain}.{node.op_type}" for node in _nodes(proto.graph) if node.domain not in _STANDARD})
+    foreign += sorted(f"function {function.name}" for function in proto.functions)
+    if foreign:
+        raise InputError("model", name, f"needs operators that are not ONNX's own: {', '.join(foreign)}")
+    standard = [entry for entry in proto.opset_import if entry.domain in _STANDARD]
+    del proto.opset_import[:]
+    proto.opset_import.extend(standard)
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    """The nodes of a graph and of the graphs inside them (the branches of If, the body of Loop)."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in [attribute.g, *attribute.graphs]:
+                yield from _nodes(inner)
+
+
+def _check_outputs(model: nn.Module, inputs: Sequence[Tensor], file: Path, runtime: ModuleType, name: str) -> None:
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors share no type of their own
+        raise InputError("model", name, f"was exported, but onnxruntime cannot run it: {_reason(error)}") from error
+    for batch in BATCHES:
+        given = at_batch(inputs, batch)
+        with torch.no_grad():
+            expected = _flat(model(*given))
+        feeds = {entry.name: x.numpy() for entry, x in zip(session.get_inputs(), given, strict=True)}
+        try:
+            actual = [torch.from_numpy(array) for array in session.run(None, feeds)]
+        except Exception as error:
+            rule = f"was exported, but onnxruntime cannot run it at batch {batch}: {_reason(error)}"
+            raise InputError("model", name, rule) from error
+        problem = first_difference(expected, actual, _ORDER_OF_SUMS)
+        if problem:
+            raise InputError("model", name, f"was exported, but onnxruntime disagrees at batch {batch}: {problem}")
+
+
+def _flat(outputs: Any) -> list[Tensor]:
+    """The tensors of an output in torch.export's order."""
+    from torch.utils._pytree import tree_leaves
+
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def _import(package: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise InputError("package", package, "is needed to export: pip install 'separable[deploy]'") from None

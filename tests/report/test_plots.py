@@ -1,0 +1,76 @@
+"""Plots show every value they were given, in the page's colours, and refuse what they cannot draw."""
+
+import re
+
+import pytest
+
+from separable.errors import InputError
+from separable.report import plots
+
+POINTS = [
+    {"name": "conv1", "group": "dense", "intensity": 60.0, "gflops": 80.0},
+    {"name": "block<1>", "group": "depthwise", "intensity": 2.0, "gflops": 4.0},
+    {"name": "idle", "group": "dense", "intensity": 0.0, "gflops": 0.0},
+]
+
+
+def titles(svg):
+    return re.findall(r"<title>(.*?)</title>", svg)
+
+
+def test_roofline_names_each_layer_and_both_roofs():
+    svg = plots.roofline(POINTS, 100.0, 10.0, 50.0)
+    assert titles(svg)[1:] == [
+        "conv1 (dense): 80.0 GFLOP/s at 60.0 FLOPs a byte",
+        "block&lt;1&gt; (depthwise): 4.0 GFLOP/s at 2.0 FLOPs a byte",
+    ]
+    for said in ("arithmetic: 100 GFLOP/s", "roof of memory, 10 GB/s", "roof of caches, 50 GB/s", "dense", "depthwise"):
+        assert said in svg
+    assert "roof of caches" not in plots.roofline(POINTS, 100.0, 10.0)
+
+
+def test_bars_show_each_value_with_its_unit():
+    svg = plots.bars(["a", "b"], [1.0, 0.25], unit="ms", title="Time", marks=[0.5, 0.2], mark_name="the roof")
+    assert titles(svg) == ["Time", "a: 1 ms", "b: 0.25 ms"]
+    assert "the roof" in svg
+    assert "the longest is a with 1 ms" in svg
+
+
+def test_curves_say_where_they_end():
+    svg = plots.curves({"train": ([1, 2, 3], [0.9, 0.5, 0.25])}, x="epoch", y="loss", title="Loss")
+    assert "<desc>loss over epoch: train ends at 0.25.</desc>" in svg
+
+
+def test_confusion_counts_the_diagonal_and_shows_each_count():
+    svg = plots.confusion([[41, 3], [0, 52]], ["cat", "dog"])
+    assert "93 of 96 examples of 2 classes lie on the diagonal" in svg
+    assert all(f">{n}</text>" in svg for n in (41, 3, 52))
+
+
+def test_no_stand_in_colour_reaches_a_page():
+    every = (
+        plots.roofline(POINTS, 100.0, 10.0, 50.0),
+        plots.bars([f"{i}" for i in range(8)], range(1, 9), unit="ms", title="t", groups=list("abcdefgh")),
+        plots.curves({str(i): ([0, 1], [i, i]) for i in range(8)}, x="x", y="y", title="t"),
+        plots.confusion([[1]], ["a"]),
+    )
+    for svg in every:
+        assert "#0101" not in svg
+        assert "var(--s1)" in svg
+
+
+@pytest.mark.parametrize(
+    ("draw", "said"),
+    [
+        (lambda: plots.roofline([], 1.0, 1.0), "points = "),
+        (lambda: plots.roofline(POINTS[2:], 1.0, 1.0), "points = "),
+        (lambda: plots.bars([], [], unit="ms", title="t"), "values = "),
+        (lambda: plots.bars(["a"], [1, 2], unit="ms", title="t"), "as many as the labels, 1"),
+        (lambda: plots.bars(["a"], [1], unit="ms", title="t", marks=[1, 2]), "as many as the labels, 1"),
+        (lambda: plots.curves({"a": ([1], [])}, x="x", y="y", title="t"), "series = a"),
+        (lambda: plots.confusion([[1, 2]], ["a", "b"]), "must be 2 x 2"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(draw, said):
+    with pytest.raises(InputError, match=said):
+        draw()
