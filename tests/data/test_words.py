@@ -2,7 +2,18 @@ import pytest
 import torch
 
 from separable.data import vectors
-from separable.data.words import AFFIXES, CHARACTERS, Lexicon, WordTable, affixes, casing, number_form
+from separable.data.words import (
+    AFFIXES,
+    CHARACTERS,
+    COUNT,
+    LOWER,
+    NAMED,
+    Lexicon,
+    WordTable,
+    affixes,
+    casing,
+    number_form,
+)
 
 WORDS = ["The", "the", "EU", "1996", "1997", "café", "x", "x", "The"]
 
@@ -43,7 +54,14 @@ def test_vectors_are_found_in_lower_case_and_the_unknown_is_zero(table):
 
 
 def test_counts_are_of_the_training_set(table):
-    assert [row(table, word)[-1] for word in ("the", "2001", "zebra")] == [3, 2, 0]
+    assert [row(table, word)[COUNT] for word in ("the", "2001", "zebra")] == [3, 2, 0]
+
+
+def test_capitals_and_lower_case_letters_are_told():
+    table = WordTable(Lexicon.of(WORDS), vectors.none())
+    assert [[row(table, word)[column] for column in (NAMED, LOWER)] for word in ("Ab", "AB", "ab", "1.")] == [
+        [1, 1], [1, 0], [0, 1], [0, 0],
+    ]  # fmt: skip
 
 
 def test_changes_begin_at_the_count_asked_for(table):
@@ -52,7 +70,7 @@ def test_changes_begin_at_the_count_asked_for(table):
 
 
 def test_long_words_keep_both_ends(table):
-    characters = row(table, "x" * 10 + "unread" * 5 + "x" * 10)[3 + AFFIXES : -1]
+    characters = row(table, "x" * 10 + "unread" * 5 + "x" * 10)[3 + AFFIXES : 3 + AFFIXES + CHARACTERS]
     assert characters == [table.characters["x"]] * CHARACTERS
 
 

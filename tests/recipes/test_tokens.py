@@ -10,8 +10,10 @@ import sys
 import time
 
 import pytest
+import torch
 from tests import real_data
 
+from separable.data import conll
 from separable.errors import InputError
 from separable.models.saved_tagger import SavedTagger
 from separable.recipes import running, token_reports, tokens
@@ -109,6 +111,20 @@ def test_a_training_set_without_entities_and_a_context_that_is_none_are_refused(
         tokens.main(running.parse(tokens.Settings, command(plain, tmp_path)[2:]))
     with pytest.raises(InputError, match='must be "sentence" or "document"'):
         tokens.main(tokens.Settings(out=tmp_path, train=files[0], valid=files[1], context="page"))
+
+
+def test_a_saved_tagger_is_gone_on_from_with_other_tags_too(tmp_path, files):
+    launch(files, tmp_path / "first", "--epochs", "1")
+    saved = SavedTagger.load(tmp_path / "first" / "network")
+    settings = tokens.Settings(out=tmp_path, init=tmp_path / "first" / "network")
+    network, lexicon, _ = tokens.begin(conll.read(files[0]), settings)
+    assert lexicon == saved.lexicon
+    for name, value in saved.network.state_dict().items():
+        assert torch.equal(network.state_dict()[name], value)
+    other = conll.Corpus([conll.Sentence(["Kalo"], ["S-PERSON"])])
+    network, _, _ = tokens.begin(other, settings)
+    assert network.shape.tags == ["O", "B-PERSON", "I-PERSON", "E-PERSON", "S-PERSON"]
+    assert torch.equal(network.join.weight, saved.network.join.weight)
 
 
 def test_settings_are_read_from_the_command_line():

@@ -4,6 +4,7 @@ A row holds one sentence or, where documents are packed, several with GAP empty 
 that reaches no further than GAP reads each as if it stood alone.
 """
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -12,8 +13,7 @@ import torch
 from torch import Tensor
 
 from separable.data.conll import Sentence
-from separable.data.entities import spans
-from separable.data.words import WordTable, number_form
+from separable.data.words import COUNT, FORM, LOWER, NAMED, WordTable
 
 GAP = 4  # the reach of kernel 3 at dilation 4
 WIDTH = 64  # of a row of packed sentences, unless one is longer
@@ -25,7 +25,7 @@ class Batch:
     """Sentences in rows. Places count through the rows, n*L + l; -1 fills where a sentence is shorter."""
 
     words: Tensor  # [N, L] int64, rows of `features`; row 0 stands where no word does
-    features: Tensor  # [U, 3 + AFFIXES + CHARACTERS + 1] int64, see data.words.WordTable
+    features: Tensor  # [U, 3 + AFFIXES + CHARACTERS + 4] int64, see data.words.WordTable
     vectors: Tensor  # [U, D] float32, the frozen vector of each, zero where there is none
     flags: Tensor  # [N, L] int64: 1 first of its sentence, 2 sentence without a lower-case letter, 3 both, 0 neither
     places: Tensor  # [S, T] int64, the place of each word of each sentence
@@ -42,26 +42,24 @@ class Corpus:
 
     def __init__(self, sentences: Sequence[Sentence], table: WordTable, tag_places: dict[str, int]):
         self.table = table
-        words = [word for s in sentences for word in s.words]
-        forms: dict[str, int] = {}
-        self.types = torch.tensor(table.add(words))  # [M]
-        self.forms = torch.tensor([forms.setdefault(number_form(word), len(forms)) for word in words])
-        self.named = torch.tensor([word.lower() != word for word in words])
+        self.sentences = sentences
+        self.types = torch.tensor(table.add(word for s in sentences for word in s.words))  # [M]
+        self.forms, self.named = (table.rows()[self.types, column] for column in (FORM, NAMED))
         self.tags = torch.tensor([tag_places.get(tag, 0) for s in sentences for tag in s.tags])
-        self.entities = [{*spans(s.tags)} for s in sentences]
         self.lengths = [len(s.words) for s in sentences]
-        self.starts = [0]
-        for length in self.lengths:
-            self.starts.append(self.starts[-1] + length)
+        self.starts = [0, *itertools.accumulate(self.lengths)]
         self.documents = [s.document for s in sentences]
-        self.flags = torch.tensor(
-            [
-                2 * loud + (place == 0)
-                for s in sentences
-                for loud in [_is_loud(s.words)]
-                for place in range(len(s.words))
-            ]
-        )
+        self.flags = self._flags()
+
+    def _flags(self) -> Tensor:
+        """[M]: 1 first of its sentence, 2 in a sentence without a lower-case letter (a heading, numbers), 3 both."""
+        lengths = torch.tensor(self.lengths)
+        lower = torch.cat([torch.zeros(1, dtype=torch.long), self.table.rows()[self.types, LOWER].cumsum(0)])
+        starts = torch.tensor(self.starts)
+        loud = (lower[starts[1:]] == lower[starts[:-1]]).long()  # [S]
+        flags = 2 * loud.repeat_interleave(lengths)
+        flags[starts[:-1]] += 1
+        return flags
 
     def by_document(self) -> list[list[int]]:
         """Sentence numbers of each document, in order."""
@@ -102,11 +100,13 @@ class Corpus:
         numbers: Sequence[int],
         whole_documents: bool = False,
         forget: float = 0.0,
+        unlearn: float = 0.0,
     ) -> Batch:
         """The sentences `numbers`, in that order, each in a row of its own.
 
         whole_documents: several to a row of WIDTH, with the pairs of the documents' memory. forget: drop words to
-        unknown, a word of count c with probability forget / (forget + c), everywhere in its document at once.
+        unknown, a word of count c with probability forget / (forget + c), everywhere in its document at once. unlearn:
+        likewise drop only the trained change of its vector, so that it looks like a word that training never saw.
         """
         lengths = torch.tensor([self.lengths[n] for n in numbers])
         count, longest = len(lengths), int(lengths.max())
@@ -118,7 +118,7 @@ class Corpus:
         placed = places[inside]  # [M]
         document = torch.tensor([self.documents[n] for n in numbers])[:, None].expand(count, longest)[inside]
         spoken = document * (int(self.forms.max()) + 1) + self.forms[flat]  # [M], a word in its document
-        words, features = self._features(self.types[flat], spoken, forget)
+        words, features = self._features(self.types[flat], spoken, forget, unlearn)
         return Batch(
             words=torch.zeros(rows * wide, dtype=torch.long).index_copy(0, placed, words).view(rows, wide),
             features=features,
@@ -126,29 +126,26 @@ class Corpus:
             flags=torch.zeros(rows * wide, dtype=torch.long).index_copy(0, placed, self.flags[flat]).view(rows, wide),
             places=places,
             lengths=lengths,
-            pairs=other_places(spoken, self.named[flat], placed)
+            pairs=other_places(spoken, self.named[flat] > 0, placed)
             if whole_documents
             else torch.zeros(2, 0, dtype=torch.long),
             tags=torch.zeros(count, longest, dtype=torch.long).masked_scatter(inside, self.tags[flat]),
         )
 
-    def _features(self, types: Tensor, spoken: Tensor, forget: float) -> tuple[Tensor, Tensor]:
+    def _features(self, types: Tensor, spoken: Tensor, forget: float, unlearn: float) -> tuple[Tensor, Tensor]:
         """Of each word its row of features [M], and the rows [U, ...]; row 0 is the absence of a word."""
         table = self.table.rows()
-        lost = torch.zeros_like(types)
-        if forget:
+        count = table[types, COUNT]
+        lost = torch.zeros_like(types)  # 1: the change, 2: vector and change
+        if forget or unlearn:
             distinct, which = torch.unique(spoken, return_inverse=True)
-            chance = forget / (forget + table[types, -1])
-            lost = (torch.rand(len(distinct))[which] < chance).long()
-        distinct, which = torch.unique(2 * types + lost, return_inverse=True)
-        features = table[distinct // 2]
-        features[distinct % 2 == 1, :2] = 0
+            draw = torch.rand(2, len(distinct))[:, which]
+            lost += (draw[0] * (unlearn + count) < unlearn) + 2 * (draw[1] * (forget + count) < forget)
+        distinct, which = torch.unique(4 * types + lost, return_inverse=True)
+        features = table[distinct // 4]
+        features[distinct % 4 > 1, 0] = 0
+        features[distinct % 4 > 0, 1] = 0
         return which + 1, torch.cat([table[:1], features])
-
-
-def _is_loud(words: Sequence[str]) -> bool:
-    """No lower-case letter: a heading in capitals, or a line of numbers."""
-    return not any(c.islower() for word in words for c in word)
 
 
 def pack(lengths: Sequence[int], width: int = 0) -> tuple[int, int, list[int]]:

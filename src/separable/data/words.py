@@ -19,6 +19,7 @@ from separable.data.vectors import Vectors
 CHARACTERS = 20  # of a word are read: the first 10 and the last 10 of longer ones
 AFFIXES = 8  # prefixes of 1, 2, 3, 4 characters, then suffixes
 CASINGS = 8
+COUNT, FORM, NAMED, LOWER = -4, -3, -2, -1  # columns of a row of the table
 _DIGIT = re.compile(r"\d")
 
 
@@ -32,7 +33,7 @@ def number_form(word: str) -> str:
 
 
 def casing(word: str) -> int:
-    """0 no letter or digit, 1 number, 2 letters and digits, 3 lower, 4 Capital, 5 UPPER, 6 one upper letter, 7 miXed."""
+    """0 no letter or digit, 1 number, 2 letters and digits, 3 lower, 4 Capital, 5 UPPER, 6 one capital, 7 miXed."""
     if any(c.isdigit() for c in word):
         return 2 if any(c.isalpha() for c in word) else 1
     letters = [c for c in word if c.isalpha()]
@@ -86,8 +87,9 @@ class Lexicon:
 class WordTable:
     """The types met so far and their rows; `add` returns the type numbers of words, new ones included.
 
-    Rows are [vector, change, casing, AFFIXES affixes, CHARACTERS characters, count in training], int64.
-    Type 0 is the absence of a word. `vectors` [V + 1, D] are the frozen ones, row 0 zero.
+    Rows are [vector, change, casing, AFFIXES affixes, CHARACTERS characters, COUNT, FORM, NAMED, LOWER], int64, for the
+    network but for the last four: occurrences in training, number of the number form, whether the word has a capital,
+    whether it has a lower-case letter. Type 0 is the absence of a word. `vectors` [V + 1, D] are frozen, row 0 is zero.
     """
 
     def __init__(self, lexicon: Lexicon, vectors: Vectors):
@@ -97,7 +99,8 @@ class WordTable:
         self.characters = {c: place for place, c in enumerate(lexicon.characters, 2)}  # 0 absent, 1 unknown
         self.parts = [{p: place for place, p in enumerate(parts, 1)} for parts in lexicon.affixes]
         self.types: dict[str, int] = {}
-        self._rows: list[list[int]] = [[0] * (3 + AFFIXES + CHARACTERS + 1)]
+        self.forms: dict[str, int] = {}
+        self._rows: list[list[int]] = [[0] * (3 + AFFIXES + CHARACTERS + 4)]
         self._tensor = torch.tensor(self._rows)
 
     def add(self, words: Iterable[str]) -> list[int]:
@@ -111,7 +114,7 @@ class WordTable:
         return found
 
     def rows(self) -> Tensor:
-        """[types, 3 + AFFIXES + CHARACTERS + 1]"""
+        """[types, 3 + AFFIXES + CHARACTERS + 4]"""
         if len(self._tensor) < len(self._rows):
             self._tensor = torch.cat([self._tensor, torch.tensor(self._rows[len(self._tensor) :])])
         return self._tensor
@@ -124,4 +127,6 @@ class WordTable:
         half = CHARACTERS // 2
         kept = word if len(word) <= CHARACTERS else word[:half] + word[-half:]
         characters = [self.characters.get(c, 1) for c in kept] + [0] * (CHARACTERS - len(kept))
-        return [vector, self.changes.get(form, 0), casing(word), *parts, *characters, self.counts.get(form, 0)]
+        known = [vector, self.changes.get(form, 0), casing(word), *parts, *characters]
+        number = self.forms.setdefault(form, len(self.forms))
+        return [*known, self.counts.get(form, 0), number, word != lower, any(c.islower() for c in word)]

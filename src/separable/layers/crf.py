@@ -2,7 +2,7 @@
 
 Rules of the tag scheme are hard: a forbidden step has probability zero in training and in decoding, so that no
 impossible sequence is ever returned. Judged by enumeration of every sequence in tests/layers/test_crf.py.
-Source: Lafferty, McCallum and Pereira 2001, "Conditional Random Fields"; Lample et al. 2016, arXiv:1603.01360, part 2.2.
+Source: Lafferty, McCallum and Pereira 2001, "Conditional Random Fields"; Lample et al. 2016, arXiv:1603.01360.
 """
 
 import torch

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from separable.data import entities
 from separable.data.rows import Batch
-from separable.data.words import AFFIXES, CASINGS
+from separable.data.words import AFFIXES, CASINGS, CHARACTERS
 from separable.layers import SeparableConv1d
 from separable.layers.crf import LinearChainCRF
 
@@ -93,7 +93,7 @@ class Tagger(nn.Module):
         joined = torch.cat(
             [
                 vectors + self.change(change),
-                self.characters(features[:, 3 + AFFIXES : -1]),
+                self.characters(features[:, 3 + AFFIXES : 3 + AFFIXES + CHARACTERS]),
                 *(table(part) for table, part in zip(self.affixes, parts, strict=True)),
                 self.casing(casing),
             ],

@@ -12,7 +12,7 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,19 @@ class Settings(Running):
     valid: Path = Path("valid.conll")
     test: Path | None = None
     vectors: Path | None = None  # text or safetensors; without, words are learned from the training set alone
+    init: Path | None = None  # a saved tagger to go on from; its words and shape are kept, tags may differ
     strict: bool = False  # refuse a file that has a bad line, rather than leave its sentence out
     context: str = "sentence"  # or "document"
-    epochs: int = 14
+    epochs: int = 12
     batch_words: int = 600
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     forget: float = 0.43  # a word of count c becomes unknown with probability forget / (forget + c): 0.3 for c = 1
-    dropout: float = 0.25  # of features, inputs and blocks
+    unlearn: float = 1.0  # likewise loses the trained change of its vector, which is left
+    feature_dropout: float = 0.5  # of single features of a word; the others take a channel away in a whole row
+    input_dropout: float = 0.25
+    block_dropout: float = 0.3
+    output_dropout: float = 0.5
     width: int = 256
     dilations: Sequence[int] = field(default_factory=lambda: (1, 2, 4, 1, 2, 4))
     memory_after: Sequence[int] = field(default_factory=lambda: (2, 4))  # blocks; used where context is "document"
@@ -60,6 +65,7 @@ class TaggerTraining(L.LightningModule):
         self.whole = settings.context == "document"
         self.valid_groups = valid.groups(self.whole, settings.batch_words)
         self.planned: tuple[int, list[list[int]]] = (-1, [])
+        self.truth = [{*entities.spans(s.tags)} for s in valid.sentences]
         self.right = self.guessed = 0
         self.history: list[dict[str, float]] = []
 
@@ -81,7 +87,8 @@ class TaggerTraining(L.LightningModule):
     def training_step(self, number: int, batch_idx: int) -> torch.Tensor:
         running.seed_step(self.settings.seed, self)
         plan = self.plan(self.current_epoch)
-        batch = self.train_set.batch(plan[batch_idx % len(plan)], self.whole, self.settings.forget)
+        numbers = plan[batch_idx % len(plan)]
+        batch = self.train_set.batch(numbers, self.whole, self.settings.forget, self.settings.unlearn)
         loss = self.network.loss(batch.to(self.device))
         if self.global_step % running.LOG_EVERY == 0:
             self.log("loss", loss)
@@ -92,11 +99,11 @@ class TaggerTraining(L.LightningModule):
         found = self.network.decode(self.valid_set.batch(numbers, self.whole).to(self.device)).tolist()
         for n, row in zip(numbers, found, strict=True):
             guess = entities.spans([self.network.shape.tags[t] for t in row[: self.valid_set.lengths[n]]])
-            self.right += len(self.valid_set.entities[n].intersection(guess))
+            self.right += len(self.truth[n].intersection(guess))
             self.guessed += len(guess)
 
     def on_validation_epoch_end(self) -> None:
-        true = sum(len(spans) for spans in self.valid_set.entities)
+        true = sum(len(spans) for spans in self.truth)
         f1 = 2 * self.right / max(self.guessed + true, 1)
         self.right = self.guessed = 0
         self.log("valid_f1", f1)
@@ -136,10 +143,8 @@ def main(settings: Settings) -> dict[str, Any]:
     if settings.context not in ("sentence", "document"):
         raise InputError("context", settings.context, 'must be "sentence" or "document"')
     train, valid = (conll.read(path, settings.strict) for path in (settings.train, settings.valid))
-    words = vectors.read(settings.vectors) if settings.vectors else vectors.none()
-    lexicon = Lexicon.of(word for s in train.sentences for word in s.words)
     torch.manual_seed(settings.seed)
-    network = Tagger(shape_of(train, lexicon, words, settings))
+    network, lexicon, words = begin(train, settings)
     table, places = WordTable(lexicon, words), {tag: place for place, tag in enumerate(network.shape.tags)}
     module = TaggerTraining(network, settings, *(Corpus(part.sentences, table, places) for part in (train, valid)))
     began = time.perf_counter(), time.process_time()
@@ -165,12 +170,32 @@ def main(settings: Settings) -> dict[str, Any]:
     return results
 
 
-def shape_of(train: conll.Corpus, lexicon: Lexicon, words: vectors.Vectors, settings: Settings) -> Shape:
-    """The network for these sentences, words and vectors."""
-    if not train.kinds():
+def begin(train: conll.Corpus, settings: Settings) -> tuple[Tagger, Lexicon, vectors.Vectors]:
+    """A new network for these sentences and vectors, or the saved one of `init` with what fits of its weights."""
+    tags = entities.bioes_tags(train.kinds())
+    if len(tags) == 1:
         raise InputError("train", str(settings.train), "holds no entity: every tag is O")
+    if settings.init:
+        saved = SavedTagger.load(settings.init)
+        network = Tagger(replace(saved.network.shape, tags=tags))
+        own, given = network.state_dict(), saved.network.state_dict()
+        own.update(given if tags == saved.network.shape.tags else {k: v for k, v in given.items() if _is_body(k)})
+        network.load_state_dict(own)
+        return network, saved.lexicon, saved.words
+    words = vectors.read(settings.vectors) if settings.vectors else vectors.none()
+    lexicon = Lexicon.of(word for s in train.sentences for word in s.words)
+    return Tagger(shape_of(tags, lexicon, words, settings)), lexicon, words
+
+
+def _is_body(name: str) -> bool:
+    """Whether a parameter does not depend on the tags."""
+    return not name.startswith(("emit.", "crf."))
+
+
+def shape_of(tags: list[str], lexicon: Lexicon, words: vectors.Vectors, settings: Settings) -> Shape:
+    """The network for these tags, words and vectors."""
     return Shape(
-        tags=entities.bioes_tags(train.kinds()),
+        tags=tags,
         changes=len(lexicon.changes),
         characters=len(lexicon.characters),
         affixes=[len(parts) for parts in lexicon.affixes],
@@ -178,9 +203,10 @@ def shape_of(train: conll.Corpus, lexicon: Lexicon, words: vectors.Vectors, sett
         width=settings.width,
         dilations=tuple(settings.dilations),
         memory_after=tuple(settings.memory_after) if settings.context == "document" else (),
-        feature_dropout=settings.dropout,
-        input_dropout=settings.dropout,
-        block_dropout=settings.dropout,
+        feature_dropout=settings.feature_dropout,
+        input_dropout=settings.input_dropout,
+        block_dropout=settings.block_dropout,
+        output_dropout=settings.output_dropout,
     )
 
 
