@@ -1,11 +1,11 @@
 """A sentence as positions and hashed features: what a sentence classifier reads, in any language.
 
-A position is a word, a number, a mark, or one Chinese, Japanese or Korean character, so that no segmenter is needed. Two
-readings of a sentence come out. In order: the type of each position, a flag for numbers that says how a number stands to
-the one it is compared with, and its pieces (character n-grams of a word; of a character, itself with its neighbours). As a
-bag: n-grams of 1 to 3 positions and the pieces of words, with weights that sum to length 1. N-grams are hashed
-(CRC-32), so no list of them is kept. Source: Bojanowski et al. 2017, arXiv:1607.04606 (pieces of words); Weinberger et al.
-2009, arXiv:0902.2206 (hashing); Salton and Buckley 1988 (term weights).
+A position is a word, a number, a mark, or one Chinese, Japanese or Korean character, so that no segmenter is needed.
+Two readings of a sentence come out. In order: the type of each position, a flag for numbers that says how a number
+stands to the one it is compared with, and its pieces (character n-grams of a word; of a character, itself with each
+neighbour). As a bag: n-grams of 1 to 3 positions and the pieces of words, weighted by rarity to a vector of length 1.
+N-grams are hashed (CRC-32), so no list of them is kept. Source: Bojanowski et al. 2017, arXiv:1607.04606 (pieces of
+words); Weinberger et al. 2009, arXiv:0902.2206 (hashing); Salton and Buckley 1988 (weights).
 """
 
 import math
@@ -17,6 +17,8 @@ from collections.abc import Iterable, Sequence
 _IDEOGRAPH = r"\u2e80-\u2fdf\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _LETTERS = rf"[^\W\d_{_IDEOGRAPH}]"
 _POSITION = re.compile(
+    rf"[{_IDEOGRAPH}]|\d+(?:[.,:]\d+)*|{_LETTERS}+?(?=n't\b)|n't\b|'{_LETTERS}{{1,2}}\b|{_LETTERS}+|\S"
+)
     rf"[{_IDEOGRAPH}]|\d+(?:[.,:]\d+)*|{_LETTERS}+?(?=n't\b)|n't\b|'{_LETTERS}{{1,2}}\b|{_LETTERS}+|\S"
 )
 _CHARACTER = re.compile(rf"[{_IDEOGRAPH}]")

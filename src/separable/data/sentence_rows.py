@@ -1,7 +1,7 @@
 """Sentences in batches for a classifier: read once, packed without empty places, the same on every run.
 
-`SentenceTable` holds what was learned from the training sentences: the word table and the weights of the bag's features.
-`SentenceRows` are the sentences of one file as numbers; `SentenceRows.batch` gives any of them as one `SentenceBatch`.
+`SentenceTable` holds what was learned from the training sentences: the word table and the weights of the bag's
+features. `SentenceRows` are the sentences of one file as numbers; `batch` gives any of them as one `SentenceBatch`.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ WORD_FEATURES = 3  # of the word table's rows are used: vector, change, casing; 
 
 @dataclass
 class SentenceBatch:
-    """N sentences of P positions together, of which the longest has L; pieces and bags are lists with their beginnings."""
+    """N sentences of P positions together, the longest of L; pieces and bags are lists with their beginnings."""
 
     places: Tensor  # [P], where in the padded [N * L] each position stands
     size: tuple[int, int]  # N, L

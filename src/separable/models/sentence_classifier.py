@@ -4,7 +4,8 @@ The first half embeds each position (a frozen word vector, its trained change, c
 runs gated separable convolutions over the sentence and pools by maximum, mean and attention. The second is a linear
 classifier over weighted n-grams and pieces, of low rank where there are many classes. Each half gives logits that are
 trained by their own loss and by that of their sum, so that neither leans on the other; the sum decides.
-Source: Kim 2014, arXiv:1408.5882; Joulin et al. 2016, arXiv:1607.01759 (the bag); Dauphin et al. 2017, arXiv:1612.08083.
+Source: Kim 2014, arXiv:1408.5882; Joulin et al. 2016, arXiv:1607.01759 (the bag); Dauphin et al. 2017,
+arXiv:1612.08083 (gated blocks).
 """
 
 from dataclasses import dataclass
