@@ -19,8 +19,6 @@ _LETTERS = rf"[^\W\d_{_IDEOGRAPH}]"
 _POSITION = re.compile(
     rf"[{_IDEOGRAPH}]|\d+(?:[.,:]\d+)*|{_LETTERS}+?(?=n't\b)|n't\b|'{_LETTERS}{{1,2}}\b|{_LETTERS}+|\S"
 )
-    rf"[{_IDEOGRAPH}]|\d+(?:[.,:]\d+)*|{_LETTERS}+?(?=n't\b)|n't\b|'{_LETTERS}{{1,2}}\b|{_LETTERS}+|\S"
-)
 _CHARACTER = re.compile(rf"[{_IDEOGRAPH}]")
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?$")
 PIECES = 3, 5  # characters of the shortest and longest pieces of a word, its ends marked
