@@ -69,6 +69,11 @@ def _size(word: str) -> float | None:
         return None
 
 
+def is_ideograph(character: str) -> bool:
+    """Whether a character is a position by itself."""
+    return bool(_CHARACTER.match(character))
+
+
 def form(word: str, flag: int) -> str:
     """How a position is written in n-grams: lower case, every number "0" with its mark."""
     return "0" + MARKS[flag] if flag else word.lower()
@@ -88,7 +93,7 @@ def pieces(word: str) -> list[str]:
 
 def neighbours(positions: Sequence[str], place: int) -> list[str]:
     """The two bigrams of a position that is an ideograph; none of other positions."""
-    if not _CHARACTER.match(positions[place]):
+    if not is_ideograph(positions[place]):
         return []
     before = positions[place - 1] if place else "<"
     after = positions[place + 1] if place + 1 < len(positions) else ">"

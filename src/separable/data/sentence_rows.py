@@ -5,8 +5,9 @@ features. `SentenceRows` are the sentences of one file as numbers; `batch` gives
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,8 +37,8 @@ class SentenceBatch:
     labels: Tensor  # [N], -1 where unknown
 
     def to(self, device: torch.device) -> "SentenceBatch":
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return SentenceBatch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+        tensors: dict[str, Any] = {name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **tensors)
 
 
 class SentenceTable:

@@ -1,0 +1,144 @@
+"""A trained sentence classifier as a folder: weights, vectors and one JSON; and classifying with it.
+
+Holds network.json (shape, lexicon, how the unknown is told), weights.safetensors and vectors.safetensors; no pickle is
+ever read. How known a sentence looks is its largest logit plus its largest cosine to a training sentence, each in
+standard deviations over known sentences; below the threshold, it belongs to no class.
+Source: Hendrycks et al. 2019, arXiv:1911.11132 (largest logit); Sun et al. 2022, arXiv:2204.06507 (nearest neighbours).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from separable import atomic
+from separable.data import vectors
+from separable.data.sentence_rows import SentenceRows, SentenceTable
+from separable.data.vectors import Vectors
+from separable.data.words import Lexicon
+from separable.errors import InputError
+from separable.models.sentence_classifier import SentenceClassifier, Shape
+from separable.progress import track
+
+NEIGHBOURS = 20_000  # training sentences kept at most
+
+
+@dataclass
+class Known:
+    """What known sentences look like: spreads of the two scores over them, and the least that still counts as known."""
+
+    logit_spread: float = 1.0
+    cosine_spread: float = 1.0
+    threshold: float = float("-inf")
+
+
+@dataclass
+class Found:
+    """Of N sentences: logits [N, K] of the two halves together, and how known each looks [N]."""
+
+    logits: Tensor
+    known: Tensor
+
+
+class SavedClassifier:
+    """A network with all that it needs to read text: call `classify` with sentences."""
+
+    def __init__(self, network: SentenceClassifier, table: SentenceTable, neighbours: Tensor, known: Known):
+        self.network, self.table, self.known = network.eval(), table, known
+        self.neighbours = neighbours  # [T, width], of length 1
+
+    @classmethod
+    def of(
+        cls, network: SentenceClassifier, train: SentenceRows, valid: SentenceRows | None, kept: float = 0.95
+    ) -> "SavedClassifier":
+        """Learn what known sentences look like: neighbours from training, spreads and threshold from validation.
+
+        `kept` is the share of validation sentences that the threshold lets through; without any, it lets all through.
+        """
+        saved = cls(network, train.table, torch.zeros(0, network.shape.width), Known())
+        step = -(-len(train) // NEIGHBOURS)
+        _, found = saved._run(train)
+        saved.neighbours = F.normalize(found[::step], dim=1)
+        if valid is not None and len(valid) > 1:
+            logits, vector = saved._run(valid)
+            logit, cosine = logits.amax(1), saved._nearest(vector)
+            saved.known = Known(max(float(logit.std()), 1e-6), max(float(cosine.std()), 1e-6))
+            saved.known.threshold = float(saved._score(logits, vector).quantile(1 - kept))
+        return saved
+
+    def run(self, texts: Sequence[str]) -> Found:
+        """Logits and how known each text looks; an empty text gets zeros, and looks unknown."""
+        logits, vector = self._run(SentenceRows(texts, [-1] * len(texts), self.table))
+        known = self._score(logits, vector)
+        empty = torch.tensor([not text.strip() for text in texts], dtype=torch.bool)
+        return Found(logits.masked_fill(empty[:, None], 0.0), known.masked_fill(empty, float("-inf")))
+
+    def classify(self, texts: Sequence[str]) -> list[tuple[str | None, float]]:
+        """The label of each text and its probability; None in place of the label where it looks like no class."""
+        found = self.run(texts)
+        share, which = found.logits.softmax(1).max(1)
+        known = (found.known > -torch.inf) & (found.known >= self.known.threshold)
+        return [
+            (self.network.shape.classes[w] if k else None, p)
+            for w, k, p in zip(which.tolist(), known.tolist(), share.tolist(), strict=True)
+        ]
+
+    @torch.inference_mode()
+    def _run(self, rows: SentenceRows) -> tuple[Tensor, Tensor]:
+        """Logits [N, K] and vectors [N, width]."""
+        shape = self.network.shape
+        logits, vector = torch.zeros(len(rows), len(shape.classes)), torch.zeros(len(rows), shape.width)
+        for numbers in track(rows.groups(256), "classifying"):
+            ordered, counted, found = self.network(rows.batch(numbers))
+            logits[numbers], vector[numbers] = ordered + counted, found
+        return logits, vector
+
+    def _nearest(self, vector: Tensor) -> Tensor:
+        if not len(self.neighbours):
+            return torch.zeros(len(vector))
+        parts = F.normalize(vector, dim=1).split(1024)
+        return torch.cat([(part @ self.neighbours.T).amax(1) for part in parts]) if parts else torch.zeros(0)
+
+    def _score(self, logits: Tensor, vector: Tensor) -> Tensor:
+        return logits.amax(1) / self.known.logit_spread + self._nearest(vector) / self.known.cosine_spread
+
+    def save(self, folder: Path | str, overwrite: bool = False) -> None:
+        """Write the folder, whole or not at all."""
+        with atomic.folder_beside(folder, overwrite=overwrite, mark="network.json") as beside:
+            state = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+            state |= {"rarity": self.table.rarity, "neighbours": self.neighbours.half()}
+            save_file(state, beside / "weights.safetensors")
+            words = self.table.vectors
+            vectors.save(Vectors(words.places, words.table.half()), beside / "vectors.safetensors")
+            about = {"shape": asdict(self.network.shape), "lexicon": asdict(self.table.lexicon)}
+            about["known"] = asdict(self.known) | {"threshold": max(self.known.threshold, -1e9)}  # JSON has no infinity
+            (beside / "network.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "SavedClassifier":
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: the folder is not a saved classifier, or its parts do not fit each other.
+        """
+        folder = Path(folder)
+        try:
+            about = json.loads((folder / "network.json").read_text(encoding="utf-8"))
+            state = load_file(folder / "weights.safetensors")
+            network = SentenceClassifier(Shape(**about["shape"]))
+            prefix = "network."
+            network.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
+            words = vectors.read(folder / "vectors.safetensors")
+            lexicon, known = Lexicon(**about["lexicon"]), Known(**about["known"])
+            table = SentenceTable(lexicon, words, state["rarity"].tolist(), network.shape.piece_buckets)
+            neighbours = state["neighbours"].float()
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError("folder", str(folder), f"is not a saved sentence classifier: {reason}") from None
+        return cls(network, table, neighbours, known)

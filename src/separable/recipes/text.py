@@ -1,0 +1,265 @@
+"""Train a classifier of sentences, English or Chinese or mixed; read from the top, copy it, change it.
+
+    python -m separable.recipes.text --train a.csv --valid b.csv --test c.csv --vectors glove.txt --out runs/text
+
+Everything is chosen on `valid`; without it, the last epoch is kept. `test` is read once, at the end.
+`--unknown-label oos` names a label of valid and test that stands for "none of the classes". `--rival yes` adds the rows
+of TF-IDF with a linear SVM, alone and together with the network. docs/recipes.md has what it reaches.
+"""
+
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from separable import progress
+from separable.data import sentences, vectors
+from separable.data.sentence_rows import SentenceRows, SentenceTable
+from separable.data.sentences import Corpus
+from separable.errors import InputError
+from separable.models.saved_classifier import SavedClassifier
+from separable.models.sentence_classifier import SentenceClassifier, Shape
+from separable.recipes import running, text_reports
+from separable.recipes.running import L, Running
+from separable.recipes.text_rival import Rival
+
+
+@dataclass
+class Settings(Running):
+    """What can be set, with what docs/recipes.md was measured with."""
+
+    train: Path = Path("train.csv")
+    valid: Path | None = None
+    test: Path | None = None
+    vectors: Path | None = None  # text or safetensors; without, words are learned from the training set alone
+    encoding: str = "utf-8"
+    text_column: str | None = None  # of csv, tsv and JSON lines; without, the usual names are looked for
+    label_column: str | None = None
+    unknown_label: str | None = None  # stands for none of the classes; such sentences are never trained on
+    strict: bool = False  # refuse a file that has a bad line, rather than leave the line out
+    rival: bool = False
+    epochs: int = 12
+    batch: int = 32
+    learning_rate: float = 4e-3
+    bag_learning_rate: float = 6e-4
+    weight_decay: float = 0.01
+    average: float = 0.99
+    smoothing: float = 0.1  # of labels
+    halves: float = 0.5  # weight of each half's own loss beside that of their sum
+    balance: float = 0.0  # weight of a class is (1 / its share) to this power: 1 where classes matter equally
+    width: int = 96
+    dilations: Sequence[int] = field(default_factory=lambda: (1, 2))
+    word_dropout: float = 0.1
+    input_dropout: float = 0.2
+    block_dropout: float = 0.1
+    output_dropout: float = 0.3
+    bag_dropout: float = 0.2
+
+
+class ClassifierTraining(L.LightningModule):
+    """The network, its batches, its loss and its optimiser."""
+
+    def __init__(
+        self, network: SentenceClassifier, settings: Settings, train: SentenceRows, valid: SentenceRows | None
+    ):
+        super().__init__()
+        self.network, self.settings = network, settings
+        self.train_set, self.valid_set = train, valid
+        self.valid_groups = valid.groups(256) if valid is not None else [[]]
+        self.planned: tuple[int, list[list[int]]] = (-1, [])
+        share = torch.bincount(train.labels, minlength=len(network.shape.classes)) / len(train)
+        self.weights = (1 / (share * len(share))) ** settings.balance  # [K]
+        self.pairs: list[Tensor] = []
+        self.history: list[dict[str, float]] = []
+
+    def plan(self, epoch: int) -> list[list[int]]:
+        """The sentences of each batch of an epoch; every process has its own share, all shares equally long."""
+        if self.planned[0] != epoch:
+            draw = random.Random(self.settings.seed * 1000 + epoch)  # noqa: S311 - no secret
+            rank, processes = running.world()
+            groups = self.train_set.groups(self.settings.batch, draw)
+            self.planned = epoch, groups[rank : len(groups) - len(groups) % processes : processes]
+        return self.planned[1]
+
+    def train_dataloader(self) -> running.Steps:
+        return running.Steps(len(self.plan(0)))
+
+    def val_dataloader(self) -> running.Steps:
+        return running.Steps(len(self.valid_groups))
+
+    def training_step(self, number: int, batch_idx: int) -> Tensor:
+        running.seed_step(self.settings.seed, self)
+        batch = self.train_set.batch(self.plan(self.current_epoch)[batch_idx]).to(self.device)
+        ordered, counted, _ = self.network(batch)
+        weights = self.weights.to(self.device)
+
+        def loss_of(logits: Tensor) -> Tensor:
+            return F.cross_entropy(logits, batch.labels, weights, label_smoothing=self.settings.smoothing)
+
+        loss = loss_of(ordered + counted) + self.settings.halves * (loss_of(ordered) + loss_of(counted))
+        if self.global_step % running.LOG_EVERY == 0:
+            self.log("loss", loss)
+        return loss
+
+    def validation_step(self, number: int, batch_idx: int) -> None:
+        if self.valid_set is None:
+            return
+        batch = self.valid_set.batch(self.valid_groups[batch_idx]).to(self.device)
+        ordered, counted, _ = self.network(batch)
+        self.pairs.append(torch.stack([batch.labels, (ordered + counted).argmax(1)]).cpu())
+
+    def on_validation_epoch_end(self) -> None:
+        """Macro F1; without a validation set the number of the epoch, so that the last one is kept."""
+        score = float(self.current_epoch + 1)
+        if self.valid_set is not None:
+            truth, guess = torch.cat(self.pairs, 1)
+            score = text_reports.macro_f1(truth.tolist(), guess.tolist())
+        self.pairs = []
+        self.log("valid_score", score)
+        loss = float(self.trainer.callback_metrics.get("loss", float("nan")))
+        self.history.append({"epoch": self.current_epoch + 1, "loss": loss, "valid_score": score})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.history = checkpoint["history"]
+
+    def configure_optimizers(self) -> Any:
+        bag = [p for name, p in self.network.named_parameters() if name.startswith("bag")]
+        rest = [p for name, p in self.network.named_parameters() if not name.startswith("bag")]
+        groups = [
+            {"params": rest, "lr": self.settings.learning_rate},
+            {"params": bag, "lr": self.settings.bag_learning_rate},
+        ]
+        optimizer = torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay, fused=True)
+        total = self.settings.epochs * len(self.plan(0))
+        warm = max(1, total // 20)
+
+        def share(step: int) -> float:
+            """Up in a twentieth of the steps, then down along a half cosine."""
+            return min(1.0, (step + 1) / warm) * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def main(settings: Settings) -> dict[str, Any]:
+    """Read, train, choose the best epoch on valid, save the network, report on valid and test.
+
+    Writes below settings.out: network/ (see models.saved_classifier), results.json, report.html, checkpoints/,
+    tensorboard/.
+    """
+    train = known(read(settings.train, settings), settings)
+    check(train, settings)
+    valid = known(read(settings.valid, settings), settings) if settings.valid else None
+    torch.manual_seed(settings.seed)
+    network, table = begin(train, settings)
+    places = {label: place for place, label in enumerate(network.shape.classes)}
+    rows = SentenceRows(train.texts, [places[label] for label in train.labels], table)
+    seen = Corpus([s for s in valid.sentences if s.label in places]) if valid else None
+    held = (
+        SentenceRows(seen.texts, [places[label] for label in seen.labels], table) if seen and seen.sentences else None
+    )
+    module = ClassifierTraining(network, settings, rows, held)
+    began = time.perf_counter(), time.process_time()
+    best = running.fit(module, settings, monitor="valid_score")
+    spent = [(now - then) / 60 for now, then in zip((time.perf_counter(), time.process_time()), began, strict=True)]
+    if running.world()[0]:
+        return {}  # one process saves and reports
+    module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+    saved = SavedClassifier.of(network.cpu(), rows, held)
+    saved.save(settings.out / "network", overwrite=True)
+    table_params = network.bag.weight.numel() + network.pieces.weight.numel() + network.change.weight.numel()
+    results: dict[str, Any] = {
+        "settings": {name: str(value) for name, value in vars(settings).items()},
+        "trained_params": sum(p.numel() for p in network.parameters()),
+        "table_params": table_params,
+        "minutes": spent[0],
+        "processor_minutes": spent[1],
+        "skipped": {"train": [str(bad) for bad in train.skipped]},
+        "history": module.history,
+    }
+    rival = Rival(train.texts, train.labels) if settings.rival else None
+    for name, path in (("valid", settings.valid), ("test", settings.test)):
+        if path:
+            results[name] = evaluate(saved, read(path, settings), settings.unknown_label, rival)
+    text_reports.write(settings.out, results)
+    return results
+
+
+def read(path: Path, settings: Settings) -> Corpus:
+    """A file as the settings say to read it."""
+    return sentences.read(path, settings.strict, settings.encoding, settings.text_column, settings.label_column)
+
+
+def known(corpus: Corpus, settings: Settings) -> Corpus:
+    """The sentences that belong to a class."""
+    return Corpus([s for s in corpus.sentences if s.label != settings.unknown_label], corpus.skipped)
+
+
+def check(train: Corpus, settings: Settings) -> None:
+    """Refuse what cannot be trained on."""
+    empty = train.empty_classes()
+    if empty:
+        named = ", ".join(f"{label!r} ({count} bad lines)" for label, count in empty.items())
+        rule = f"leaves classes without a sentence: {named}; the first: {train.skipped[0]}"
+        raise InputError("train", str(settings.train), rule)
+    if len(train.classes()) < 2:
+        raise InputError("train", str(settings.train), f"holds one class only, {train.classes()}")
+
+
+def begin(train: Corpus, settings: Settings) -> tuple[SentenceClassifier, SentenceTable]:
+    """A new network for these sentences and vectors."""
+    words = vectors.read(settings.vectors) if settings.vectors else vectors.none()
+    words.table = words.table.half().float()  # as they will be saved
+    shape = Shape(
+        classes=train.classes(),
+        changes=0,
+        vector_size=words.table.shape[1],
+        width=settings.width,
+        dilations=tuple(settings.dilations),
+        word_dropout=settings.word_dropout,
+        input_dropout=settings.input_dropout,
+        block_dropout=settings.block_dropout,
+        output_dropout=settings.output_dropout,
+        bag_dropout=settings.bag_dropout,
+    )
+    table = SentenceTable.learn(train.texts, words, shape.bag_buckets, shape.piece_buckets)
+    shape.changes = len(table.lexicon.changes)
+    return SentenceClassifier(shape), table
+
+
+def evaluate(
+    saved: SavedClassifier, part: Corpus, unknown_label: str | None = None, rival: Rival | None = None
+) -> dict[str, Any]:
+    """Reports on labelled sentences; what was left out of them; labels that training never saw; sentences a second.
+
+    A sentence of a label never seen counts as wrong, in every row.
+    """
+    began = time.perf_counter()
+    found = saved.run(part.texts)
+    seconds = time.perf_counter() - began
+    classes = saved.network.shape.classes
+    share = found.logits.softmax(1)
+    ways = {"network": share}
+    if rival is not None:
+        ways["TF-IDF and SVM"] = rival.probabilities(part.texts, classes)
+        ways["together"] = (share + ways["TF-IDF and SVM"]) / 2
+    report = text_reports.measure(part, ways, found.known, saved.known.threshold, classes, unknown_label)
+    return {**report, "skipped": [str(bad) for bad in part.skipped], "sentences_per_s": len(part.texts) / seconds}
+
+
+if __name__ == "__main__":
+    with progress.shown():
+        finished = main(running.parse(Settings))
+    for name in ("valid", "test"):
+        if name in finished:
+            print(f"\n{name}\n\n{text_reports.text(finished[name])}")
