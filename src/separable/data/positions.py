@@ -50,7 +50,8 @@ def flags(positions: Sequence[str]) -> list[int]:
         found[place] = 1
         size = _size(word)
         unit = positions[place + 1].lower() if place + 1 < len(positions) else ""
-        if size is None or not (unit.isalpha() or unit == "%") or 1900 <= size <= 2100:
+        is_year = word.isdecimal() and len(word) == 4 and word[:2] in ("19", "20")
+        if size is None or is_year or not (unit.isalpha() or unit == "%"):
             continue
         if unit in last and size != last[unit][1]:
             earlier, other = last[unit]
