@@ -3,10 +3,10 @@
 import gzip
 
 import pytest
+from tests import real_data
 
 from separable.data import sentences
 from separable.errors import InputError
-from tests import real_data
 
 
 def written(path, content, encoding="utf-8"):
@@ -22,7 +22,8 @@ WANTED = [("Profit rose, they said.", "positive"), ("净利润下降", "negative
 FILES = {
     "a.csv": 'label,text\r\npositive,"Profit rose, they said."\r\nnegative,净利润下降\r\n',
     "a.tsv": "text\tnote\tlabel\nProfit rose, they said.\t1\tpositive\n净利润下降\t2\tnegative\n",
-    "a.jsonl": '{"text": "Profit rose, they said.", "label": "positive"}\n\n{"label": "negative", "text": "净利润下降"}\n',
+    "a.jsonl": '{"text": "Profit rose, they said.", "label": "positive"}\n\n'
+    '{"label": "negative", "text": "净利润下降"}\n',
     "a.txt": "Profit rose, they said.@positive\r\n净利润下降@negative\r\n",
 }
 

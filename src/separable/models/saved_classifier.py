@@ -40,7 +40,7 @@ class Known:
 
 @dataclass
 class Found:
-    """Of N sentences: logits [N, K] of the two halves together, and how known each looks [N]."""
+    """Of N sentences: logits [N, K], and how known each looks [N]."""
 
     logits: Tensor
     known: Tensor
@@ -95,8 +95,7 @@ class SavedClassifier:
         shape = self.network.shape
         logits, vector = torch.zeros(len(rows), len(shape.classes)), torch.zeros(len(rows), shape.width)
         for numbers in track(rows.groups(256), "classifying"):
-            ordered, counted, found = self.network(rows.batch(numbers))
-            logits[numbers], vector[numbers] = ordered + counted, found
+            logits[numbers], _, vector[numbers] = self.network(rows.batch(numbers))
         return logits, vector
 
     def _nearest(self, vector: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 The first half embeds each position (a frozen word vector, its trained change, casing, number flag and hashed pieces),
 runs gated separable convolutions over the sentence and pools by maximum, mean and attention. The second is a linear
 classifier over weighted n-grams and pieces, of low rank where there are many classes. Each half gives logits that are
-trained by their own loss and by that of their sum, so that neither leans on the other; the sum decides.
+trained by their own loss and by that of their sum, so that neither leans on the other; the sum decides. The second half
+can be left out.
 Source: Kim 2014, arXiv:1408.5882; Joulin et al. 2016, arXiv:1607.01759 (the bag); Dauphin et al. 2017,
 arXiv:1612.08083 (gated blocks).
 """
@@ -32,6 +33,7 @@ class Shape:
     bag_buckets: int = 1 << 16
     bag_rank: int = 64  # used where there are more classes than that
     bag_scale: float = 20.0
+    bag_share: float = 1.0  # of the bag's logits in the sum; 0 for no bag
     width: int = 160
     kernel_size: int = 3
     dilations: tuple[int, ...] = (1, 2, 4)
@@ -59,21 +61,20 @@ class SentenceClassifier(nn.Module):
         )
         self.norm = nn.LayerNorm(shape.width)
         self.attend = nn.Linear(shape.width, shape.heads)
-        pooled = (2 + shape.heads) * shape.width if shape.heads else 2 * shape.width
-        self.squeeze = nn.Linear(pooled, shape.width)
+        self.squeeze = nn.Linear((2 + shape.heads) * shape.width, shape.width)
         self.decide = nn.Linear(shape.width, len(shape.classes))
-        low = len(shape.classes) > shape.bag_rank
-        self.bag = nn.EmbeddingBag(shape.bag_buckets, shape.bag_rank if low else len(shape.classes), mode="sum")
-        self.bag_decide = nn.Linear(shape.bag_rank, len(shape.classes)) if low else None
-        self.bag_bias = nn.Parameter(torch.zeros(len(shape.classes)))
+        self.bag = Bag(shape) if shape.bag_share else None
         nn.init.zeros_(self.change.weight)
         nn.init.normal_(self.pieces.weight, std=0.3)
-        nn.init.normal_(self.bag.weight, std=0.02 if low else 0.0)
 
-    def forward(self, batch: SentenceBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits in order [N, K], logits of the bag [N, K], and the sentence's vector [N, width]."""
+    def forward(self, batch: SentenceBatch) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Logits [N, K], the logits of each half where there are two, and the sentence's vector [N, width]."""
         vector = self.describe(batch)
-        return self.decide(F.dropout(vector, self.shape.output_dropout, self.training)), self.count(batch), vector
+        ordered = self.decide(F.dropout(vector, self.shape.output_dropout, self.training))
+        if self.bag is None:
+            return ordered, [], vector
+        counted = self.bag(batch)
+        return ordered + self.shape.bag_share * counted, [ordered, counted], vector
 
     def describe(self, batch: SentenceBatch) -> Tensor:
         """The sentence as one vector, from its positions in order: [N, width]."""
@@ -84,7 +85,8 @@ class SentenceClassifier(nn.Module):
             word = word * (torch.rand(len(word), 1, device=word.device) >= self.shape.word_dropout)
         pieces = self.pieces(batch.pieces, batch.piece_starts)
         known = torch.cat([word, pieces, self.casing(casing), self.flag(batch.flags)], 1)
-        x = known.new_zeros(n * longest, self.shape.width).index_copy(0, batch.places, self.join(known))
+        known = self.join(known)  # [P, width]
+        x = known.new_zeros(n * longest, self.shape.width).index_copy(0, batch.places, known)
         present = torch.zeros(n * longest, 1, device=x.device).index_fill(0, batch.places, 1.0).view(n, longest, 1)
         x = row_dropout(x.view(n, longest, -1), self.shape.input_dropout, self.training)
         for block in self.blocks:
@@ -98,10 +100,20 @@ class SentenceClassifier(nn.Module):
         pooled = torch.cat([parts, mean, largest], 1)
         return F.gelu(self.squeeze(F.dropout(pooled, self.shape.output_dropout, self.training)))
 
-    def count(self, batch: SentenceBatch) -> Tensor:
-        """Logits of the bag: [N, K]."""
-        weights = batch.bag_weights * self.shape.bag_scale
-        if self.training and self.shape.bag_dropout:
-            weights = F.dropout(weights, self.shape.bag_dropout)
-        found = self.bag(batch.bag, batch.bag_starts, per_sample_weights=weights)
-        return (self.bag_decide(found) if self.bag_decide is not None else found) + self.bag_bias
+
+class Bag(nn.Module):
+    """A linear classifier over the weighted features of a sentence, of low rank for many classes: [N, K]."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        classes = len(shape.classes)
+        low = classes > shape.bag_rank
+        self.scale, self.dropout = shape.bag_scale, shape.bag_dropout
+        self.table = nn.EmbeddingBag(shape.bag_buckets, shape.bag_rank if low else classes, mode="sum")
+        self.decide = nn.Linear(shape.bag_rank, classes) if low else nn.Identity()
+        self.bias = nn.Parameter(torch.zeros(classes))
+        nn.init.normal_(self.table.weight, std=0.02 if low else 0.0)
+
+    def forward(self, batch: SentenceBatch) -> Tensor:
+        weights = F.dropout(batch.bag_weights * self.scale, self.dropout, self.training)
+        return self.decide(self.table(batch.bag, batch.bag_starts, per_sample_weights=weights)) + self.bias

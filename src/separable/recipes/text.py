@@ -48,6 +48,7 @@ class Settings(Running):
     epochs: int = 12
     batch: int = 32
     learning_rate: float = 4e-3
+    bag_share: float = 1.0  # of the linear half's logits in the sum; 0 for none
     bag_learning_rate: float = 6e-4
     weight_decay: float = 0.01
     average: float = 0.99
@@ -61,6 +62,9 @@ class Settings(Running):
     block_dropout: float = 0.1
     output_dropout: float = 0.3
     bag_dropout: float = 0.2
+
+
+TABLES = (torch.nn.Embedding, torch.nn.EmbeddingBag)
 
 
 class ClassifierTraining(L.LightningModule):
@@ -97,13 +101,15 @@ class ClassifierTraining(L.LightningModule):
     def training_step(self, number: int, batch_idx: int) -> Tensor:
         running.seed_step(self.settings.seed, self)
         batch = self.train_set.batch(self.plan(self.current_epoch)[batch_idx]).to(self.device)
-        ordered, counted, _ = self.network(batch)
+        logits, halves, _ = self.network(batch)
         weights = self.weights.to(self.device)
 
         def loss_of(logits: Tensor) -> Tensor:
             return F.cross_entropy(logits, batch.labels, weights, label_smoothing=self.settings.smoothing)
 
-        loss = loss_of(ordered + counted) + self.settings.halves * (loss_of(ordered) + loss_of(counted))
+        loss = loss_of(logits)
+        for half in halves:
+            loss = loss + self.settings.halves * loss_of(half)
         if self.global_step % running.LOG_EVERY == 0:
             self.log("loss", loss)
         return loss
@@ -112,8 +118,7 @@ class ClassifierTraining(L.LightningModule):
         if self.valid_set is None:
             return
         batch = self.valid_set.batch(self.valid_groups[batch_idx]).to(self.device)
-        ordered, counted, _ = self.network(batch)
-        self.pairs.append(torch.stack([batch.labels, (ordered + counted).argmax(1)]).cpu())
+        self.pairs.append(torch.stack([batch.labels, self.network(batch)[0].argmax(1)]).cpu())
 
     def on_validation_epoch_end(self) -> None:
         """Macro F1; without a validation set the number of the epoch, so that the last one is kept."""
@@ -164,10 +169,7 @@ def main(settings: Settings) -> dict[str, Any]:
     network, table = begin(train, settings)
     places = {label: place for place, label in enumerate(network.shape.classes)}
     rows = SentenceRows(train.texts, [places[label] for label in train.labels], table)
-    seen = Corpus([s for s in valid.sentences if s.label in places]) if valid else None
-    held = (
-        SentenceRows(seen.texts, [places[label] for label in seen.labels], table) if seen and seen.sentences else None
-    )
+    held = held_out(valid, places, table, settings) if valid else None
     module = ClassifierTraining(network, settings, rows, held)
     began = time.perf_counter(), time.process_time()
     best = running.fit(module, settings, monitor="valid_score")
@@ -177,11 +179,10 @@ def main(settings: Settings) -> dict[str, Any]:
     module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
     saved = SavedClassifier.of(network.cpu(), rows, held)
     saved.save(settings.out / "network", overwrite=True)
-    table_params = network.bag.weight.numel() + network.pieces.weight.numel() + network.change.weight.numel()
     results: dict[str, Any] = {
         "settings": {name: str(value) for name, value in vars(settings).items()},
         "trained_params": sum(p.numel() for p in network.parameters()),
-        "table_params": table_params,
+        "table_params": sum(m.weight.numel() for m in network.modules() if isinstance(m, TABLES)),
         "minutes": spent[0],
         "processor_minutes": spent[1],
         "skipped": {"train": [str(bad) for bad in train.skipped]},
@@ -216,6 +217,15 @@ def check(train: Corpus, settings: Settings) -> None:
         raise InputError("train", str(settings.train), f"holds one class only, {train.classes()}")
 
 
+def held_out(valid: Corpus, places: dict[str, int], table: SentenceTable, settings: Settings) -> SentenceRows:
+    """The validation sentences whose label is a class; the others are told in the report, as wrong."""
+    there = [s for s in valid.sentences if s.label in places]
+    if not there:
+        rule = f"none of its labels {', '.join(valid.classes()[:5])} is a class of the training set"
+        raise InputError("valid", str(settings.valid), rule)
+    return SentenceRows([s.text for s in there], [places[s.label] for s in there], table)
+
+
 def begin(train: Corpus, settings: Settings) -> tuple[SentenceClassifier, SentenceTable]:
     """A new network for these sentences and vectors."""
     words = vectors.read(settings.vectors) if settings.vectors else vectors.none()
@@ -231,6 +241,7 @@ def begin(train: Corpus, settings: Settings) -> tuple[SentenceClassifier, Senten
         block_dropout=settings.block_dropout,
         output_dropout=settings.output_dropout,
         bag_dropout=settings.bag_dropout,
+        bag_share=settings.bag_share,
     )
     table = SentenceTable.learn(train.texts, words, shape.bag_buckets, shape.piece_buckets)
     shape.changes = len(table.lexicon.changes)

@@ -3,7 +3,7 @@
 English words and marks in n-grams of 1 and 2 beside characters inside words in n-grams of 2 to 5; for text with many
 ideographs, characters in n-grams of 1 to 3. Margins become probabilities by a softmax with one scale, fitted on a fifth
 of the training sentences held out, so that they can be averaged with a network's.
-Source: Joachims 1998, "Text Categorization with Support Vector Machines"; Guo et al. 2017, arXiv:1706.04599 (one scale).
+Source: Joachims 1998, "Text Categorization with Support Vector Machines"; Guo et al. 2017, arXiv:1706.04599 (scale).
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,187 @@
+"""The text recipe: the same numbers after a kill, two processes, what is wrong in files, and a score on real text."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from tests import real_data
+
+from separable.data.sentences import Corpus, Sentence
+from separable.errors import InputError
+from separable.models.saved_classifier import SavedClassifier
+from separable.recipes import running, text, text_reports
+from separable.recipes.text_rival import Rival
+
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def rows(count, seed):
+    """Invented news: the class says which of two numbers is larger, which is the first."""
+    draw = random.Random(seed)
+    made = []
+    for _ in range(count):
+        a, b = draw.sample(range(10, 100), 2)
+        subject = draw.choice(["Sales", "Profit", "Turnover"])
+        made.append((f"{subject} came to EUR {a} mn from EUR {b} mn.", "up" if a > b else "down"))
+    return made
+
+
+def written(path, rows):
+    path.write_text("text\tlabel\n" + "".join(f"{line}\t{label}\n" for line, label in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def files(tmp_path):
+    return written(tmp_path / "train.tsv", rows(400, 1)), written(tmp_path / "valid.tsv", rows(100, 2))
+
+
+def command(files, out, *options):
+    given = ["--train", str(files[0]), "--valid", str(files[1]), "--out", str(out), "--width", "16"]
+    return ["-m", "separable.recipes.text", *given, "--accelerator", "cpu", *options]
+
+
+def launch(files, out, *options):
+    done = subprocess.run(
+        [sys.executable, *command(files, out, *options)], env=ONE_THREAD, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def results(out):
+    return json.loads((out / "results.json").read_text(encoding="utf-8"))
+
+
+def train(files, out, **options):
+    given = {"width": 16, "epochs": 2, "accelerator": "cpu"} | options
+    return text.main(text.Settings(out=out, train=files[0], valid=files[1], **given))
+
+
+def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, files):
+    options = ("--epochs", "8", "--checkpoint-every", "5")
+    launch(files, tmp_path / "whole", *options)
+    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    process = subprocess.Popen(
+        [sys.executable, *command(files, tmp_path / "killed", *options)], env=ONE_THREAD, stderr=subprocess.DEVNULL
+    )
+    while not last.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    launch(files, tmp_path / "killed", *options, "--resume", "yes")
+
+    whole, resumed = results(tmp_path / "whole"), results(tmp_path / "killed")
+    assert len(whole["history"]) == 8
+    assert resumed["history"] == whole["history"]
+    first, second = (tmp_path / name / "network" / "weights.safetensors" for name in ("whole", "killed"))
+    assert first.read_bytes() == second.read_bytes()
+    # only how the numbers compare tells the classes apart; a bag of the words alone stays at one half
+    assert whole["valid"]["scores"]["network"]["accuracy"] > 0.95
+
+
+def test_two_processes_train_one_network(tmp_path, files):
+    out = tmp_path / "two"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29547"]
+    done = subprocess.run(
+        [*torchrun, *command(files, out, "--epochs", "8", "--batch", "16", "--devices", "2")],
+        env=ONE_THREAD, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert results(out)["valid"]["scores"]["network"]["accuracy"] > 0.9
+
+
+def test_all_that_is_wrong_in_the_files_is_told_and_nothing_else_is_lost(tmp_path, files):
+    valid = written(
+        tmp_path / "v.tsv", [*rows(60, 5), ("A label never seen", "sideways"), ("", "up"), ("Who?", "none")]
+    )
+    report = train((files[0], valid), tmp_path / "out", test=valid, unknown_label="none", rival=True)
+    part = report["test"]
+    assert part["sentences"] == 61
+    assert part["unseen_labels"] == {"sideways": 1}
+    assert part["skipped"] == ["line 63: the sentence is empty"]
+    assert set(part["scores"]) == {"network", "TF-IDF and SVM", "together"}
+    assert all(way["accuracy"] < 1 for way in part["scores"].values())  # the label never seen counts as wrong
+    assert part["unknown"]["sentences"] == 1
+    said = text_reports.text(part)
+    for words in ("sideways (1)", "1 lines left out, the first: line 63", "unknown AUROC"):
+        assert words in said
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "A label never seen" in page
+    saved = SavedClassifier.load(tmp_path / "out" / "network")
+    again = text.evaluate(saved, text.read(valid, text.Settings(out=tmp_path)), "none")
+    assert again["scores"]["network"] == part["scores"]["network"]
+
+
+def test_files_that_cannot_be_trained_on_are_refused(tmp_path, files):
+    one = written(tmp_path / "one.tsv", [("a", "up"), ("b", "up")])
+    with pytest.raises(InputError, match=r"holds one class only, \['up'\]"):
+        train((one, files[1]), tmp_path / "out")
+    empty = written(tmp_path / "empty.tsv", [*rows(10, 1), ("", "flat"), (" ", "flat")])
+    with pytest.raises(InputError, match=r"classes without a sentence: 'flat' \(2 bad lines\); the first: line 12"):
+        train((empty, files[1]), tmp_path / "out")
+    with pytest.raises(InputError, match="line 12: the sentence is empty"):
+        train((empty, files[1]), tmp_path / "out", strict=True)
+    other = written(tmp_path / "other.tsv", [("a", "x"), ("b", "y")])
+    with pytest.raises(InputError, match="none of its labels x, y is a class of the training set"):
+        train((files[0], other), tmp_path / "out")
+
+
+def test_without_validation_the_last_epoch_is_kept(tmp_path, files):
+    report = train((files[0], None), tmp_path / "out", epochs=3, bag_share=0.0)
+    assert [row["valid_score"] for row in report["history"]] == [1.0, 2.0, 3.0]
+    assert "valid" not in report
+    kept = torch.load(tmp_path / "out" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert kept["epoch"] == 2
+
+
+def test_the_rival_averages_well_and_reads_chinese_by_characters():
+    texts = ["净利大增", "净利增长", "净利大降", "净利下降"] * 10
+    labels = ["good", "good", "bad", "bad"] * 10
+    rival = Rival(texts, labels)
+    share = rival.probabilities(["增长", "下降"], ["good", "bad"])
+    assert share.argmax(1).tolist() == [0, 1]
+    assert torch.allclose(share.sum(1), torch.ones(2))
+
+
+def test_the_unknown_is_measured_as_defined():
+    part = Corpus([Sentence(t, label) for t, label in (("a", "x"), ("b", "y"), ("c", "oos"), ("d", "oos"))])
+    share = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.5, 0.5]])
+    known = torch.tensor([3.0, 2.0, 2.5, 1.0])
+    report = text_reports.measure(part, {"network": share}, known, 1.5, ["x", "y"], "oos")
+    assert report["scores"]["network"] == {"accuracy": 0.5, "macro_f1": pytest.approx(1 / 3)}
+    assert report["unknown"] == {
+        "sentences": 2,
+        "auroc": 0.75,
+        "auroc_of_largest_probability": 0.75,
+        "unknown_refused": 0.5,
+        "known_kept": 1.0,
+    }
+
+
+@pytest.mark.data
+def test_half_a_minute_on_real_questions_reaches_its_score(tmp_path):
+    """The 20 classes of Banking77 that come first, without vectors; the score is pinned from below."""
+    folder = real_data.folder("banking77")
+    parts = []
+    for name in ("train", "test"):
+        corpus = text.read(folder / f"{name}.csv.xz", text.Settings(out=tmp_path))
+        chosen = sorted(set(corpus.labels))[:20]
+        parts.append(
+            written(tmp_path / f"{name}.tsv", [(s.text, s.label) for s in corpus.sentences if s.label in chosen])
+        )
+    report = train((parts[0], None), tmp_path / "out", test=parts[1], epochs=4, width=64)
+    assert report["test"]["scores"]["network"]["accuracy"] > 0.85
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+
+
+def test_settings_are_read_from_the_command_line():
+    settings = running.parse(text.Settings, ["--out", "x", "--dilations", "1,4", "--rival", "yes", "--balance", "0.5"])
+    assert (settings.dilations, settings.rival, settings.balance, settings.valid) == ((1, 4), True, 0.5, None)
