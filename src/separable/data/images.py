@@ -1,4 +1,4 @@
-"""Labelled images from wherever people keep them: a folder or tar of class/file, or idx files; path in, tensors out.
+"""Labelled images from folders or tars of class/file, csv lists, or idx files; path in, tensors out.
 
 An image that cannot be read never stops the work: it is named, skipped and counted.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from separable.data import files, idx
+from separable.data import files, idx, image_lists
 from separable.data.preparation import Preparation
 from separable.errors import InputError
 from separable.progress import say, track
@@ -42,6 +42,11 @@ class ImageSet(Dataset):
         self._names, self._labels, self._open = found.names, found.labels, open_image
         self.skipped = list(found.skipped)
         self.preparation = self._settle(preparation)
+
+    @property
+    def names(self) -> list[str]:
+        """Of each image, as it is called in messages."""
+        return self._names
 
     @property
     def labelled(self) -> bool:
@@ -177,7 +182,7 @@ def open_images(
 
     Args:
         path: a folder or tar (.tar, .tar.gz, .tar.xz) of class/file, with or without an outer split folder; or of files
-            alone, which have no labels; or a folder with idx files, or one such file of images.
+            alone, which have no labels; or a .csv of files and labels; or a folder with idx files, or one such file.
         preparation: settings, or a function from PIL image to tensor, which is recognised (see Preparation.recognize);
             None keeps the images' size, with values in 0..1.
         split: which split folder, or "train" or "test" of idx files, where there are several.
@@ -196,11 +201,15 @@ def open_images(
         return _from_tree(files.read_folder(path), preparation, split, classes)
     if files.is_tar(path):
         return _from_tree(files.read_tar(path), preparation, split, classes)
+    if split is not None and path.is_file():
+        raise InputError("split", split, f"names a part of a folder, and {path} is one file")
     if idx.is_idx(path):
-        if split is not None:
-            raise InputError("split", split, f"names a part of a folder, and {path} is one file")
         return _from_idx(path, preparation, classes)
-    raise InputError("data", str(path), "must be a folder, a .tar, .tar.gz or .tar.xz, or an idx file of images")
+    if image_lists.is_list(path):
+        listed, tree = image_lists.read(path, classes), files.Tree(path.parent)
+        return ImageSet(path.parent, listed, partial(_open_file, tree, listed.names), preparation)
+    rule = "must be a folder, a .tar, .tar.gz or .tar.xz, a .csv of files and labels, or an idx file of images"
+    raise InputError("data", str(path), rule)
 
 
 def _from_tree(tree: files.Tree, preparation, split, classes) -> ImageSet:
