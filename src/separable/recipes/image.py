@@ -1,0 +1,297 @@
+"""Train or fine-tune a network that tells apart images; read from the top, copy it, change it.
+
+    python -m separable.recipes.image --train DATA --test DATA --out runs/fashion
+
+DATA: a folder or tar of class/file, with or without split folders, a .csv of files and labels, idx files, or
+torchvision:NAME:FOLDER. Everything is chosen on `valid`, or on a part of `train` held out; `test` is read once, at the
+end. `--init FOLDER` goes on from a saved network, a converted one too; `--teacher FOLDER` distils. docs/recipes.md has
+what it reaches. Source of the distillation: Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from separable import atomic, cost, progress, store
+from separable.data import Preparation
+from separable.data.pixels import Pixels
+from separable.errors import InputError
+from separable.recipes import image_reports, running
+from separable.recipes.image_sets import fit_classes, open_network, open_set, our_network, sized, variation
+from separable.recipes.running import L, Running
+
+
+@dataclass
+class Settings(Running):
+    """What can be set; the defaults are those of docs/recipes.md for Fashion-MNIST."""
+
+    train: str = ""
+    valid: str = ""
+    test: str = ""
+    valid_share: float = 0.1  # of train, held out where valid is not given; 0: train on all, keep the last epoch
+    strict: bool = False  # refuse images of which one cannot be used, rather than leave it out
+    size: int = 0  # side of the images in pixels; 0: as the network wants them, or as they are
+    channels: int = 0  # 1 or 3; 0: 1 where no image has colour
+    network: str = (
+        "compact"  # or mobilenetv1, mobilenetv2, mobilenetv3_small, mobilenetv3_large, xception, timm:NAME, ...
+    )
+    weights: Path | None = None  # for timm:NAME, torchvision:NAME or FILE.py:FACTORY
+    init: Path | None = None  # a saved network, in place of `network`
+    widths: Sequence[int] = field(default_factory=lambda: (48, 96))  # of the compact network, as the next three
+    depths: Sequence[int] = field(default_factory=lambda: (2, 3))
+    kernel_size: int = 3
+    expand_ratio: int = 2
+    dropout: float = 0.0
+    width_multiplier: float = 1.0  # of the MobileNets
+    reduction: int = 0  # image side over that of the last maps; 0: by the image's side
+    teacher: Path | None = None  # a saved network of the same classes
+    temperature: float = 4.0
+    label_weight: float = 0.1  # of the labels beside the teacher
+    augment: str = "crop,flip"
+    pad: int = 2
+    together: int = 4  # images that are varied alike
+    epochs: int = 14
+    batch_size: int = 128
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.05
+    warm_up: float = 0.2  # of all steps
+    label_smoothing: float = 0.1
+
+
+class Teacher:
+    """A saved network that only gives its opinion; it takes the bytes that the student takes."""
+
+    def __init__(self, folder: Path, classes: list[str]):
+        about = store.read_about(folder)
+        if about.get("classes", classes) != classes:
+            raise InputError("teacher", str(folder), "tells apart other classes than the training images show")
+        self.network = store.load(folder)
+        self.preparation = Preparation.from_json(about.get("preparation", {}))
+
+    def __deepcopy__(self, memo: dict) -> "Teacher":
+        return self  # the average of the student's weights needs no second teacher
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.network.to(images.device)(normalise(images, self.preparation)).float()
+
+
+class ImageTraining(L.LightningModule):
+    """The network, its batches, its loss and its optimiser."""
+
+    def __init__(self, network: nn.Module, settings: Settings, train: Pixels, valid: Pixels, preparation: Preparation):
+        super().__init__()
+        self.network, self.settings, self.preparation = network, settings, preparation
+        self.train_set, self.valid_set = train, valid
+        self.train_places, self.valid_places = held_out(len(train), 0.0 if settings.valid else settings.valid_share)
+        if settings.valid:
+            self.valid_places = torch.arange(len(valid))
+        names = [name for name in settings.augment.split(",") if name]
+        self.vary = variation(names, train.shape[1:], settings.pad)
+        self.teacher = Teacher(settings.teacher, train.classes) if settings.teacher else None
+        self.right, self.planned = 0, (-1, torch.empty(0))
+        self.history: list[dict[str, float]] = []
+
+    def plan(self, epoch: int) -> Tensor:
+        """The images of each batch of an epoch [batches, batch_size]; every process has its own share."""
+        if self.planned[0] != epoch:
+            drawn = torch.Generator().manual_seed(self.settings.seed * 1000 + epoch)
+            order = self.train_places[torch.randperm(len(self.train_places), generator=drawn)]
+            size = min(self.settings.batch_size, len(order))
+            rank, processes = running.world()
+            batches = order[: len(order) // size * size].view(-1, size)
+            self.planned = epoch, batches[rank : len(batches) - len(batches) % processes : processes]
+        return self.planned[1]
+
+    def train_dataloader(self) -> running.Steps:
+        return running.Steps(len(self.plan(0)))
+
+    def val_dataloader(self) -> running.Steps:
+        return running.Steps(max(1, math.ceil(len(self.valid_places) / 500)))
+
+    def training_step(self, number: int, batch_idx: int) -> Tensor:
+        running.seed_step(self.settings.seed, self)
+        numbers = self.plan(self.current_epoch)[batch_idx]
+        images = self.train_set.take(numbers)  # [batch_size, C, H, W] bytes
+        images = torch.cat([self.vary(part) for part in images.split(self.settings.together)]).to(self.device)
+        labels = self.train_set.labels[numbers].to(self.device)
+        outputs = self.network(normalise(images, self.preparation))
+        loss = F.cross_entropy(outputs, labels, label_smoothing=self.settings.label_smoothing)
+        if self.teacher is not None:
+            share, softness = self.settings.label_weight, self.settings.temperature
+            loss = share * loss + (1 - share) * distance(outputs.float(), self.teacher(images), softness)
+        if self.global_step % 20 == 0:
+            self.log("loss", loss)
+        return loss
+
+    def validation_step(self, number: int, batch_idx: int) -> None:
+        numbers = self.valid_places[batch_idx * 500 : (batch_idx + 1) * 500]
+        if len(numbers):
+            outputs = self.network(normalise(self.valid_set.take(numbers).to(self.device), self.preparation))
+            self.right += int((outputs.argmax(1).cpu() == self.valid_set.labels[numbers]).sum())
+
+    def on_validation_epoch_end(self) -> None:
+        row = {"epoch": self.current_epoch + 1, "loss": float(self.trainer.callback_metrics.get("loss", math.nan))}
+        if len(self.valid_places):
+            row["valid_accuracy"] = self.right / len(self.valid_places)
+            self.log("valid_accuracy", row["valid_accuracy"])
+        self.log("epochs_done", float(row["epoch"]))
+        self.right = 0
+        self.history.append(row)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.history = checkpoint["history"]
+
+    def configure_optimizers(self) -> Any:
+        plain = [p for p in self.network.parameters() if p.requires_grad and p.dim() < 2]
+        matrices = [p for p in self.network.parameters() if p.requires_grad and p.dim() >= 2]
+        decay = self.settings.weight_decay
+        groups = [{"params": matrices, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
+        fused = self.settings.precision == "32-true"  # Lightning cannot clip mixed precision for the fused one
+        optimizer = torch.optim.AdamW(groups, lr=self.settings.learning_rate, fused=fused)
+        total = self.settings.epochs * len(self.plan(0))
+        warm = max(1, round(total * self.settings.warm_up))
+
+        def share(step: int) -> float:
+            """Up along a line, then down along a line to nothing: one cycle."""
+            return (step + 1) / warm if step < warm else max(0.0, (total - step) / max(1, total - warm))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def main(settings: Settings) -> dict[str, Any]:
+    """Read, train, choose the best epoch on valid, save the network, report on valid and test.
+
+    Writes below settings.out: network/ (see store), results.json, report.html, checkpoints/, tensorboard/.
+    """
+    if not 0 <= settings.valid_share < 1:
+        raise InputError("valid_share", settings.valid_share, "must be at least 0 and below 1")
+    torch.manual_seed(settings.seed)
+    network, known = open_network(settings.network, settings.weights, settings.init)
+    plain = sized(settings.size, known)
+    saved_classes = store.read_about(settings.init).get("classes") if settings.init else None
+    channels = settings.channels or (known.channels if known else 0)
+    train = Pixels(open_set(settings.train, "train", plain), channels, settings.strict)
+    if train.empty:
+        raise InputError("train", settings.train, f"shows no readable image of {', '.join(train.empty)}")
+
+    def others(place: str, role: str) -> Pixels:
+        return Pixels(open_set(place, role, plain, train.classes), train.shape[0], settings.strict)
+
+    valid = others(settings.valid, "valid") if settings.valid else train
+    preparation = known or measured(train)
+    preparation = replace(preparation, **{k: getattr(plain, k) for k in ("size", "resize", "crop_fraction")})
+    example = torch.zeros(1, *train.shape)
+    if network is None:
+        network = our_network(settings, len(train.classes), train.shape)
+    if saved_classes != train.classes:
+        fit_classes(network, len(train.classes), example)
+    network = network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = ImageTraining(network, settings, train, valid, preparation)
+    began = time.perf_counter(), time.process_time()
+    monitor = "valid_accuracy" if len(module.valid_places) else "epochs_done"
+    best = running.fit(module, settings, monitor=monitor)
+    spent = [(now - then) / 60 for now, then in zip((time.perf_counter(), time.process_time()), began, strict=True)]
+    if running.world()[0]:
+        return {}  # one process saves and reports
+    module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+    network = module.network.cpu().eval()
+    about = {"preparation": preparation, "classes": train.classes}
+    counted = cost.count(network, example)
+    results: dict[str, Any] = {
+        "settings": {name: str(value) for name, value in vars(settings).items()},
+        "classes": train.classes,
+        "params": counted.params,
+        "macs": counted.macs,
+        "minutes": spent[0],
+        "processor_minutes": spent[1],
+        "threads": torch.get_num_threads(),
+        "images": {"train": len(module.train_places), "grey": train.grey},
+        "skipped": {"train": train.skipped},
+        "history": module.history,
+        "saved": save(network, settings.out / "network", example, about),
+    }
+    pictures = {}
+    parts = [("valid", valid, module.valid_places)] if len(module.valid_places) else []
+    if settings.test:
+        test = others(settings.test, "test")
+        parts.append(("test", test, torch.arange(len(test))))
+    for name, part, places in parts:
+        results[name], pictures[name] = evaluate(network, part, places, preparation)
+    image_reports.write(settings.out, results, pictures)
+    return results
+
+
+def held_out(count: int, share: float) -> tuple[Tensor, Tensor]:
+    """Numbers of the images to train on and of those held out, the same for every seed."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    kept = count - round(count * share)
+    return order[:kept].sort().values, order[kept:].sort().values
+
+
+def measured(train: Pixels) -> Preparation:
+    """Mean and deviation of each channel over up to 10,000 training images."""
+    some = train.take(torch.linspace(0, len(train) - 1, min(len(train), 10_000)).long()).float().div_(255)
+    std, mean = torch.std_mean(some, (0, 2, 3))
+    return Preparation(mean=tuple(mean.tolist()), std=tuple(std.clamp_min(1 / 255).tolist()), channels=train.shape[0])
+
+
+def normalise(images: Tensor, preparation: Preparation) -> Tensor:
+    """Bytes [N, C, H, W] as the network takes them, channels last."""
+    mean, std = (torch.tensor(v, device=images.device).view(1, -1, 1, 1) for v in (preparation.mean, preparation.std))
+    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def distance(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² KL(softmax(teacher / T) || softmax(student / T)) of logits [N, classes], mean over images."""
+    said, meant = F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1)
+    return temperature**2 * F.kl_div(said, meant, reduction="batchmean", log_target=True)
+
+
+def save(network: nn.Module, folder: Path, example: Tensor, about: dict[str, Any]) -> str:
+    """Save the network with its graph, or, where its code cannot be followed, its weights alone; says which."""
+    plain = copy.deepcopy(network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    try:
+        store.save(plain, folder, example=example, about=about, overwrite=True)
+        return "network"
+    except InputError as error:
+        if error.argument != "model":
+            raise
+        reason = str(error)
+    with atomic.write_beside(folder.with_name("weights.safetensors")) as beside:
+        save_file({name: value.contiguous() for name, value in plain.state_dict().items()}, beside)
+    return f"weights alone: {reason}"
+
+
+@torch.inference_mode()
+def evaluate(network: nn.Module, part: Pixels, places: Tensor, preparation: Preparation) -> tuple[dict, list[Tensor]]:
+    """What the network makes of the images `places`: a report, and the first images it mistakes."""
+    outputs, seconds = [], 0.0
+    for numbers in progress.track(places.split(500), "evaluating"):
+        images = normalise(part.take(numbers), preparation)
+        began = time.perf_counter()
+        outputs.append(network(images).softmax(1))
+        seconds += time.perf_counter() - began
+    report = image_reports.measure(part.labels[places], torch.cat(outputs), part.classes)
+    wrong = torch.tensor([row["image"] for row in report["mistakes"]], dtype=torch.long)
+    report |= {"images_per_s": len(places) / seconds, "skipped": part.skipped, "empty": part.empty}
+    return report, list(part.take(places[wrong])) if len(wrong) else []
+
+
+if __name__ == "__main__":
+    with progress.shown():
+        finished = main(running.parse(Settings))
+    print(image_reports.text(finished) if finished else "", end="")
