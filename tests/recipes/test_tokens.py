@@ -114,10 +114,12 @@ def test_a_training_set_without_entities_and_a_context_that_is_none_are_refused(
 
 
 def test_a_saved_tagger_is_gone_on_from_with_other_tags_too(tmp_path, files):
-    launch(files, tmp_path / "first", "--epochs", "1")
-    saved = SavedTagger.load(tmp_path / "first" / "network")
-    settings = tokens.Settings(out=tmp_path, init=tmp_path / "first" / "network")
-    network, lexicon, _ = tokens.begin(conll.read(files[0]), settings)
+    train = conll.read(files[0])
+    first = tokens.Settings(out=tmp_path, width=16)
+    saved = SavedTagger(*tokens.begin(train, first), context="sentence")
+    saved.save(tmp_path / "network")
+    settings = tokens.Settings(out=tmp_path, init=tmp_path / "network")
+    network, lexicon, _ = tokens.begin(train, settings)
     assert lexicon == saved.lexicon
     for name, value in saved.network.state_dict().items():
         assert torch.equal(network.state_dict()[name], value)
