@@ -81,6 +81,7 @@ class ClassifierTraining(L.LightningModule):
         share = torch.bincount(train.labels, minlength=len(network.shape.classes)) / len(train)
         self.weights = (1 / (share * len(share))) ** settings.balance  # [K]
         self.pairs: list[Tensor] = []
+        self.loss = float("nan")  # of the last step that was logged
         self.history: list[dict[str, float]] = []
 
     def plan(self, epoch: int) -> list[list[int]]:
@@ -111,6 +112,7 @@ class ClassifierTraining(L.LightningModule):
         for half in halves:
             loss = loss + self.settings.halves * loss_of(half)
         if self.global_step % running.LOG_EVERY == 0:
+            self.loss = float(loss)
             self.log("loss", loss)
         return loss
 
@@ -128,14 +130,13 @@ class ClassifierTraining(L.LightningModule):
             score = text_reports.macro_f1(truth.tolist(), guess.tolist())
         self.pairs = []
         self.log("valid_score", score)
-        loss = float(self.trainer.callback_metrics.get("loss", float("nan")))
-        self.history.append({"epoch": self.current_epoch + 1, "loss": loss, "valid_score": score})
+        self.history.append({"epoch": self.current_epoch + 1, "loss": self.loss, "valid_score": score})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["history"] = self.history
+        checkpoint["history"], checkpoint["loss"] = self.history, self.loss
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history = checkpoint["history"]
+        self.history, self.loss = checkpoint["history"], checkpoint["loss"]
 
     def configure_optimizers(self) -> Any:
         bag = [p for name, p in self.network.named_parameters() if name.startswith("bag")]
