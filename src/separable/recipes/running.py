@@ -137,7 +137,7 @@ def fit(module: L.LightningModule, settings: Running, monitor: str) -> Path:
         log_every_n_steps=LOG_EVERY,
         **machines(settings),
     )
-    trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=False)
+    trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=True)
     return best
 
 
