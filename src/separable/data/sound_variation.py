@@ -30,13 +30,13 @@ class Variation:
         mask_frames, mask_bands: the longest.
     """
 
-    gain_db: float = 12.0
-    noise_db: float = 8.0
+    gain_db: float = 10.0
+    noise_db: float = 12.0
     noise: bool = True
-    tilt: float = 0.7
+    tilt: float = 0.4
     masks: int = 1
-    mask_frames: int = 6
-    mask_bands: int = 6
+    mask_frames: int = 4
+    mask_bands: int = 5
 
 
 class Clipped:

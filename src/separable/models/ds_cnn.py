@@ -28,7 +28,6 @@ class DSCNN(nn.Module):
         size: "small", "medium" or "large": 22,604, 135,032, 410,700 parameters and 2.7, 9.8, 28.3 M multiply-adds in
             the paper's setting, with batch norm folded.
         num_classes: outputs of the last layer.
-        dropout: of the means before it, in training.
 
     Shapes: [N, frames, size of a frame] -> [N, num_classes].
 
@@ -39,7 +38,7 @@ class DSCNN(nn.Module):
     torch.Size([2, 12])
     """
 
-    def __init__(self, size: str = "small", num_classes: int = 12, dropout: float = 0.0):
+    def __init__(self, size: str = "small", num_classes: int = 12):
         super().__init__()
         check_channels(num_classes=num_classes)
         if size not in _SIZES:
@@ -50,7 +49,6 @@ class DSCNN(nn.Module):
         self.bn1: nn.Module = nn.BatchNorm2d(channels)
         strides = [block_stride] + [1] * (blocks - 1)
         self.blocks = nn.Sequential(*(mobilenet_v1_block(channels, channels, stride) for stride in strides))
-        self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(channels, num_classes)
         initialize(self)
 
@@ -58,7 +56,7 @@ class DSCNN(nn.Module):
         x = self.conv_stem(features.unsqueeze(1))  # [N, C, T', F']
         x = self.blocks(F.relu(self.bn1(x)))  # [N, C, T'', F'']
         x = torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)  # [N, C]
-        return self.classifier(self.dropout(x))
+        return self.classifier(x)
 
     def folded(self) -> "DSCNN":
         """A copy for inference whose batch norms are part of the convolutions before them; the same outputs."""

@@ -72,7 +72,6 @@ class TimeChannelNet(nn.Module):
         kernel_size: steps that each depthwise filter sees.
         dilations: of each block.
         memory: frames over which the mean is taken.
-        dropout: of that mean, in training.
 
     Shapes: [N, frames, bands] -> [N, num_classes], the scores after the last frame; at least one frame.
 
@@ -95,7 +94,6 @@ class TimeChannelNet(nn.Module):
         kernel_size: int = 5,
         dilations: Sequence[int] = (1, 1, 1, 2, 2, 2),
         memory: int = 49,
-        dropout: float = 0.0,
     ):
         super().__init__()
         check_channels(num_classes=num_classes, bands=bands, channels=channels, memory=memory)
@@ -104,12 +102,11 @@ class TimeChannelNet(nn.Module):
             *(CausalBlock(a, b, kernel_size, d) for a, b, d in zip(widths[:-1], widths[1:], dilations, strict=True))
         )
         self.memory = memory
-        self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(widths[-1], num_classes)
 
     def forward(self, features: Tensor) -> Tensor:
         x = self.blocks(features.transpose(1, 2))  # [N, C, T]
-        return self.classifier(self.dropout(x[:, :, -self.memory :].mean(2)))
+        return self.classifier(x[:, :, -self.memory :].mean(2))
 
     def start(self, batch: int = 1) -> State:
         """The state before the first frame: silence has come before, in every layer."""
@@ -133,7 +130,7 @@ class TimeChannelNet(nn.Module):
         means = F.avg_pool1d(joined, self.memory, 1)  # [N, C, T], of what was before the start, too
         counts = torch.arange(1, steps + 1, device=x.device, dtype=x.dtype) + state.frames
         means = means * (self.memory / counts.clamp(max=self.memory))
-        scores = self.classifier(self.dropout(means.transpose(1, 2)))
+        scores = self.classifier(means.transpose(1, 2))
         return scores, State(held, joined[:, :, steps:].clone(), min(state.frames + steps, self.memory))
 
     def folded(self) -> "TimeChannelNet":

@@ -45,12 +45,11 @@ class Settings(Running):
     teacher: Path | None = None  # a saved network that hears the same classes, to learn from
     teaching: float = 0.7  # share of the teacher in the loss
     seconds: float = 1.0  # of the window a clip stands in
-    epochs: int = 30
-    batch: int = 64
-    learning_rate: float = 3e-3
+    epochs: int = 16
+    batch: int = 32
+    learning_rate: float = 1e-2
     weight_decay: float = 0.02
-    dropout: float = 0.1
-    smoothing: float = 0.1  # of the labels
+    smoothing: float = 0.05  # of the labels
     average: float = 0.99
     speeds: Sequence[int] = field(default_factory=lambda: (100, 80, 90, 110, 120))  # percent
     vary: bool = True
@@ -218,7 +217,7 @@ def begin(settings: Settings, rate: int, train: list[wav.Clip]) -> Listener:
     features = Features(rate, coefficients=0 if settings.network == "causal" else 10)
     some = train[:: max(1, len(train) // 2000)]
     features = features.fitted(torch.cat([clip.samples for clip in some])[None])
-    shape: dict[str, Any] = {"kind": settings.network, "num_classes": len(classes), "dropout": settings.dropout}
+    shape: dict[str, Any] = {"kind": settings.network, "num_classes": len(classes)}
     if settings.network == "causal":
         frames = features.log_mel(torch.zeros(1, round(settings.seconds * rate))).shape[1]
         shape |= {"bands": features.size, "memory": frames}
