@@ -129,7 +129,7 @@ class ImageTraining(L.LightningModule):
         if self.teacher is not None:
             share, softness = self.settings.label_weight, self.settings.temperature
             loss = share * loss + (1 - share) * distance(outputs.float(), self.teacher(images), softness)
-        if self.global_step % 20 == 0:
+        if self.global_step % running.LOG_EVERY == 0:
             self.log("loss", loss)
         return loss
 
@@ -140,7 +140,9 @@ class ImageTraining(L.LightningModule):
             self.right += int((outputs.argmax(1).cpu() == self.valid_set.labels[numbers]).sum())
 
     def on_validation_epoch_end(self) -> None:
-        row = {"epoch": self.current_epoch + 1, "loss": float(self.trainer.callback_metrics.get("loss", math.nan))}
+        row: dict[str, float] = {"epoch": self.current_epoch + 1}
+        if "loss" in self.trainer.callback_metrics:  # not yet, where few batches are left after a resume
+            row["loss"] = float(self.trainer.callback_metrics["loss"])
         if len(self.valid_places):
             row["valid_accuracy"] = self.right / len(self.valid_places)
             self.log("valid_accuracy", row["valid_accuracy"])

@@ -77,8 +77,7 @@ def write(folder: Path, results: dict[str, Any], pictures: dict[str, list[Tensor
     """
     with atomic.write_beside(folder / "results.json") as beside:
         beside.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
-    history = [row for row in results["history"] if row["loss"] == row["loss"]]  # no loss is known of a resumed end
-    sections = [report.Section("Training", [*_curves(history), _settings(results["settings"])])]
+    sections = [report.Section("Training", [*_curves(results["history"]), _settings(results["settings"])])]
     sections += [_section(part, results[part], pictures[part]) for part in ("valid", "test") if part in results]
     part = next((part for part in ("test", "valid") if part in results), None)
     facts = [(f"{results[part]['accuracy']:.2%}", f"accuracy, {part}")] if part else []
