@@ -1,6 +1,6 @@
 """What the audio recipe reaches on the Free Spoken Digit Dataset: unseen takes in three seeds, each speaker held out.
 
-    SEPARABLE_DATA=FOLDER python benchmarks/audio.py [small] [causal]
+    SEPARABLE_DATA=FOLDER python benchmarks/audio.py [causal] [small]
 
 FOLDER holds fsdd/fsdd_recordings.tar.xz. Takes 5-9 choose the epoch; takes 0-4, or all takes of the held-out speaker,
 are the test set and are read once in each run. A row a run in results/audio.csv as soon as it is done; a run that has a
@@ -10,7 +10,6 @@ row is not made again. What a stream costs is measured on the first causal netwo
 import csv
 import datetime
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -21,6 +20,7 @@ import torch
 
 import separable
 from separable import progress
+from separable.commands.doctor import processor
 from separable.recipes import audio
 from separable.recipes.saved_listener import NETWORKS, Listener
 
@@ -80,19 +80,13 @@ def stream(listener: Listener, seconds: int = 20, piece: int = 160) -> dict:
 
 
 def where() -> dict:
-    name = next((line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")), "")
     return {
         "threads": torch.get_num_threads(),
-        "processor": name or platform.processor(),
+        "processor": processor(),
         "torch": torch.__version__,
         "separable": separable.__version__,
         "date": datetime.date.today().isoformat(),
     }
-
-
-def cpu_lines() -> list[str]:
-    file = Path("/proc/cpuinfo")
-    return file.read_text().splitlines() if file.is_file() else []
 
 
 def rows(file: Path) -> list[dict]:
@@ -129,4 +123,4 @@ def main(networks: list[str]) -> None:
 
 if __name__ == "__main__":
     with progress.shown():
-        main([name for name in sys.argv[1:] if name in NETWORKS] or ["small", "causal"])
+        main([name for name in sys.argv[1:] if name in NETWORKS] or ["causal", "small"])
