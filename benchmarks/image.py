@@ -1,10 +1,10 @@
 """Fashion-MNIST with at most 150,000 parameters, and CIFAR-10 with at most 300,000 and 15 M multiply-adds.
 
-    python benchmarks/image.py fashion --data /usr/share/datasets/fashion-mnist --seeds 1 [--runs runs/image]
+    python benchmarks/image.py fashion --data /usr/share/datasets/fashion-mnist --seeds 1 [--epochs 6]
     python benchmarks/image.py cifar10 --data FOLDER      (train.tar and test.tar of class/file.png)
 
-Trains the seeds that are not there yet; a run that was killed goes on. The test set is read once for each seed, by the
-recipe at the end of its run. Rows: results/image.csv.
+Trains the seeds that are not there yet, below --runs, and goes on with a run that was killed; `--epochs` shortens the
+schedule. The test set is read once for each run, by the recipe at its end. Rows: results/image.csv.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from separable.recipes import image
 
 RESULTS = Path(__file__).parent / "results" / "image.csv"
 SETTINGS = {
-    "fashion": {"epochs": 10, "valid_share": 0.05, "batch_size": 64, "learning_rate": 8e-3},
+    "fashion": {"epochs": 20, "valid_share": 0.05, "batch_size": 128, "learning_rate": 1e-2},
     "cifar10": {"epochs": 200, "valid_share": 0.02, "batch_size": 128, "learning_rate": 8e-3, "pad": 4,
                 "widths": (32, 96, 144), "depths": (2, 4, 1), "checkpoint_every": 1000},
 }  # fmt: skip
@@ -32,10 +32,10 @@ def places(name: str, data: Path) -> tuple[str, str]:
     return (str(data), str(data)) if name == "fashion" else (str(data / "train.tar"), str(data / "test.tar"))
 
 
-def settings(name: str, data: Path, out: Path, seed: int, precision: str) -> image.Settings:
+def settings(name: str, data: Path, out: Path, seed: int, epochs: int, precision: str) -> image.Settings:
     train, test = places(name, data)
-    shared: dict = {"precision": precision, "resume": True, "accelerator": "cpu"}
-    return image.Settings(train=train, test=test, out=out, seed=seed, **shared, **SETTINGS[name])
+    shared = SETTINGS[name] | {"epochs": epochs, "precision": precision, "resume": True, "accelerator": "cpu"}
+    return image.Settings(train=train, test=test, out=out, seed=seed, **shared)
 
 
 def row(name: str, run: Path) -> dict:
@@ -61,13 +61,13 @@ def row(name: str, run: Path) -> dict:
 
 
 def write(rows: list[dict]) -> None:
-    """Replace the rows of these seeds, keep the others."""
+    """Replace the rows of these runs, keep the others."""
     kept = []
     if RESULTS.exists():
         with open(RESULTS, newline="") as file:
             kept = list(csv.DictReader(file))
-    new = {(r["data"], str(r["seed"])) for r in rows}
-    kept = [r for r in kept if (r["data"], r["seed"]) not in new]
+    new = {(r["data"], str(r["seed"]), str(r["epochs"])) for r in rows}
+    kept = [r for r in kept if (r["data"], r["seed"], r["epochs"]) not in new]
     with open(RESULTS, "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
@@ -79,14 +79,15 @@ def main() -> None:
     parser.add_argument("name", choices=sorted(SETTINGS))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", default="1")
+    parser.add_argument("--epochs", type=int)
     parser.add_argument("--runs", type=Path, default=Path("runs/image"))
     parser.add_argument("--precision", default="bf16-mixed", help="32-true where the processor has no bfloat16")
     given = parser.parse_args()
-    rows = []
+    rows, epochs = [], given.epochs or SETTINGS[given.name]["epochs"]
     for seed in map(int, given.seeds.split(",")):
-        run = given.runs / f"{given.name}{seed}"
+        run = given.runs / f"{given.name}-{epochs}-{seed}"
         if not (run / "results.json").exists():
-            image.main(settings(given.name, given.data, run, seed, given.precision))
+            image.main(settings(given.name, given.data, run, seed, epochs, given.precision))
         rows.append(row(given.name, run))
         print({k: rows[-1][k] for k in ("data", "seed", "test_accuracy", "params", "macs", "processor_minutes")})
     write(rows)
