@@ -53,6 +53,8 @@ class SentenceTable:
     def learn(cls, texts: Sequence[str], vectors: Vectors, bag_buckets: int, piece_buckets: int) -> "SentenceTable":
         split = [positions.split(text) for text in texts]
         lexicon = Lexicon.of(word for words in split for word in words)
+        if not bag_buckets:  # the network has no bag
+            return cls(lexicon, vectors, [], piece_buckets)
         bags = (
             positions.bag(words, positions.flags(words), bag_buckets) for words in track(split, "weighing features")
         )
@@ -81,7 +83,7 @@ class SentenceRows:
         self.flags.append(torch.tensor(flags, dtype=torch.long))
         self.pieces.append(torch.tensor([p for some in found for p in some], dtype=torch.long))
         self.piece_counts.append(torch.tensor([len(some) for some in found], dtype=torch.long))
-        bag = positions.bag(words, flags, len(table.rarity))
+        bag = positions.bag(words, flags, len(table.rarity)) if len(table.rarity) else {}
         numbers = torch.tensor(sorted(bag), dtype=torch.long)
         weights = torch.tensor([bag[n] for n in sorted(bag)]) * table.rarity[numbers]
         kept = weights > 0

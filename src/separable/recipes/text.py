@@ -112,7 +112,7 @@ class ClassifierTraining(L.LightningModule):
         for half in halves:
             loss = loss + self.settings.halves * loss_of(half)
         if self.global_step % running.LOG_EVERY == 0:
-            self.loss = float(loss)
+            self.loss = float(loss.detach())
             self.log("loss", loss)
         return loss
 
@@ -244,7 +244,7 @@ def begin(train: Corpus, settings: Settings) -> tuple[SentenceClassifier, Senten
         bag_dropout=settings.bag_dropout,
         bag_share=settings.bag_share,
     )
-    table = SentenceTable.learn(train.texts, words, shape.bag_buckets, shape.piece_buckets)
+    table = SentenceTable.learn(train.texts, words, shape.bag_buckets if shape.bag_share else 0, shape.piece_buckets)
     shape.changes = len(table.lexicon.changes)
     return SentenceClassifier(shape), table
 
