@@ -40,7 +40,7 @@ class Settings(Running):
     valid_share: float = 0.1  # of train, held out where valid is not given; 0: train on all, keep the last epoch
     strict: bool = False  # refuse images of which one cannot be used, rather than leave it out
     size: int = 0  # side of the images in pixels; 0: as the network wants them, or as they are
-    channels: int = 0  # 1 or 3; 0: 1 where no image has colour
+    channels: int = 0  # 1 or 3; 0: as the network wants them, or 1 where no image has colour
     network: str = (
         "compact"  # or mobilenetv1, mobilenetv2, mobilenetv3_small, mobilenetv3_large, xception, timm:NAME, ...
     )
@@ -185,7 +185,7 @@ def main(settings: Settings) -> dict[str, Any]:
     network, known = open_network(settings.network, settings.weights, settings.init)
     plain = sized(settings.size, known)
     saved_classes = store.read_about(settings.init).get("classes") if settings.init else None
-    channels = settings.channels or (known.channels if known else 0)
+    channels = known.channels if known else settings.channels
     train = Pixels(open_set(settings.train, "train", plain), channels, settings.strict)
     if train.empty:
         raise InputError("train", settings.train, f"shows no readable image of {', '.join(train.empty)}")
