@@ -34,7 +34,8 @@ from separable.recipes.text_rival import Rival
 RESULTS = Path(__file__).parent / "results" / "text.csv"
 COLUMNS = (
     "task", "way", "seed", "accuracy", "macro_f1", "auroc", "unknown_refused", "known_kept", "sentences",
-    "trained_params", "table_params", "train_processor_minutes", "sentences_per_s", "threads", "processor", "torch", "date",
+    "trained_params", "table_params", "train_processor_minutes", "sentences_per_s", "threads", "processor", "torch",
+    "date",
 )  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {
     "phrasebank": {"bag_share": 0.0, "epochs": 7},

@@ -142,6 +142,27 @@ def test_without_validation_the_last_epoch_is_kept(tmp_path, files):
     assert kept["epoch"] == 2
 
 
+def test_a_saved_classifier_is_gone_on_from_with_other_classes_too_and_teaches(tmp_path, files):
+    train(files, tmp_path / "first", epochs=6)
+    first = tmp_path / "first" / "network"
+    saved = SavedClassifier.load(first).network.state_dict()
+    corpus = text.read(files[0], text.Settings(out=tmp_path))
+    network, table = text.begin(corpus, text.Settings(out=tmp_path, init=first))
+    assert all(torch.equal(value, saved[name]) for name, value in network.state_dict().items())
+    assert "turnover" in table.lexicon.changes
+    other = Corpus([Sentence("Sales came", "x"), Sentence("Profit went", "y"), Sentence("Turnover", "z")])
+    network, _ = text.begin(other, text.Settings(out=tmp_path, init=first))
+    assert network.shape.classes == ["x", "y", "z"]
+    assert torch.equal(network.join.weight, saved["join.weight"])
+    taught = text.teach(corpus, text.Settings(out=tmp_path, teacher=first))
+    guess = [["down", "up"][g] for g in taught.argmax(1).tolist()]
+    assert sum(a == b for a, b in zip(guess, corpus.labels, strict=True)) > 390
+    report = train(files, tmp_path / "second", teacher=first, teacher_weight=1.0, epochs=6)  # never sees a label
+    assert report["valid"]["scores"]["network"]["accuracy"] > 0.9
+    with pytest.raises(InputError, match="knows other classes than the training set has"):
+        text.teach(other, text.Settings(out=tmp_path, teacher=first))
+
+
 def test_the_rival_averages_well_and_reads_chinese_by_characters():
     texts = ["净利大增", "净利增长", "净利大降", "净利下降"] * 10
     labels = ["good", "good", "bad", "bad"] * 10

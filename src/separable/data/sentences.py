@@ -71,6 +71,17 @@ class Corpus:
         lost = Counter(bad.label for bad in self.skipped if bad.label)
         return {label: count for label, count in sorted(lost.items()) if label not in set(self.labels)}
 
+    def check_trainable(self, path: Path) -> None:
+        """Refuse a training set of one class, or one that lost a class to bad lines."""
+        empty = self.empty_classes()
+        if empty:
+            named = ", ".join(f"{label!r} ({count} bad lines)" for label, count in empty.items())
+            raise InputError(
+                "train", str(path), f"leaves classes without a sentence: {named}; the first: {self.skipped[0]}"
+            )
+        if len(self.classes()) < 2:
+            raise InputError("train", str(path), f"holds one class only, {self.classes()}")
+
 
 def read(
     path: Path | str,

@@ -11,7 +11,7 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,9 @@ class Settings(Running):
     text_column: str | None = None  # of csv, tsv and JSON lines; without, the usual names are looked for
     label_column: str | None = None
     unknown_label: str | None = None  # stands for none of the classes; such sentences are never trained on
+    init: Path | None = None  # a saved classifier to go on from; its words and shape are kept, classes may differ
+    teacher: Path | None = None  # a saved classifier of the same classes, whose probabilities are learned from too
+    teacher_weight: float = 0.5  # of them in the loss
     strict: bool = False  # refuse a file that has a bad line, rather than leave the line out
     rival: bool = False
     epochs: int = 12
@@ -71,9 +74,15 @@ class ClassifierTraining(L.LightningModule):
     """The network, its batches, its loss and its optimiser."""
 
     def __init__(
-        self, network: SentenceClassifier, settings: Settings, train: SentenceRows, valid: SentenceRows | None
+        self,
+        network: SentenceClassifier,
+        settings: Settings,
+        train: SentenceRows,
+        valid: SentenceRows | None,
+        taught: Tensor | None,
     ):
         super().__init__()
+        self.taught = taught  # [sentences of train, K], the teacher's probabilities
         self.network, self.settings = network, settings
         self.train_set, self.valid_set = train, valid
         self.valid_groups = valid.groups(256) if valid is not None else [[]]
@@ -101,12 +110,17 @@ class ClassifierTraining(L.LightningModule):
 
     def training_step(self, number: int, batch_idx: int) -> Tensor:
         running.seed_step(self.settings.seed, self)
-        batch = self.train_set.batch(self.plan(self.current_epoch)[batch_idx]).to(self.device)
+        numbers = self.plan(self.current_epoch)[batch_idx]
+        batch = self.train_set.batch(numbers).to(self.device)
         logits, halves, _ = self.network(batch)
         weights = self.weights.to(self.device)
 
         def loss_of(logits: Tensor) -> Tensor:
-            return F.cross_entropy(logits, batch.labels, weights, label_smoothing=self.settings.smoothing)
+            own = F.cross_entropy(logits, batch.labels, weights, label_smoothing=self.settings.smoothing)
+            if self.taught is None:
+                return own
+            taught = F.cross_entropy(logits, self.taught[numbers].to(self.device), weights)
+            return own + self.settings.teacher_weight * (taught - own)
 
         loss = loss_of(logits)
         for half in halves:
@@ -164,14 +178,14 @@ def main(settings: Settings) -> dict[str, Any]:
     tensorboard/.
     """
     train = known(read(settings.train, settings), settings)
-    check(train, settings)
+    train.check_trainable(settings.train)
     valid = known(read(settings.valid, settings), settings) if settings.valid else None
     torch.manual_seed(settings.seed)
     network, table = begin(train, settings)
     places = {label: place for place, label in enumerate(network.shape.classes)}
     rows = SentenceRows(train.texts, [places[label] for label in train.labels], table)
     held = held_out(valid, places, table, settings) if valid else None
-    module = ClassifierTraining(network, settings, rows, held)
+    module = ClassifierTraining(network, settings, rows, held, teach(train, settings))
     began = time.perf_counter(), time.process_time()
     best = running.fit(module, settings, monitor="valid_score")
     spent = [(now - then) / 60 for now, then in zip((time.perf_counter(), time.process_time()), began, strict=True)]
@@ -207,17 +221,6 @@ def known(corpus: Corpus, settings: Settings) -> Corpus:
     return Corpus([s for s in corpus.sentences if s.label != settings.unknown_label], corpus.skipped)
 
 
-def check(train: Corpus, settings: Settings) -> None:
-    """Refuse what cannot be trained on."""
-    empty = train.empty_classes()
-    if empty:
-        named = ", ".join(f"{label!r} ({count} bad lines)" for label, count in empty.items())
-        rule = f"leaves classes without a sentence: {named}; the first: {train.skipped[0]}"
-        raise InputError("train", str(settings.train), rule)
-    if len(train.classes()) < 2:
-        raise InputError("train", str(settings.train), f"holds one class only, {train.classes()}")
-
-
 def held_out(valid: Corpus, places: dict[str, int], table: SentenceTable, settings: Settings) -> SentenceRows:
     """The validation sentences whose label is a class; the others are told in the report, as wrong."""
     there = [s for s in valid.sentences if s.label in places]
@@ -227,8 +230,26 @@ def held_out(valid: Corpus, places: dict[str, int], table: SentenceTable, settin
     return SentenceRows([s.text for s in there], [places[s.label] for s in there], table)
 
 
+def teach(train: Corpus, settings: Settings) -> Tensor | None:
+    """What the teacher makes of the training sentences: [N, K] probabilities."""
+    if not settings.teacher:
+        return None
+    teacher = SavedClassifier.load(settings.teacher)
+    if teacher.network.shape.classes != train.classes():
+        raise InputError("teacher", str(settings.teacher), "knows other classes than the training set has")
+    return teacher.run(train.texts).logits.softmax(1)
+
+
 def begin(train: Corpus, settings: Settings) -> tuple[SentenceClassifier, SentenceTable]:
-    """A new network for these sentences and vectors."""
+    """A new network for these sentences and vectors, or the saved one of `init` with what fits of its weights."""
+    if settings.init:
+        saved = SavedClassifier.load(settings.init)
+        network = SentenceClassifier(replace(saved.network.shape, classes=train.classes()))
+        own, given = network.state_dict(), saved.network.state_dict()
+        same = network.shape.classes == saved.network.shape.classes
+        own.update({name: v for name, v in given.items() if same or not name.startswith(("decide.", "bag."))})
+        network.load_state_dict(own)
+        return network, saved.table
     words = vectors.read(settings.vectors) if settings.vectors else vectors.none()
     words.table = words.table.half().float()  # as they will be saved
     shape = Shape(
