@@ -80,9 +80,10 @@ class Clipped:
         return x * gain
 
     def _place(self, starts: Tensor, lengths: Tensor, places: Tensor) -> Tensor:
-        inside = torch.arange(self.window) - places[:, None]  # [N, window]: sample of the clip
-        held = (inside >= 0) & (inside < lengths[:, None])
-        return self.flat[(starts[:, None] + inside).clamp(0, len(self.flat) - 1)] * held
+        rows = self.flat.new_zeros(len(starts), self.window)
+        for row, start, length, place in zip(rows, starts.tolist(), lengths.tolist(), places.tolist(), strict=True):
+            row[place : place + length] = self.flat[start : start + length]
+        return rows
 
 
 def loudest(samples: Tensor, window: int) -> Tensor:
@@ -96,7 +97,7 @@ def loudest(samples: Tensor, window: int) -> Tensor:
 
 def coloured_noise(count: int, samples: int) -> Tensor:
     """[count, samples] of power 1, each row falling by 0 to 3 dB an octave, drawn: white to pink."""
-    spectrum = torch.fft.rfft(torch.randn(count, samples))
+    spectrum = torch.view_as_complex(torch.randn(count, samples // 2 + 1, 2))
     slope = -0.5 * torch.rand(count, 1)  # of the amplitude
     noise = torch.fft.irfft(spectrum * torch.arange(1, spectrum.shape[1] + 1) ** slope, samples)
     return noise / noise.square().mean(1, keepdim=True).sqrt()

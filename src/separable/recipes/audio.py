@@ -45,7 +45,7 @@ class Settings(Running):
     teacher: Path | None = None  # a saved network that hears the same classes, to learn from
     teaching: float = 0.7  # share of the teacher in the loss
     seconds: float = 1.0  # of the window a clip stands in
-    epochs: int = 12
+    epochs: int = 24
     batch: int = 32
     learning_rate: float = 1e-2
     weight_decay: float = 0.02
