@@ -88,11 +88,11 @@ def survey(model: nn.Module, data: Data, *, example: Tensor | None = None, sampl
     dense = copy.deepcopy(model).eval().requires_grad_(False)
     inputs = batches.collect(data, dense, samples)
     example = inputs[0][:1] if example is None else batches.collect(example, dense)[0]
-    counted = cost.count(dense, example)
     sites = _trace(dense, inputs[0][:2])
     if all(site.kept for site in sites):
         reasons = "; ".join(f"{site.name or 'the model'}: {site.kept}" for site in sites) or "it runs no convolution"
         raise InputError("model", type(model).__name__, f"has no convolution that can be made separable ({reasons})")
+    counted = cost.count(dense, example)
     found = Survey(dense, inputs, example, sites, counted.macs // len(example), counted.params)
     for group in _groups(found.convertible):
         _measure(found, group)
