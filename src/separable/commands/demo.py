@@ -24,7 +24,7 @@ from separable.errors import InputError
 from separable.export import export_onnx
 from separable.progress import say, track
 
-BUDGET = {"macs": 0.3}
+BUDGET = {"macs": 0.2}
 EPOCHS, DISTILL_EPOCHS, BATCH_SIZE, LEARNING_RATE = 10, 4, 64, 5e-3
 CALIBRATION_IMAGES = 512
 PREPARATION = {"size": [28, 28], "mean": [0.0], "std": [1.0], "channels": 1}

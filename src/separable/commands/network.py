@@ -49,7 +49,8 @@ def preparation_of(network: Network, size: str | None, mean: str | None, std: st
     """How images reach the network: --size, --mean and --std over what its source says."""
     given: dict[str, Any] = {}
     if size is not None:
-        given["size"] = tuple(numbers("--size", size.replace("x", ","), int))
+        sides = numbers("--size", size.replace("x", ","), int)
+        given["size"] = sides[0] if len(sides) == 1 else sides
     for option, text in (("mean", mean), ("std", std)):
         if text is not None:
             given[option] = numbers(f"--{option}", text)
