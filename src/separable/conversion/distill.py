@@ -164,7 +164,7 @@ def _train(course: _Course, train, validation, epochs: int, learning_rate: float
             nn.utils.clip_grad_norm_(student.parameters(), _GRADIENT_NORM)
             optimizer.step()
             schedule.step()
-            total, examples = total + float(loss) * len(first_of(batch)), examples + len(first_of(batch))
+            total, examples = total + float(loss.detach()) * len(first_of(batch)), examples + len(first_of(batch))
         if not examples:
             raise InputError("train", describe(train), "holds no examples")
         history.append(_evaluate(course, validation, Epoch(epoch, total / examples)))
