@@ -6,6 +6,7 @@ test on, drawn by the seed. The test images are read once, at the end.
 
 import copy
 import functools
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,12 +92,15 @@ def digits(seed: int) -> tuple[Split, Split, Split]:
 def dense_network() -> nn.Sequential:
     """Five dense 3x3 convolutions, each with batch norm and ReLU, then the mean and a linear layer."""
 
-    def block(in_channels: int, out_channels: int, stride: int = 1) -> list[nn.Module]:
-        conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-        return [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
-
-    widths = [*block(1, 24), *block(24, 32, 2), *block(32, 32), *block(32, 64, 2), *block(64, 64)]
-    return nn.Sequential(*widths, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    layers: dict[str, nn.Module] = {}
+    channels = 1
+    for i, (out_channels, stride) in enumerate([(24, 1), (32, 2), (32, 1), (64, 2), (64, 1)], 1):
+        layers[f"conv{i}"] = nn.Conv2d(channels, out_channels, 3, stride, padding=1, bias=False)
+        layers[f"norm{i}"] = nn.BatchNorm2d(out_channels)
+        layers[f"relu{i}"] = nn.ReLU()
+        channels = out_channels
+    layers |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "linear": nn.Linear(channels, 10)}
+    return nn.Sequential(OrderedDict(layers))
 
 
 def train_dense(train: Split, validation: Split) -> nn.Sequential:

@@ -27,10 +27,10 @@ _DECAY = 1e-4
 
 @dataclass
 class Epoch:
-    """One pass: mean training loss; on validation the mean loss against the teacher, agreement and accuracy, 0 to 1."""
+    """One pass: mean training loss, none before the first; the other numbers are of validation, shares from 0 to 1."""
 
     epoch: int
-    loss: float
+    loss: float | None
     validation_loss: float | None = None
     agreement: float | None = None  # the share of examples on which the student decides as the teacher does
     accuracy: float | None = None
@@ -150,7 +150,7 @@ def _train(course: _Course, train, validation, epochs: int, learning_rate: float
     steps = epochs * _length(batches)
     optimizer = torch.optim.AdamW(_parameter_groups(student), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _factor(step, steps))
-    history = [_evaluate(course, validation, Epoch(0, float("nan")))] if validation is not None else []
+    history = [_evaluate(course, validation, Epoch(0, None))] if validation is not None else []
     best = copy.deepcopy(student.state_dict()) if history else None
     for epoch in range(1, epochs + 1):
         _set_training(student, freeze_norms)
