@@ -8,7 +8,7 @@ from torch import nn
 
 from separable.conversion.factorize import halves
 from separable.conversion.least_squares import compose, fit, solve_ridge
-from separable.conversion.moments import Accumulator
+from separable.conversion.moments import Accumulator, patch_rows, rows
 
 ORDERS = ["depthwise_first", "pointwise_first"]
 
@@ -20,10 +20,10 @@ def correlated(n=32, channels=6, size=9):
     return torch.einsum("nchw,cd->ndhw", x, torch.randn(channels, channels, dtype=torch.float64)).relu() + 0.3
 
 
-def measured(conv, x, y=None):
-    sums = Accumulator(conv, len(x))
+def measured(conv, x):
+    sums = Accumulator(conv.in_channels)
     for part in x.split(8):
-        sums.add(part, conv(part).detach())
+        sums.add(patch_rows(conv, part, None), rows(conv(part).detach(), None))
     return sums.moments(intercept=True)
 
 

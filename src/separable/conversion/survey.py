@@ -17,7 +17,7 @@ from separable import cost
 from separable.conversion import batches, watch
 from separable.conversion.batches import Data
 from separable.conversion.factorize import why_not
-from separable.conversion.moments import Accumulator, Moments
+from separable.conversion.moments import Accumulator, Moments, Positions, patch_rows, rows
 from separable.errors import InputError
 from separable.progress import track
 
@@ -217,7 +217,9 @@ def _groups(sites: list[Site]) -> list[list[Site]]:
 def _measure(found: Survey, group: list[Site]) -> None:
     """One pass over the data that sums the moments of each site of the group and checks that all is finite."""
     examples = sum(len(batch) for batch in found.inputs)
-    sums = {site.name: Accumulator(found.model.get_submodule(site.name), examples * site.calls) for site in group}
+    convs: dict[str, Any] = {site.name: found.model.get_submodule(site.name) for site in group}
+    sums = {name: Accumulator(conv.in_channels) for name, conv in convs.items()}
+    positions = {site.name: Positions(convs[site.name], examples * site.calls) for site in group}
 
     def check(name):
         def finite(module, args, output):
@@ -227,18 +229,21 @@ def _measure(found: Survey, group: list[Site]) -> None:
         return finite
 
     def add(name):
-        return lambda module, args, output: sums[name].add(args[0], output)
+        def ran(module, args, output):
+            index = positions[name].choose(output)
+            sums[name].add(patch_rows(module, args[0], index), rows(output, index))
+
+        return ran
 
     handles = [m.register_forward_hook(check(n)) for n, m in found.model.named_modules() if not list(m.children())]
-    handles += [found.model.get_submodule(name).register_forward_hook(add(name)) for name in sums]
+    handles += [conv.register_forward_hook(add(name)) for name, conv in convs.items()]
     with watch.hooks(handles):
         for batch in track(found.inputs, "surveying the dense network"):
             if batch.is_floating_point() and not torch.isfinite(batch).all():
                 raise InputError("data", batches.describe(batch), "holds NaN or infinite values")
             run(found.model, batch)
     for site in group:
-        conv = found.model.get_submodule(site.name)
-        site.moments = sums[site.name].moments(has_intercept(site, conv))
+        site.moments = sums[site.name].moments(has_intercept(site, convs[site.name]))
 
 
 def has_intercept(site: Site, conv: Any) -> bool:
