@@ -196,3 +196,14 @@ def test_mistakes_are_told_in_one_sentence(options, said):
     with pytest.raises(InputError, match=said):
         cost.profile(model, **options)
     assert model.training
+
+
+def test_calls_are_timed_by_turns(monkeypatch):
+    now = itertools.count()
+    monkeypatch.setattr(timing, "clock_s", lambda device: float(next(now)))
+    order = []
+    taken = cost.interleaved_ms({"a": lambda: order.append("a"), "b": lambda: (order.append("b"), next(now))}, 3, 1)
+    assert order == ["a", "b"] * 4
+    assert taken == {"a": 1000.0, "b": 2000.0}
+    with pytest.raises(InputError, match="rounds = 0: must be a whole number of at least 1"):
+        cost.interleaved_ms({}, 0)
