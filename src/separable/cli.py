@@ -144,18 +144,29 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
         with progress.shown():
-            app(arguments, prog_name="separable")
+            code = app(arguments, prog_name="separable", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        raise SystemExit(130) from None
     except Exception as error:
         if len(arguments) < len(sys.argv) - 1:
             raise
-        mistake = isinstance(error, InputError)
-        print(f"separable: {error}" if mistake else explain(error), file=sys.stderr)
-        raise SystemExit(2 if mistake else 1) from None
+        sentence, code = explain(error, arguments)
+        print(f"separable: {sentence}", file=sys.stderr)
+    raise SystemExit(code or 0)
 
 
-def explain(error: Exception) -> str:
+def explain(error: Exception, arguments: list[str]) -> tuple[str, int]:
+    """What to say of an error, and the exit code."""
+    if isinstance(error, InputError):
+        return str(error), 2
+    if hasattr(error, "format_message"):  # what typer refuses; it keeps the class to itself
+        message = error.format_message().rstrip(".")
+        names = [name for name in getattr(getattr(error, "param", None), "opts", []) if name in arguments[:-1]]
+        if names:  # it leaves out the value
+            message = f"{names[0]} = {arguments[arguments.index(names[0]) + 1]}: {message.partition(': ')[2]}"
+        return f"{message}; `separable --help` and `separable COMMAND --help` tell what there is", 2
     first = (str(error).strip().splitlines() or ["no message"])[0]
-    return f"separable: unexpected {type(error).__name__}: {first} (run again with --debug for the stack trace)"
+    return f"unexpected {type(error).__name__}: {first} (run again with --debug for the stack trace)", 1
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A trained dense network in, a folder out: separable, calibrated, measured, saved, exported, compared."""
 
 import copy
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from separable import atomic, conversion, report, store
 from separable.commands.evaluate import accuracy
 from separable.commands.network import open_network, preparation_of
 from separable.commands.result import Result
+from separable.conversion.plan import read_budget
 from separable.data import ImageSet, open_images
 from separable.errors import InputError
 from separable.export import export_onnx
@@ -55,8 +57,11 @@ def run(options: Options) -> Result:
 
     reading = images.batches(_BATCH_SIZE, options.samples, options.seed, "reading images to calibrate on")
     calibration = torch.cat([inputs for inputs, _ in reading])  # [samples, C, H, W]
+    with tempfile.TemporaryDirectory() as rehearsal:  # what cannot be written is refused before the work, not after it
+        store.save(network.model, rehearsal, example=calibration[:1])
+        dense_sizes = export(network.model, calibration[:1], {}, Path(rehearsal))
     say(f"Converting {network.name} to {options.budget}, calibrated on {len(calibration)} images")
-    converted = conversion.convert(network.model, calibration, budget=budget)
+    converted = conversion.convert(network.model, calibration, budget=budget, samples=len(calibration))
     stages = {"dense": network.model, "separable": converted.model}
     if options.distill:
         stages["separable"] = copy.deepcopy(converted.model)
@@ -64,6 +69,7 @@ def run(options: Options) -> Result:
 
     about = {
         "source": network.name,
+        "weights": "as the source makes them" if options.weights is None else options.weights.name,
         "preparation": images.preparation.to_json(),
         "classes": images.classes or network.classes,
         "input_shape": [1, *calibration.shape[1:]],
@@ -73,8 +79,9 @@ def run(options: Options) -> Result:
         tops = {name: accuracy(m, test.batches(256, description=f"testing {name}")).top1 for name, m in stages.items()}
         about["measured"] = {"test": str(options.test.name), "top1": tops}  # type: ignore[union-attr]
     sizes = write(options, converted.model, calibration[:1], about)
+    sizes = {"dense": dense_sizes, "separable": sizes}
     skipped = {*images.skipped, *(test.skipped if test else [])}
-    data = {**about, "out": str(options.out), **sizes, "skipped": sorted(skipped)}
+    data = {**about, "out": str(options.out), "file_bytes": sizes, "skipped": sorted(skipped)}
     tables = [converted.table(), summary(converted, about, sizes)]
     return Result(data, tables, f"Written to {options.out}: model.safetensors, model.json, model.onnx, report.html")
 
@@ -98,14 +105,25 @@ def distill(student: nn.Module, teacher: nn.Module, images: ImageSet, options: O
 
 def write(options: Options, model: nn.Module, example: Tensor, about: dict[str, Any]) -> dict[str, int]:
     """The folder, whole or not at all; both forms are loaded again and compared before it takes its name."""
+    failure = None
     with atomic.folder_beside(options.out, overwrite=options.overwrite, argument="--out") as beside:
-        store.save(model, beside, about=about, overwrite=True)
-        export_onnx(model, example, beside / "model.onnx", about=about)
+        store.save(model, beside, example=example, about=about)
         report.conversion_page(about, beside / "report.html")
-        return {f"{file.suffix[1:]}_bytes": file.stat().st_size for file in beside.glob("model.*")}
+        try:
+            return export(model, example, about, beside)
+        except InputError as error:
+            failure = error  # the network is trained and saved: it is kept, without the form that failed
+    rule = f"the network is saved in {options.out}, without it: {failure}"
+    raise InputError("model.onnx", "could not be written", rule) from failure
 
 
-def summary(converted, about: dict[str, Any], sizes: dict[str, int]) -> Table:
+def export(model: nn.Module, example: Tensor, about: dict[str, Any], folder: Path) -> dict[str, int]:
+    """model.onnx beside the saved network; the size of each file in bytes."""
+    export_onnx(model, example, folder / "model.onnx", about=about)
+    return {file.name: file.stat().st_size for file in sorted(folder.glob("model.*"))}
+
+
+def summary(converted, about: dict[str, Any], sizes: dict[str, dict[str, int]]) -> Table:
     """Dense against separable, in one small table."""
     table = Table(title="Dense against separable", title_justify="left")
     for heading in ("", "dense", "separable", "ratio"):
@@ -121,7 +139,9 @@ def summary(converted, about: dict[str, Any], sizes: dict[str, int]) -> Table:
             table.add_row(
                 f"top-1, {name}", f"{tops['dense']:.2%}", f"{top1:.2%}", f"{(top1 - tops['dense']) * 100:+.2f} points"
             )
-    table.add_row("model.onnx", "", f"{sizes['onnx_bytes'] / 1e6:.2f} MB", "")
+    for file in ("model.safetensors", "model.onnx"):
+        before, after = sizes["dense"][file], sizes["separable"][file]
+        table.add_row(file, f"{before / 1e6:.2f} MB", f"{after / 1e6:.2f} MB", f"{after / before:.3f}")
     return table
 
 
@@ -129,6 +149,11 @@ def parse_budget(text: str) -> dict[str, float]:
     """ "macs=0.6" as {"macs": 0.6}; what the keys may be is the library's to say."""
     key, _, value = text.partition("=")
     try:
-        return {key.strip(): float(value)}
+        budget = {key.strip(): float(value)}
     except ValueError:
         raise InputError("--budget", text, "must be KEY=NUMBER, as macs=0.6, params=0.5 or latency=0.7") from None
+    try:
+        read_budget(budget)
+    except InputError as error:
+        raise InputError("--budget", text, error.rule) from None
+    return budget

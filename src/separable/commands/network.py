@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from separable import models, store
 from separable.data.images import Preparation
 from separable.errors import InputError
+from separable.progress import say
 
 
 @dataclass
@@ -41,6 +42,9 @@ def open_network(source: str, weights: Path | None) -> Network:
             about.get("classes", []),
         )
     read = models.read_model(source, weights)
+    if weights is None:
+        made = "random" if source.startswith(("timm:", "torchvision:")) else "those that FILE.py gives it"
+        say(f"No --weights: the weights of {read.name} are {made}")
     shape = None if read.input_shape is None else (1, *read.input_shape)
     return Network(read.model.eval(), read.name, read.preparation, shape)
 
@@ -57,13 +61,14 @@ def preparation_of(network: Network, size: str | None, mean: str | None, std: st
     known = network.preparation.to_json() if isinstance(network.preparation, Preparation) else network.preparation
     if isinstance(known, Mapping):
         return Preparation.from_settings({**known, **given})
-    if given:
-        if ("mean" in given) != ("std" in given):
-            raise InputError("--mean, --std", f"{mean}, {std}", "go together: give both or neither")
+    if "mean" in given and "std" in given:
         return Preparation.from_settings(given)
     if known is None:
         rule = f"{network.name} does not say how its images are prepared; give both, or `preprocess` in FILE.py"
-        raise InputError("--mean, --std", "not given", rule)
+        raise InputError("--mean, --std", f"{mean}, {std}", rule)
+    if given:
+        rule = "cannot change a part of what the function `preprocess` does; give --size, --mean and --std, or none"
+        raise InputError(", ".join(f"--{option}" for option in given), "given", rule)
     return known
 
 
