@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from separable.errors import InputError
+from separable.errors import InputError, first_line
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -165,8 +165,7 @@ def explain(error: Exception, arguments: list[str]) -> tuple[str, int]:
         if names:  # it leaves out the value
             message = f"{names[0]} = {arguments[arguments.index(names[0]) + 1]}: {message.partition(': ')[2]}"
         return f"{message}; `separable --help` and `separable COMMAND --help` tell what there is", 2
-    first = (str(error).strip().splitlines() or ["no message"])[0]
-    return f"unexpected {type(error).__name__}: {first} (run again with --debug for the stack trace)", 1
+    return f"unexpected {type(error).__name__}: {first_line(error)} (run again with --debug for the stack trace)", 1
 
 
 if __name__ == "__main__":

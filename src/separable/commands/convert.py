@@ -78,8 +78,8 @@ def run(options: Options) -> Result:
     if test is not None:
         tops = {name: accuracy(m, test.batches(256, description=f"testing {name}")).top1 for name, m in stages.items()}
         about["measured"] = {"test": str(options.test.name), "top1": tops}  # type: ignore[union-attr]
-    sizes = write(options, converted.model, calibration[:1], about)
-    sizes = {"dense": dense_sizes, "separable": sizes}
+    separable_sizes = write(options, converted.model, calibration[:1], about)
+    sizes = {"dense": dense_sizes, "separable": separable_sizes}
     skipped = {*images.skipped, *(test.skipped if test else [])}
     data = {**about, "out": str(options.out), "file_bytes": sizes, "skipped": sorted(skipped)}
     tables = [converted.table(), summary(converted, about, sizes)]

