@@ -72,8 +72,8 @@ def test_folders_made_for_a_result_that_fails_go_again_and_others_stay(tmp_path)
             raise RuntimeError
         assert names(tmp_path) == ["mine"]
         assert names(tmp_path / "mine") == []
-    with pytest.raises(TypeError), write_beside(tmp_path / "new" / "result"):
-        (tmp_path / "new" / "someone else's").write_text(7)
+    with pytest.raises(RuntimeError), write_beside(tmp_path / "new" / "result") as beside:
+        raise RuntimeError(beside.with_name("someone else's").touch())
     assert names(tmp_path / "new") == ["someone else's"]
 
 
