@@ -7,7 +7,7 @@ test on, drawn by the seed. The test images are read once, at the end.
 import copy
 import functools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from separable.export import export_onnx
 from separable.progress import say, track
 
 BUDGET = {"macs": 0.2}
-EPOCHS, DISTILL_EPOCHS, BATCH_SIZE, LEARNING_RATE = 10, 4, 64, 5e-3
+EPOCHS, DISTILL_EPOCHS, BATCH_SIZE, LEARNING_RATE = 10, 10, 64, 5e-3
 CALIBRATION_IMAGES = 512
 PREPARATION = {"size": [28, 28], "mean": [0.0], "std": [1.0], "channels": 1}
 
@@ -41,6 +41,22 @@ class Split:
         return list(zip(self.images.split(size), self.labels.split(size), strict=True))
 
 
+class Shifted:
+    """The batches of one epoch, in a new order each time, each batch shifted by up to two pixels."""
+
+    def __init__(self, split: Split):
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split.labels) // BATCH_SIZE
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for chosen in torch.randperm(len(self.split.labels)).split(BATCH_SIZE)[: len(self)]:
+            down, right = torch.randint(0, 5, (2,)).tolist()
+            padded = F.pad(self.split.images[chosen], [2] * 4)
+            yield padded[:, :, down : down + 28, right : right + 28], self.split.labels[chosen]
+
+
 def run(out: Path, overwrite: bool, seed: int) -> Result:
     """Every step in its order; everything is written to `out` at the end, whole or not at all."""
     atomic.check_folder(out, overwrite=overwrite, mark="report.html", argument="--out")
@@ -53,7 +69,7 @@ def run(out: Path, overwrite: bool, seed: int) -> Result:
     calibrated = copy.deepcopy(converted.model)
     say(f"Distilling for {DISTILL_EPOCHS} epochs against the dense network")
     distilled, history = conversion.distill(
-        converted.model, dense, train.batches(BATCH_SIZE), validation.batches(), epochs=DISTILL_EPOCHS
+        converted.model, dense, Shifted(train), validation.batches(), epochs=DISTILL_EPOCHS
     )
     networks = {"dense": dense, "separable": calibrated, "separable, distilled": distilled}
     with atomic.folder_beside(out, overwrite=overwrite, mark="report.html", argument="--out") as beside:
@@ -99,20 +115,18 @@ def dense_network() -> nn.Sequential:
 
 
 def train_dense(train: Split, validation: Split) -> nn.Sequential:
-    """AdamW under a one-cycle rate, images shifted by up to two pixels."""
+    """AdamW under a one-cycle rate."""
     network = dense_network()
-    steps = EPOCHS * (len(train.labels) // BATCH_SIZE)
+    batches = Shifted(train)
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    order = torch.cat([torch.randperm(len(train.labels))[: steps // EPOCHS * BATCH_SIZE] for _ in range(EPOCHS)])
-    for chosen in track(order.split(BATCH_SIZE), f"training the dense network, {EPOCHS} epochs", steps):
-        down, right = torch.randint(0, 5, (2,)).tolist()
-        images = F.pad(train.images[chosen], [2] * 4)[:, :, down : down + 28, right : right + 28]
-        loss = F.cross_entropy(network(images), train.labels[chosen], label_smoothing=0.05)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=EPOCHS * len(batches))
+    for epoch in range(1, EPOCHS + 1):
+        for images, labels in track(batches, f"training the dense network, epoch {epoch} of {EPOCHS}"):
+            loss = F.cross_entropy(network(images), labels, label_smoothing=0.05)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
     say(f"Dense network: {accuracy(network, validation.batches()).top1:.1%} on the validation images")
     return network.eval()
 
