@@ -61,7 +61,7 @@ def time_in_turn(model: nn.Module, inputs: tuple[Tensor, ...], repeats: int) -> 
         raise misfit(error, type(model).__name__, inputs) from error
     layer_ms = {key: statistics.median(ms[key] for ms in passes) for key in passes[0]}
     together_ms = statistics.median(sum(ms.values()) for ms in passes)
-    interrupted_ms = together_ms - sum(layer_ms.values())
+    interrupted_ms = max(0.0, together_ms - sum(layer_ms.values()))  # of few passes the medians may add up to more
     return Timing(statistics.median(whole_ms), spread(whole_ms), interrupted_ms, layer_ms, dense)
 
 
