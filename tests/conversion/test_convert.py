@@ -10,6 +10,7 @@ from torch import nn
 from separable import cost
 from separable.conversion import calibrate, convert, factorize, plan, survey
 from separable.conversion.forms import replace
+from separable.conversion.survey import in_groups
 from separable.errors import InputError
 from separable.layers import SeparableConv1d, SeparableConv2d, SeparableConv3d
 
@@ -241,6 +242,23 @@ def test_result_is_shown_as_a_table_and_as_plain_values(dense, images):
     assert done.table().row_count == len(done.layers) == 5
 
 
+@pytest.mark.parametrize("measure", ["macs", "latency"])
+def test_the_callers_random_numbers_stay_as_they_are(dense, images, measure):
+    before = torch.get_rng_state()
+    convert(dense, images, {measure: 1.0})
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_network_inside_a_compiled_one_is_converted(dense, images):
+    done, plain = (convert(network, images, {"macs": 0.6}) for network in (torch.compile(dense), dense))
+    assert type(done.model) is Residual
+    torch.testing.assert_close(done.model(images), plain.model(images))
+
+
+def test_a_group_holds_what_fits_and_a_large_site_stands_alone():
+    assert in_groups([3, 4, 9, 1, 6, 2], lambda size: size, 7) == [[3, 4], [9], [1, 6], [2]]
+
+
 def nan_inside(network):
     with torch.no_grad():
         network.conv2.weight[0] = float("nan")
@@ -268,6 +286,8 @@ BAD = {
     "nothing to convert": (lambda n, x: convert(nn.Conv2d(3, 4, 1), x), "no convolution that can be made separable"),
     "no convolution": (lambda n, x: convert(nn.Flatten(), x), "runs no convolution"),
     "not a model": (lambda n, x: convert(lambda x: x, x), "torch.nn.Module"),
+    "on meta": (lambda n, x: convert(n.to("meta"), x), "model = Residual: is on the meta device and has no values"),
+    "data on meta": (lambda n, x: convert(n, x.to("meta")), "data = .*: is on the meta device and has no values"),
     "no samples": (lambda n, x: convert(n, x, samples=0), "at least 1"),
     "nothing to calibrate": (lambda n, x: calibrate(copy.deepcopy(n), n, x), "has no separable layer"),
     "networks that differ": (lambda n, x: calibrate(nn.Flatten(), n, x), "has no module conv1"),

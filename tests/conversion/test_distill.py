@@ -108,6 +108,38 @@ def test_an_odd_last_example_does_not_break_batch_norm(digits, teacher):
     distill(network(SeparableConv2d), teacher, digits[0][:65], epochs=1)
 
 
+def test_negative_labels_are_none(digits, teacher):
+    x, y = digits[0][:64], digits[1][:64]
+    none = torch.full_like(y, -1)
+    some = torch.where(torch.arange(64) < 16, y, -1)
+    measured = []
+    for labels in (none, some):
+        _, history = distill(copy.deepcopy(teacher), teacher, x, [(x, labels)], epochs=1)
+        measured.append(history[0].accuracy)
+    assert measured[0] is None
+    with torch.no_grad():
+        assert measured[1] == pytest.approx(float((teacher(x[:16]).argmax(1) == y[:16]).double().mean()))
+
+
+def test_unlabelled_examples_do_not_count_in_the_loss_of_labels(digits, teacher):
+    """Labels alone train: a student of none but unlabelled neighbours is pulled by the labelled ones only."""
+    x, y = digits[0][:64], digits[1][:64]
+    some = torch.where(torch.arange(64) < 16, y, -1)
+    student = copy.deepcopy(teacher)
+    _, history = distill(student, teacher, [(x, some)], epochs=1, label_weight=1.0, freeze_norms=True)
+    with torch.no_grad():
+        assert history[-1].loss == pytest.approx(float(nn.functional.cross_entropy(teacher(x[:16]), y[:16])), rel=1e-4)
+
+
+def test_compiled_networks_are_trained_as_what_is_inside_them(digits, teacher):
+    student = network(SeparableConv2d)
+    before = student[0].conv_pw.weight.clone()
+    compiled = torch.compile(student)
+    given, _ = distill(compiled, torch.compile(teacher), digits[0][:64], epochs=1)
+    assert given is compiled
+    assert not torch.equal(student[0].conv_pw.weight, before)
+
+
 def test_loss_is_hintons():
     torch.manual_seed(0)
     given, target = (
@@ -128,6 +160,13 @@ def test_high_temperature_matches_logits():
     torch.testing.assert_close(softened_divergence(given, target, 1e4), limit, rtol=1e-3, atol=0)
 
 
+def broken(network):
+    network = copy.deepcopy(network)
+    with torch.no_grad():
+        network[-1].weight[0] = float("nan")
+    return network
+
+
 BAD = {
     "no epochs": (lambda s, t, x: distill(s, t, x, epochs=0), "epochs = 0"),
     "learning rate": (lambda s, t, x: distill(s, t, x, learning_rate=-1.0), "learning_rate = -1.0"),
@@ -139,7 +178,32 @@ BAD = {
     "not data": (lambda s, t, x: distill(s, t, 5), "must be a tensor"),
     "other classes": (lambda s, t, x: distill(s, nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), x), "must give what"),
     "nothing to train": (lambda s, t, x: distill(copy.deepcopy(s).requires_grad_(False), t, x), "requires a gradient"),
-    "nan": (lambda s, t, x: distill(s, t, x * float("nan")), "not finite"),
+    "nan": (lambda s, t, x: distill(s, t, x * float("nan")), "^train = .* holds NaN or infinite values"),
+    "nan to validate": (lambda s, t, x: distill(s, t, x, x / 0), "^validation = .* holds NaN or infinite values"),
+    "nan of the teacher": (lambda s, t, x: distill(s, broken(t), x), "^teacher = Sequential: gives NaN"),
+    "nan of the student": (lambda s, t, x: distill(broken(s), t, x), "^student = Sequential: .* before any step"),
+    "no student": (lambda s, t, x: distill(3, t, x), "^student = int: must be a torch.nn.Module"),
+    "no teacher": (lambda s, t, x: distill(s, 3, x), "^teacher = int: must be a torch.nn.Module"),
+    "teacher on meta": (lambda s, t, x: distill(s, copy.deepcopy(t).to("meta"), x), "^teacher = .* has no values"),
+    "channels": (lambda s, t, x: distill(s, t, x.repeat(1, 3, 1, 1)), "^train = .* the teacher cannot read it"),
+    "not a rate": (
+        lambda s, t, x: distill(s, t, x, learning_rate="a"),
+        "^learning_rate = a: must be a positive",
+    ),
+    "not a weight": (lambda s, t, x: distill(s, t, x, label_weight="a"), "^label_weight = a: must be a number"),
+    "not validation": (lambda s, t, x: distill(s, t, x, 5), "must be a tensor"),
+    "no such class": (
+        lambda s, t, x: distill(s, t, [(x, torch.full((len(x),), 10))], label_weight=0.5),
+        "^train = label 10: labels must be less than 10",
+    ),
+    "labels in tens": (
+        lambda s, t, x: distill(s, t, x, [(x, torch.zeros(len(x), 10))]),
+        r"^validation = labels, a tensor .* whole numbers of shape \[64\]",
+    ),
+    "labels all negative": (
+        lambda s, t, x: distill(s, t, [(x, torch.full((len(x),), -1))], label_weight=0.5),
+        "^label_weight = 0.5: needs batches",
+    ),
 }
 
 

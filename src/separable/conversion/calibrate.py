@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from separable.conversion import watch
 from separable.conversion.batches import Data
-from separable.conversion.factorize import bias_of, read_halves, write_halves
+from separable.conversion.factorize import SEPARABLE, bias_of, read_halves, write_halves
 from separable.conversion.least_squares import RIDGE, compose, fit
 from separable.conversion.moments import (
     PATCHES,
@@ -27,9 +27,8 @@ from separable.conversion.moments import (
     patch_rows,
     rows,
 )
-from separable.conversion.survey import SAMPLES, Site, Survey, has_intercept, survey
+from separable.conversion.survey import SAMPLES, Site, Survey, has_intercept, in_groups, survey
 from separable.errors import InputError
-from separable.layers.separable import _SeparableConvNd
 from separable.progress import track
 
 SWEEPS = 4
@@ -75,7 +74,8 @@ def calibrate(
     separable.eval()
     try:
         errors = {}
-        for group in _groups(fitted, sum(len(batch) for batch in dense.inputs)):
+        examples = sum(len(batch) for batch in dense.inputs)
+        for group in in_groups(fitted, lambda site: _target_bytes(site, examples), _TARGET_BYTES):
             targets = _targets(dense, group)
             for site in track(group, "calibrating"):
                 errors[site.name] = _calibrate_layer(separable, dense, site, targets.pop(site.name), sweeps, ridge)
@@ -87,7 +87,7 @@ def calibrate(
 
 def is_separable(model: nn.Module, name: str) -> bool:
     try:
-        return isinstance(model.get_submodule(name), _SeparableConvNd)
+        return isinstance(model.get_submodule(name), tuple(SEPARABLE.values()))
     except AttributeError:
         raise InputError(
             "separable", type(model).__name__, f"has no module {name}, which the dense network runs"
@@ -103,19 +103,9 @@ class _Target:
     shortcut: Tensor | None
 
 
-def _groups(sites: list[Site], examples: int) -> list[list[Site]]:
-    """Sites whose targets fit into memory together."""
-    groups: list[list[Site]] = [[]]
-    used = 0
-    for site in sites:
-        unknowns = site.known.gram.shape[0]
-        size = 8 * site.output_shape[1] * min(max(PATCHES, PATCHES_PER_UNKNOWN * unknowns), examples * site.places)
-        if groups[-1] and used + size > _TARGET_BYTES:
-            groups.append([])
-            used = 0
-        groups[-1].append(site)
-        used += size
-    return groups
+def _target_bytes(site: Site, examples: int) -> int:
+    unknowns = site.known.gram.shape[0]
+    return 8 * site.output_shape[1] * min(max(PATCHES, PATCHES_PER_UNKNOWN * unknowns), examples * site.places)
 
 
 @torch.no_grad()
