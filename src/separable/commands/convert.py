@@ -57,9 +57,7 @@ def run(options: Options) -> Result:
 
     reading = images.batches(_BATCH_SIZE, options.samples, options.seed, "reading images to calibrate on")
     calibration = torch.cat([inputs for inputs, _ in reading])  # [samples, C, H, W]
-    with tempfile.TemporaryDirectory() as rehearsal:  # what cannot be written is refused before the work, not after it
-        store.save(network.model, rehearsal, example=calibration[:1])
-        dense_sizes = export(network.model, calibration[:1], {}, Path(rehearsal))
+    dense_sizes = rehearse(network.model, calibration[:1])
     say(f"Converting {network.name} to {options.budget}, calibrated on {len(calibration)} images")
     converted = conversion.convert(network.model, calibration, budget=budget, samples=len(calibration))
     stages = {"dense": network.model, "separable": converted.model}
@@ -84,6 +82,16 @@ def run(options: Options) -> Result:
     data = {**about, "out": str(options.out), "file_bytes": sizes, "skipped": sorted(skipped)}
     tables = [converted.table(), summary(converted, about, sizes)]
     return Result(data, tables, f"Written to {options.out}: model.safetensors, model.json, model.onnx, report.html")
+
+
+def rehearse(dense: nn.Module, example: Tensor) -> dict[str, int]:
+    """Write the dense network as the separable one will be: what cannot be written is refused before the work."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            store.save(dense, folder, example=example)
+            return export(dense, example, {}, Path(folder))
+        except InputError as error:
+            raise InputError("source", type(dense).__name__, f"cannot be saved and exported: {error.rule}") from error
 
 
 def distill(student: nn.Module, teacher: nn.Module, images: ImageSet, options: Options) -> nn.Module:
@@ -113,7 +121,7 @@ def write(options: Options, model: nn.Module, example: Tensor, about: dict[str, 
             return export(model, example, about, beside)
         except InputError as error:
             failure = error  # the network is trained and saved: it is kept, without the form that failed
-    rule = f"the network is saved in {options.out}, without it: {failure}"
+    rule = f"the network is saved in {options.out}, without it: {failure.rule}"
     raise InputError("model.onnx", "could not be written", rule) from failure
 
 
