@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from separable import atomic
 from separable.atomic import folder_beside, write_beside
 from separable.errors import InputError
 
@@ -137,6 +138,42 @@ def test_a_folder_that_is_not_empty_is_refused_before_any_work(tmp_path):
     with pytest.raises(InputError, match=r"holds no model\.json"), folder_beside(tmp_path, overwrite=True):
         pytest.fail("a folder of someone else's must not be replaced")
     assert names(tmp_path) == ["mine.txt"]
+
+
+def write(out, text, meanwhile=lambda: None, **options):
+    """A result of one file; `meanwhile` happens before it is moved to its place."""
+    with folder_beside(out, **options) as beside:
+        (beside / "model.json").write_text(text)
+        meanwhile()
+
+
+@pytest.mark.parametrize("looks", [1, 0])
+def test_a_result_that_someone_else_puts_there_meanwhile_is_kept(looks, tmp_path, monkeypatch):
+    out, check = tmp_path / "out", atomic.check_folder
+
+    def meanwhile():
+        write(out, "first")
+        calls = iter([check] if looks else [lambda *_, **__: None, check])  # without one: it came after the last look
+        monkeypatch.setattr(atomic, "check_folder", lambda *args, **options: next(calls)(*args, **options))
+
+    with pytest.raises(InputError) as caught:
+        write(out, "late", meanwhile)
+    assert str(caught.value) == f"out = {out}: is a folder that is not empty; choose another or allow overwriting"
+    assert (out / "model.json").read_text() == "first"
+    assert names(tmp_path) == ["out"]
+
+
+def test_overwriting_spares_what_is_no_earlier_result_also_when_it_comes_meanwhile(tmp_path):
+    mine = tmp_path / "out" / "mine.txt"
+
+    def meanwhile():
+        mine.parent.mkdir()
+        mine.write_text("kept")
+
+    with pytest.raises(InputError, match=r"holds no model\.json"):
+        write(tmp_path / "out", "late", meanwhile, overwrite=True)
+    assert mine.read_text() == "kept"
+    assert names(tmp_path) == ["out"]
 
 
 def test_an_empty_folder_is_filled_and_an_earlier_result_replaced(tmp_path):

@@ -52,8 +52,9 @@ def folder_beside(
 ) -> Iterator[Path]:
     """An empty folder beside `path` to fill; it becomes `path` when the block ends well.
 
-    `path` must not exist or must be empty. With `overwrite`, a folder that holds the file `mark`, by which an earlier
-    result is known, is replaced: moved aside, the new one moved in, the old one deleted.
+    `path` must not exist or must be empty, also when the block ends: of two that write at once the later is refused.
+    With `overwrite`, a folder that holds the file `mark`, by which an earlier result is known, is replaced: moved
+    aside, the new one moved in, the old one deleted.
 
     Raises:
         InputError: `path` is taken, or cannot be written.
@@ -68,7 +69,12 @@ def folder_beside(
             for file in beside.rglob("*"):
                 if file.is_file():
                     _to_disk(file)
-            _replace_folder(path, beside)
+            check_folder(path, overwrite=overwrite, mark=mark, argument=argument)  # others may have written meanwhile
+            try:
+                _move_in(path, beside, overwrite)
+            except OSError:
+                check_folder(path, overwrite=overwrite, mark=mark, argument=argument)  # or in this very moment
+                raise
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
@@ -90,8 +96,11 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".part-{secrets.token_hex(4)}-{path.name}")
 
 
-def _replace_folder(path: Path, new: Path) -> None:
-    if not path.exists():
+def _move_in(path: Path, new: Path, overwrite: bool) -> None:
+    """Without `overwrite` by renaming alone, which no folder that holds something gives way to."""
+    if not overwrite or not path.exists():
+        with suppress(OSError):  # goes only where it is empty; Windows renames onto nothing at all
+            path.rmdir()
         new.rename(path)
         return
     old = path.with_name(f".part-{secrets.token_hex(4)}-old-{path.name}")
