@@ -28,9 +28,21 @@ def network():
 def unconvertible():
     return nn.Sequential(nn.Flatten(), nn.Linear(256, 3))
 
-class Branching(nn.Module):
+class fixed(nn.Module):
     def forward(self, x):
-        return x if x.sum() > 0 else -x
+        return x.mean((2, 3)).repeat(1, 3).reshape(1, -1)
+
+def nan():
+    net = network()
+    with torch.no_grad():
+        net[-1].weight.fill_(float("nan"))
+    return net
+
+def colour():
+    return nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def double():
+    return network().double()
 
 bare = None
 """
@@ -53,6 +65,8 @@ def place(tmp_path_factory):
             for i in range(count):
                 pixels = torch.randint(0, 80 * (label + 1), (20, 20), dtype=torch.uint8, generator=drawn)
                 Image.fromarray(pixels.numpy()).save(folder / "images" / split / f"class{label}" / f"{i}.png")
+    (folder / "one").mkdir()
+    Image.new("L", (20, 20)).save(folder / "one" / "0.png")
     (folder / "images" / "train" / "class0" / "broken.png").write_bytes(b"not an image")
     done = run(
         "convert", f"{folder}/net.py:network", "--data", f"{folder}/images", "--split", "train", "--budget", "macs=0.7",
@@ -108,6 +122,12 @@ def test_evaluate_uses_the_preparation_that_was_saved(place):
     for image, label in images:
         right += int(network(image[None]).argmax()) == label
     assert result["top1"] == pytest.approx(right / 12)
+
+
+def test_a_network_in_double_precision_is_fed_its_own_type(place):
+    done = run("evaluate", f"{place}/net.py:double", "--data", place / "images" / "test", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"] == 12
 
 
 def test_profile_prints_a_table_and_writes_a_page(place, tmp_path):
@@ -184,6 +204,17 @@ MISTAKES = {
                                          "--size", "16", "--out", "{tmp}/o"], "--mean, --std"),
     "size over a function": (["evaluate", "{place}/function.py:network", "--data", "{place}/images/test", "--size",
                               "8"], "preprocess"),
+    "page in no folder": (["profile", "{place}/out", "--html", "{tmp}/no/page.html"], "--html = "),
+    "threads beyond reason": (["profile", "{place}/out", "--threads", "9999"], "--threads = 9999"),
+    "a shape that no memory holds": (["profile", "{place}/out", "--shape", "1,1,20000000,20000000"], "--shape = "),
+    "a folder that is not there": (["evaluate", "smal", "--data", "{place}/images/test"], "a saved folder"),
+    "one class number too few": (["evaluate", "timm:mobilenetv3_small_100", "--data", "{place}/images/test", "--size",
+                                  "32"], "has 3 classes"),
+    "batch written into the network": (["evaluate", "{place}/net.py:fixed", "--data", "{place}/images/test"], "[1, 36]"),
+    "weights that are not numbers": (["evaluate", "{place}/net.py:nan", "--data", "{place}/images/test"], "NaN"),
+    "channels that do not fit": (["evaluate", "{place}/net.py:colour", "--data", "{place}/images/test"], "refuses it"),
+    "one image to distil on": (["convert", "{place}/net.py:network", "--data", "{place}/one", "--distill", "1", "--out",
+                                "{tmp}/o"], "--distill"),
     "export over a file": (["export", "{place}/out", "--out", "{place}/net.py"], "exists already"),
 }  # fmt: skip
 
@@ -251,7 +282,7 @@ def test_a_form_that_fails_at_the_end_does_not_lose_the_network(place, tmp_path,
     real = job.export_onnx
     monkeypatch.setattr(job, "export_onnx", export)
     options = job.Options(
-        f"{place}/net.py:network", place / "images" / "train", tmp_path / "o", "macs=0.7", None, None, None, 36, 0,
+        f"{place}/net.py:network", place / "images" / "train", tmp_path / "o", "macs=0.7", None, None, None, None, 36, 0,
         {"size": None, "mean": None, "std": None}, 0, False,
     )  # fmt: skip
     with pytest.raises(separable.InputError, match=r"is saved in .*differs from torch"):

@@ -58,6 +58,7 @@ def convert(
     weights: Weights = None,
     split: Split = None,
     test: Annotated[Path | None, typer.Option(help="Labelled images to measure top-1 on, before and after.")] = None,
+    test_split: Annotated[str | None, typer.Option(help="Which split folder of --test, where it has several.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Images to calibrate on.")] = 1024,
     distill: Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning against the dense network.")] = 0,
     size: Size = None,
@@ -71,7 +72,9 @@ def convert(
     from separable.commands import convert as job
 
     images = {"size": size, "mean": mean, "std": std}
-    options = job.Options(source, data, out, budget, weights, split, test, samples, distill, images, seed, overwrite)
+    options = job.Options(
+        source, data, out, budget, weights, split, test, test_split, samples, distill, images, seed, overwrite
+    )
     show(job.run(options), json)
 
 
@@ -146,6 +149,7 @@ def main() -> None:
         with progress.shown():
             code = app(arguments, prog_name="separable", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
+        print("separable: stopped; nothing that was not finished is left behind", file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         if len(arguments) < len(sys.argv) - 1:

@@ -2,6 +2,8 @@
 
 import copy
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,9 @@ from separable import atomic, conversion, report, store
 from separable.commands.evaluate import accuracy
 from separable.commands.network import open_network, preparation_of
 from separable.commands.result import Result
-from separable.conversion.plan import read_budget
+from separable.conversion.plan import MEASURES, read_budget
 from separable.data import ImageSet, open_images
-from separable.errors import InputError
+from separable.errors import InputError, need
 from separable.export import export_onnx
 from separable.progress import say
 
@@ -36,6 +38,7 @@ class Options:
     weights: Path | None
     split: str | None
     test: Path | None
+    test_split: str | None
     samples: int
     distill: int
     images: dict[str, str | None]  # size, mean, std as typed
@@ -49,17 +52,23 @@ def run(options: Options) -> Result:
     budget = parse_budget(options.budget)
     network = open_network(options.source, options.weights)
     preparation = preparation_of(network, **options.images)
+    for package in ("jinja2", "matplotlib"):
+        need(package, "deploy", "for the page")
     images = open_images(options.data, preparation, options.split, classes=network.classes or None)
     test = None
     if options.test is not None:
-        test = open_images(options.test, images.preparation, classes=images.classes or network.classes or None)
+        classes = images.classes or network.classes or None
+        test = open_images(options.test, images.preparation, options.test_split, classes=classes)
         test.require_labels()
 
     reading = images.batches(_BATCH_SIZE, options.samples, options.seed, "reading images to calibrate on")
     calibration = torch.cat([inputs for inputs, _ in reading])  # [samples, C, H, W]
+    if options.distill and len(images) < 2:
+        raise InputError("--distill", options.distill, "needs at least two images: one to train on, one to choose on")
     dense_sizes = rehearse(network.model, calibration[:1])
     say(f"Converting {network.name} to {options.budget}, calibrated on {len(calibration)} images")
-    converted = conversion.convert(network.model, calibration, budget=budget, samples=len(calibration))
+    with budget_as_typed(options.budget):
+        converted = conversion.convert(network.model, calibration, budget=budget, samples=len(calibration))
     stages = {"dense": network.model, "separable": converted.model}
     if options.distill:
         stages["separable"] = copy.deepcopy(converted.model)
@@ -157,11 +166,22 @@ def parse_budget(text: str) -> dict[str, float]:
     """ "macs=0.6" as {"macs": 0.6}; what the keys may be is the library's to say."""
     key, _, value = text.partition("=")
     try:
+        if key.strip() not in MEASURES:
+            raise ValueError
         budget = {key.strip(): float(value)}
     except ValueError:
         raise InputError("--budget", text, "must be KEY=NUMBER, as macs=0.6, params=0.5 or latency=0.7") from None
-    try:
+    with budget_as_typed(text):
         read_budget(budget)
-    except InputError as error:
-        raise InputError("--budget", text, error.rule) from None
     return budget
+
+
+@contextmanager
+def budget_as_typed(text: str) -> Iterator[None]:
+    """What the library says of the budget, said of the option."""
+    try:
+        yield
+    except InputError as error:
+        if error.argument != "budget":
+            raise
+        raise InputError("--budget", text, error.rule) from error

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from separable import models, store
 from separable.data.images import Preparation
-from separable.errors import InputError
+from separable.errors import InputError, first_line
 from separable.progress import say
 
 
@@ -40,6 +40,12 @@ def open_network(source: str, weights: Path | None) -> Network:
             Preparation.from_json(preparation) if preparation else None,
             tuple(shape) if shape else None,
             about.get("classes", []),
+        )
+    if ":" not in source:
+        raise InputError(
+            "SOURCE",
+            source,
+            "must be a saved folder, and there is none of this name, timm:NAME, torchvision:NAME or FILE.py:FACTORY",
         )
     read = models.read_model(source, weights)
     if weights is None:
@@ -90,4 +96,8 @@ def example_of(network: Network, shape: str | None) -> Tensor:
         dims = list(network.input_shape)
     else:
         raise InputError("--shape", "not given", f"{network.name} does not say what it takes; give it, as 1,3,224,224")
-    return torch.randn(dims, generator=torch.Generator().manual_seed(0))
+    dtype = next((p.dtype for p in network.model.parameters() if p.is_floating_point()), torch.float32)
+    try:
+        return torch.randn(dims, generator=torch.Generator().manual_seed(0)).to(dtype)
+    except RuntimeError as error:
+        raise InputError("--shape", ",".join(map(str, dims)), f"cannot be made: {first_line(error)}") from error
