@@ -210,7 +210,7 @@ MISTAKES = {
     "a folder that is not there": (["evaluate", "smal", "--data", "{place}/images/test"], "a saved folder"),
     "one class number too few": (["evaluate", "timm:mobilenetv3_small_100", "--data", "{place}/images/test", "--size",
                                   "32"], "has 3 classes"),
-    "batch written into the network": (["evaluate", "{place}/net.py:fixed", "--data", "{place}/images/test"], "[1, 36]"),
+    "batch written into it": (["evaluate", "{place}/net.py:fixed", "--data", "{place}/images/test"], "[1, 36]"),
     "weights that are not numbers": (["evaluate", "{place}/net.py:nan", "--data", "{place}/images/test"], "NaN"),
     "channels that do not fit": (["evaluate", "{place}/net.py:colour", "--data", "{place}/images/test"], "refuses it"),
     "one image to distil on": (["convert", "{place}/net.py:network", "--data", "{place}/one", "--distill", "1", "--out",
@@ -282,8 +282,8 @@ def test_a_form_that_fails_at_the_end_does_not_lose_the_network(place, tmp_path,
     real = job.export_onnx
     monkeypatch.setattr(job, "export_onnx", export)
     options = job.Options(
-        f"{place}/net.py:network", place / "images" / "train", tmp_path / "o", "macs=0.7", None, None, None, None, 36, 0,
-        {"size": None, "mean": None, "std": None}, 0, False,
+        f"{place}/net.py:network", place / "images" / "train", tmp_path / "o", "macs=0.7", None, None, None, None, 36,
+        0, {"size": None, "mean": None, "std": None}, 0, False,
     )  # fmt: skip
     with pytest.raises(separable.InputError, match=r"is saved in .*differs from torch"):
         job.run(options)

@@ -42,7 +42,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accu
             for inputs, labels in batches:
                 logits = forward(model, inputs)  # [N, classes]
                 if logits.dim() != 2 or len(logits) != len(labels) or int(labels.max()) >= logits.shape[1]:
-                    rule = f"must be [{len(labels)}, classes], with a class for each of the data's, up to {int(labels.max())}"
+                    rule = f"must be [{len(labels)}, classes], with a class for each label, up to {int(labels.max())}"
                     raise InputError("network", f"output of shape {list(logits.shape)}", rule)
                 if not logits.isfinite().all():
                     raise InputError("network", "output", "holds NaN or infinity; its accuracy would mean nothing")
