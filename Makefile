@@ -17,13 +17,13 @@ check: $(READY)  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## every claim measured again (long); benchmarks/README.md names each
-	for claim in benchmarks/*.py; do $(BIN)/python $$claim || exit 1; done
+bench: $(READY)  ## every claim measured again (long); benchmarks/README.md names each and the data it needs
+	for claim in readings convert; do $(BIN)/python benchmarks/$$claim.py || exit 1; done
 
 docs: $(READY)  ## every code block and example of the documentation, run
 	$(BIN)/python -m pytest tests/test_docs.py
 
-# First everything that is needed, then the package itself beside the torch it will run with.
+# First everything that is needed (torch among it), then the package again beside the torch that it will run with.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade -c constraints.txt pip

@@ -1,5 +1,6 @@
 """Results are whole or absent, whatever happens while they are written."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import pytest
 
+from separable import atomic
 from separable.atomic import folder_beside, write_beside
 from separable.errors import InputError
 
@@ -64,6 +66,55 @@ def test_a_write_that_the_system_stops_is_one_sentence_and_leaves_nothing(tmp_pa
     assert names(tmp_path) == []
 
 
+def test_folders_made_for_a_result_that_fails_go_again_and_others_stay(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for writer in (write_beside, folder_beside):
+        with pytest.raises(RuntimeError), writer(tmp_path / "mine" / "new" / "newer" / "result"):
+            raise RuntimeError
+        assert names(tmp_path) == ["mine"]
+        assert names(tmp_path / "mine") == []
+    with pytest.raises(RuntimeError), write_beside(tmp_path / "new" / "result") as beside:
+        raise RuntimeError(beside.with_name("someone else's").touch())
+    assert names(tmp_path / "new") == ["someone else's"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
+def test_a_result_written_inside_another_is_told_under_the_name_that_was_asked_for(number, tmp_path):
+    stop, out = OSError(number, "no more"), tmp_path / "out"
+    with pytest.raises(InputError) as caught, folder_beside(out, argument="--out") as outer, folder_beside(outer):
+        raise stop
+    assert str(caught.value) == f"--out = {out}: could not be written: no more; nothing was left behind"
+    with pytest.raises(InputError) as caught, folder_beside(out) as outer, write_beside(outer / "page.html"):
+        raise stop
+    assert str(caught.value).startswith(f"out = {out / 'page.html'}: could not be written")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("a model's own"), BrokenPipeError(errno.EPIPE, "Broken pipe"), InputError("data", "x", "is bad")]
+)
+def test_an_error_about_something_else_passes_as_it_is(error, tmp_path):
+    for writer in (write_beside, folder_beside):
+        with pytest.raises(type(error)) as caught, writer(tmp_path / "out"):
+            raise error
+        assert caught.value is error
+
+
+def test_a_file_that_the_work_misses_is_not_taken_for_the_result(tmp_path):
+    with pytest.raises(FileNotFoundError), write_beside(tmp_path / "out.csv"):
+        (tmp_path / "input.csv").read_text()
+
+
+def test_what_is_synced_is_open_for_writing_as_windows_asks(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    modes = []
+    monkeypatch.setattr("os.fsync", lambda fd: modes.append(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE))
+    with write_beside(tmp_path / "out") as beside:
+        beside.write_text("kept")
+    assert modes == [os.O_RDWR]
+    assert (tmp_path / "out").read_text() == "kept"
+
+
 def test_a_killed_process_leaves_no_result_under_the_name(tmp_path):
     code = """if True:
         import os, signal, sys
@@ -87,6 +138,42 @@ def test_a_folder_that_is_not_empty_is_refused_before_any_work(tmp_path):
     with pytest.raises(InputError, match=r"holds no model\.json"), folder_beside(tmp_path, overwrite=True):
         pytest.fail("a folder of someone else's must not be replaced")
     assert names(tmp_path) == ["mine.txt"]
+
+
+def write(out, text, meanwhile=lambda: None, **options):
+    """A result of one file; `meanwhile` happens before it is moved to its place."""
+    with folder_beside(out, **options) as beside:
+        (beside / "model.json").write_text(text)
+        meanwhile()
+
+
+@pytest.mark.parametrize("looks", [1, 0])
+def test_a_result_that_someone_else_puts_there_meanwhile_is_kept(looks, tmp_path, monkeypatch):
+    out, check = tmp_path / "out", atomic.check_folder
+
+    def meanwhile():
+        write(out, "first")
+        calls = iter([check] if looks else [lambda *_, **__: None, check])  # without one: it came after the last look
+        monkeypatch.setattr(atomic, "check_folder", lambda *args, **options: next(calls)(*args, **options))
+
+    with pytest.raises(InputError) as caught:
+        write(out, "late", meanwhile)
+    assert str(caught.value) == f"out = {out}: is a folder that is not empty; choose another or allow overwriting"
+    assert (out / "model.json").read_text() == "first"
+    assert names(tmp_path) == ["out"]
+
+
+def test_overwriting_spares_what_is_no_earlier_result_also_when_it_comes_meanwhile(tmp_path):
+    mine = tmp_path / "out" / "mine.txt"
+
+    def meanwhile():
+        mine.parent.mkdir()
+        mine.write_text("kept")
+
+    with pytest.raises(InputError, match=r"holds no model\.json"):
+        write(tmp_path / "out", "late", meanwhile, overwrite=True)
+    assert mine.read_text() == "kept"
+    assert names(tmp_path) == ["out"]
 
 
 def test_an_empty_folder_is_filled_and_an_earlier_result_replaced(tmp_path):

@@ -146,9 +146,16 @@ def test_an_operator_of_someone_elses_is_named(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_what_is_no_network_or_no_example_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"^model = 3: must be a torch\.nn\.Module"):
+        export_onnx(3, torch.zeros(1, 2), tmp_path / "net.onnx")
+    with pytest.raises(InputError, match=r"^example = None: must be a tensor"):
+        export_onnx(nn.Linear(2, 3), None, tmp_path / "net.onnx")
+
+
 def test_a_missing_package_is_named_with_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(InputError, match=r"onnxruntime: is needed to export: pip install 'separable\[deploy\]'"):
+    with pytest.raises(InputError, match=r"onnxruntime: is .*needed to export; .*pip install 'separable\[deploy\]'"):
         export_onnx(nn.ReLU(), torch.zeros(1, 2), tmp_path / "net.onnx")
 
 

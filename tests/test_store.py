@@ -1,7 +1,9 @@
 """A saved network comes back without its code: same names and outputs, trainable; nothing else comes in with it."""
 
 import copy
+import importlib
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from separable import layers, store
 from separable.data import Preparation
 from separable.errors import InputError
 from separable.functional import depthwise_conv2d
+from separable.store.tensors import write as write_tensors
 
 
 class ShortcutA(nn.Module):
@@ -371,6 +374,92 @@ def test_a_taken_folder_is_kept_unless_it_is_an_earlier_network(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["net"]
 
 
+CORE_ONLY = """
+import sys
+for name in {absent!r}:
+    sys.modules[name] = None
+import torch, separable
+from torch import nn
+from separable.cost import count
+torch.set_num_threads(1)
+torch.manual_seed(0)
+net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+x = torch.randn(8, 3, 6, 6)
+assert count(net, x).macs
+student = separable.convert(net, x, {{"macs": 0.8}}).model
+data = [(x, torch.randint(0, 4, (8,)))]
+separable.distill(student, net, data, data, epochs=1)
+separable.save(student.eval(), sys.argv[1], example=x)
+assert torch.equal(separable.load(sys.argv[1])(x), student(x))
+print("done")
+"""
+ABSENT = ("numpy", "PIL", "matplotlib", "jinja2", "onnx", "onnxruntime", "onnxscript", "timm", "torchvision")
+
+
+def test_the_core_counts_converts_trains_saves_and_loads_with_nothing_else_installed(tmp_path):
+    code = CORE_ONLY.format(absent=ABSENT)
+    result = subprocess.run([sys.executable, "-c", code, tmp_path / "net"], capture_output=True, text=True)
+    assert result.stdout == "done\n", result.stderr
+
+
+DTYPES = (
+    *("bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "bfloat16"),
+    *("float32", "float64", "complex64", "float8_e4m3fn", "float8_e5m2"),
+)
+
+
+def test_tensors_of_every_dtype_and_shape_are_written_as_safetensors_reads_them(tmp_path):
+    tensors = {}
+    for name in DTYPES:
+        for shape in ((), (0,), (3, 0, 2), (5,), (2, 3)):
+            values = torch.randint(0, 2, shape).to(getattr(torch, name))
+            tensors[f"{name} {shape}"] = values
+    write_tensors(tmp_path / "all.safetensors", tensors)
+    read = load_file(tmp_path / "all.safetensors")
+    assert read.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert read[name].dtype == tensor.dtype, name
+        assert read[name].shape == tensor.shape, name
+        assert read[name].tolist() == tensor.tolist(), name
+    write_tensors(tmp_path / "none.safetensors", {})
+    assert load_file(tmp_path / "none.safetensors") == {}
+    with pytest.raises(InputError, match=r"holds no torch\.complex128"):
+        write_tensors(tmp_path / "wide.safetensors", {"z": torch.zeros(2, dtype=torch.complex128)})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the mode of a file is POSIX's")
+def test_the_files_have_the_mode_that_the_user_gives_his_files(tmp_path):
+    before = os.umask(0o026)
+    try:
+        store.save(nn.Linear(2, 3), tmp_path / "net")
+    finally:
+        os.umask(before)
+    assert {oct(file.stat().st_mode & 0o777) for file in (tmp_path / "net").iterdir()} == {"0o640"}
+
+
+def test_what_is_no_network_or_no_path_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"^model = 3: must be a torch\.nn\.Module"):
+        store.save(3, tmp_path / "net")
+    with pytest.raises(InputError, match=r"^folder = None: must be a path"):
+        store.save(nn.Linear(2, 3), None)
+    for read in (store.load, store.read_about):
+        with pytest.raises(InputError, match=r"^folder = None: must be a path"):
+            read(None)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_users_folder_called_torch_is_not_the_framework(tmp_path, monkeypatch):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "branching_net.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Module):\n    def forward(self, x):\n"
+        "        return x if x.sum() > 0 else -x\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "torch")
+    model = importlib.import_module("branching_net").Net()
+    with pytest.raises(InputError, match=r"branching_net\.py:6: `return x if"):
+        store.save(model, tmp_path / "net")
+
+
 def test_a_full_disk_leaves_nothing(tmp_path):
     code = """if True:
         import resource, sys, torch, separable
@@ -379,7 +468,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     """
     result = subprocess.run([sys.executable, "-c", code, tmp_path / "net"], capture_output=True, text=True)
     assert "InputError: folder = " in result.stderr
-    assert "could not be written: " in result.stderr
+    assert "could not be written: File too large; nothing was left behind" in result.stderr
     assert not any(tmp_path.iterdir())
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from separable.errors import InputError
+from separable.errors import InputError, first_line
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -58,6 +58,7 @@ def convert(
     weights: Weights = None,
     split: Split = None,
     test: Annotated[Path | None, typer.Option(help="Labelled images to measure top-1 on, before and after.")] = None,
+    test_split: Annotated[str | None, typer.Option(help="Which split folder of --test, where it has several.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Images to calibrate on.")] = 1024,
     distill: Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning against the dense network.")] = 0,
     size: Size = None,
@@ -71,7 +72,9 @@ def convert(
     from separable.commands import convert as job
 
     images = {"size": size, "mean": mean, "std": std}
-    options = job.Options(source, data, out, budget, weights, split, test, samples, distill, images, seed, overwrite)
+    options = job.Options(
+        source, data, out, budget, weights, split, test, test_split, samples, distill, images, seed, overwrite
+    )
     show(job.run(options), json)
 
 
@@ -144,18 +147,29 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
         with progress.shown():
-            app(arguments, prog_name="separable")
+            code = app(arguments, prog_name="separable", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        print("separable: stopped; nothing that was not finished is left behind", file=sys.stderr)
+        raise SystemExit(130) from None
     except Exception as error:
         if len(arguments) < len(sys.argv) - 1:
             raise
-        mistake = isinstance(error, InputError)
-        print(f"separable: {error}" if mistake else explain(error), file=sys.stderr)
-        raise SystemExit(2 if mistake else 1) from None
+        sentence, code = explain(error, arguments)
+        print(f"separable: {sentence}", file=sys.stderr)
+    raise SystemExit(code or 0)
 
 
-def explain(error: Exception) -> str:
-    first = (str(error).strip().splitlines() or ["no message"])[0]
-    return f"separable: unexpected {type(error).__name__}: {first} (run again with --debug for the stack trace)"
+def explain(error: Exception, arguments: list[str]) -> tuple[str, int]:
+    """What to say of an error, and the exit code."""
+    if isinstance(error, InputError):
+        return str(error), 2
+    if hasattr(error, "format_message"):  # what typer refuses; it keeps the class to itself
+        message = error.format_message().rstrip(".")
+        names = [name for name in getattr(getattr(error, "param", None), "opts", []) if name in arguments[:-1]]
+        if names:  # it leaves out the value
+            message = f"{names[0]} = {arguments[arguments.index(names[0]) + 1]}: {message.partition(': ')[2]}"
+        return f"{message}; `separable --help` and `separable COMMAND --help` tell what there is", 2
+    return f"unexpected {type(error).__name__}: {first_line(error)} (run again with --debug for the stack trace)", 1
 
 
 if __name__ == "__main__":

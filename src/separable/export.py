@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import importlib
 import io
 import json
 import logging
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from separable.atomic import write_beside
-from separable.errors import InputError
-from separable.store.verify import BATCHES, at_batch, example_inputs, first_difference
+from separable.errors import InputError, first_line, need
+from separable.store.verify import BATCHES, at_batch, check_network, example_inputs, first_difference
 
 _LARGEST_BYTES = 2**31 - 2**20  # protobuf's limit for one file, less the graph
 _ORDER_OF_SUMS = 10  # times the tolerance of the dtype: another runtime adds in another order
@@ -42,19 +41,21 @@ def export_onnx(
         overwrite: replace a file of that name.
 
     Raises:
-        InputError: onnx, onnxscript or onnxruntime is missing; the model cannot be exported with a free batch; an
-            operator is not standard; the outputs differ; the file cannot be written.
+        InputError: onnx, onnxscript or onnxruntime is missing; the model is no module, the example no tensor; it cannot
+            be exported with a free batch; an operator is not standard; the outputs differ; the file cannot be written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     export_onnx(nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 9, 9), folder + "/net.onnx")
     """
-    onnx, runtime = _import("onnx"), _import("onnxruntime")
-    _import("onnxscript")
+    model = check_network(model)
     inputs = example_inputs(example, {})
-    assert inputs is not None
+    if inputs is None:
+        raise InputError("example", example, "must be a tensor with a batch dimension, or several")
+    onnx, runtime = (need(package, "deploy", "to export") for package in ("onnx", "onnxruntime"))
+    need("onnxscript", "deploy", "to export")
     name = type(model).__name__
-    evaluated = copy.deepcopy(getattr(model, "_orig_mod", model)).cpu().eval()
+    evaluated = copy.deepcopy(model).cpu().eval()
     size_bytes = sum(t.numel() * t.element_size() for t in [*evaluated.parameters(), *evaluated.buffers()])
     if size_bytes > _LARGEST_BYTES:
         raise InputError("model", name, f"has {size_bytes / 1e9:.2f} GB of weights, and one ONNX file holds 2 GB")
@@ -90,11 +91,10 @@ def _to_proto(model: nn.Module, inputs: Sequence[Tensor], name: str) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of the innermost error that says something."""
+    """The first line of the innermost error."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return first_line(error)
 
 
 @contextlib.contextmanager
@@ -157,12 +157,3 @@ def _flat(outputs: Any) -> list[Tensor]:
     from torch.utils._pytree import tree_leaves
 
     return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
-
-
-def _import(package: str) -> ModuleType:
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name != package:
-            raise
-        raise InputError("package", package, "is needed to export: pip install 'separable[deploy]'") from None

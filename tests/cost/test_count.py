@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import nn
 
-from separable.cost import count
+from separable.cost import count, profile
 from separable.errors import InputError
 from separable.layers import SeparableConv1d, SeparableConv2d, SeparableConvTranspose2d
 
@@ -293,7 +293,7 @@ class Looks(nn.Module):
         (nn.Linear(3, 3), None, r"example = NoneType: must be a tensor"),
         (torch.relu, torch.zeros(1), r"model = .*: must be a torch.nn.Module"),
         (nn.LazyLinear(3), torch.zeros(1, 3), r"model = weight: has no shape yet"),
-        (Looks(), torch.zeros(3), r"Looks\(\) given \[3\] refuses it"),
+        (Looks(), torch.zeros(3), r"Looks\(\) given \[3\] reads values, .* in .*test_count\.py, line \d+ \(Tensor"),
     ],
 )
 def test_mistakes_are_told_in_one_sentence(model, example, said):
@@ -301,3 +301,49 @@ def test_mistakes_are_told_in_one_sentence(model, example, said):
         count(model, example)
     assert "\n" not in str(error.value)
     assert not nn.modules.module._global_forward_hooks
+
+
+@pytest.mark.parametrize("order", ["depthwise_first", "pointwise_first"])
+def test_what_is_counted_is_the_path_that_users_run(order, monkeypatch):
+    """A separable layer is one call, unless a half is hooked; to watch it must not change that."""
+    layer = SeparableConv2d(3, 4, 3, padding=1, order=order)
+    monkeypatch.setattr(SeparableConv2d, "_one_after_the_other", lambda *_: pytest.fail("the halves ran by themselves"))
+    model, x = nn.Sequential(layer), torch.rand(1, 3, 6, 6)
+    counted = count(model, x)
+    assert [(row.name, row.kind) for row in counted.layers if row.macs] == [
+        (f"0.{half}", kind)
+        for half, kind in sorted(
+            [("conv_dw", "depthwise"), ("conv_pw", "pointwise")], reverse=order != "depthwise_first"
+        )
+    ]
+    assert {row.count.name for row in profile(model, x, repeats=1).layers} >= {"0.conv_dw", "0.conv_pw"}
+    assert "forward" not in vars(layer)
+
+
+def test_an_error_that_the_network_catches_does_not_move_what_follows():
+    class Tries(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wrong, self.right = nn.Conv2d(5, 4, 3), nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            try:
+                return self.wrong(x)
+            except RuntimeError:
+                return self.right(x).relu()
+
+    rows = count(nn.Sequential(Tries()), torch.zeros(1, 3, 5, 5)).layers
+    assert [(row.name, row.kind) for row in rows if row.kind != "unused"] == [("0.right", "dense"), ("0", "activation")]
+
+
+def test_a_forward_of_the_instance_is_watched_and_given_back():
+    model = nn.Sequential(nn.Linear(3, 3))
+    own = model[0].forward = lambda x: nn.functional.linear(x, model[0].weight)
+    profile(model, torch.zeros(1, 3), repeats=1)
+    assert vars(model[0])["forward"] is own
+
+
+def test_the_network_inside_a_compiled_one_is_counted_and_measured():
+    network, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.zeros(1, 3, 5, 5)
+    assert count(torch.compile(network), x).to_json() == count(network, x).to_json()
+    assert [layer.count.name for layer in profile(torch.compile(network), x, repeats=1).layers] == ["0", "1"]

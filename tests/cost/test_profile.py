@@ -196,3 +196,23 @@ def test_mistakes_are_told_in_one_sentence(options, said):
     with pytest.raises(InputError, match=said):
         cost.profile(model, **options)
     assert model.training
+
+
+def test_calls_are_timed_by_turns(monkeypatch):
+    now = itertools.count()
+    monkeypatch.setattr(timing, "clock_s", lambda device: float(next(now)))
+    order = []
+    taken = cost.interleaved_ms({"a": lambda: order.append("a"), "b": lambda: (order.append("b"), next(now))}, 3, 1)
+    assert order == ["a", "b"] * 4
+    assert taken == {"a": 1000.0, "b": 2000.0}
+    with pytest.raises(InputError, match="rounds = 0: must be a whole number of at least 1"):
+        cost.interleaved_ms({}, 0)
+
+
+def test_interruptions_are_never_less_than_nothing(monkeypatch):
+    """Medians of several layers may add up to more than the median pass: (3, 3, 0) and (3, 0, 3) to 6, passes to 3."""
+    passes = iter([{}, {}, {("a", "dense"): 3.0, ("b", "dense"): 3.0}, {("a", "dense"): 3.0, ("b", "dense"): 0.0},
+                   {("a", "dense"): 0.0, ("b", "dense"): 3.0}])  # fmt: skip
+    monkeypatch.setattr(timing, "_recorded_pass", lambda *_: ([], {}))
+    monkeypatch.setattr(timing, "_timed_pass", lambda *_: next(passes))
+    assert timing.time_in_turn(nn.Identity(), (torch.zeros(1),), 3).interrupted_ms == 0

@@ -5,6 +5,7 @@ import io
 import pickle
 import struct
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -260,7 +261,7 @@ def test_idx_images_without_labels_are_unlabelled(tmp_path):
 def test_a_short_or_wrong_idx_file_says_by_how_much(tmp_path):
     with pytest.raises(InputError, match="is 7 bytes short: its header says 12 x 6 x 5"):
         open_images(write_idx(tmp_path / "a", images=idx(GREY)[:-7]))
-    with pytest.raises(InputError, match="has 2 bytes too many"):
+    with pytest.raises(InputError, match="is longer than its header says: 12 x 6 x 5"):
         open_images(write_idx(tmp_path / "b", images=idx(GREY) + b"12"))
     with pytest.raises(InputError, match="holds 11 labels for the 12 images of train-images-idx3-ubyte"):
         open_images(write_idx(tmp_path / "c", labels=idx(DIGITS[:11])))
@@ -272,6 +273,19 @@ def test_a_short_or_wrong_idx_file_says_by_how_much(tmp_path):
     (folder / "train-images-idx3-ubyte.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"is \d+ bytes short: its header says 50 x 28 x 28"):
         open_images(folder)
+
+
+def test_a_packed_idx_file_is_unpacked_no_further_than_its_header_says(tmp_path):
+    endless = gzip.compress(idx(GREY) + bytes(100 << 20))
+    folder = write_idx(tmp_path, packed=True, labels=False)
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(endless)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="is longer than its header says: 12 x 6 x 5"):
+            open_images(folder)
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_function_given_as_preparation_is_recognised_from_the_images(tmp_path):

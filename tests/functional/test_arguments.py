@@ -34,6 +34,7 @@ MISTAKES = [
     (depthwise(X[:, :0]), "input = tensor of shape [1, 0, 6, 6]: must have at least one channel"),
     (depthwise(X[:, :, :0], padding=2), "input = spatial size [0, 6]: must be at least 1 in each dimension"),
     (depthwise(np.zeros((1, 4, 6, 6))), "input = a ndarray: must be a torch.Tensor"),
+    (depthwise(None), "input = a NoneType: must be a torch.Tensor"),
     (depthwise(X.long()), "input = tensor of torch.int64: must be floating point; convert it with x.float()"),
     (
         depthwise(X[:, :, :2]),

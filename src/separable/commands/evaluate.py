@@ -1,6 +1,5 @@
 """How often a network is right, on labelled images prepared as was saved with it."""
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +8,10 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from separable.commands.network import open_network, preparation_of
+from separable.commands.network import Network, open_network, preparation_of
 from separable.commands.result import Result
-from separable.data import open_images
-from separable.errors import InputError
+from separable.data import ImageSet, open_images
+from separable.errors import InputError, first_line
 
 
 @dataclass
@@ -23,7 +22,6 @@ class Accuracy:
     top1_right: int = 0
     top5_right: int = 0
     classes: int = 0
-    seconds: float = 0.0  # of the network alone
 
     @property
     def top1(self) -> float:
@@ -42,12 +40,12 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accu
     try:
         with torch.inference_mode():
             for inputs, labels in batches:
-                start = time.perf_counter()
-                logits = model(inputs)  # [N, classes]
-                counts.seconds += time.perf_counter() - start
-                if logits.dim() != 2 or int(labels.max()) >= logits.shape[1]:
-                    rule = f"the data has a class number {int(labels.max())}, which its output cannot name"
+                logits = forward(model, inputs)  # [N, classes]
+                if logits.dim() != 2 or len(logits) != len(labels) or int(labels.max()) >= logits.shape[1]:
+                    rule = f"must be [{len(labels)}, classes], with a class for each label, up to {int(labels.max())}"
                     raise InputError("network", f"output of shape {list(logits.shape)}", rule)
+                if not logits.isfinite().all():
+                    raise InputError("network", "output", "holds NaN or infinity; its accuracy would mean nothing")
                 best = logits.topk(min(5, logits.shape[1]), dim=1).indices
                 right = best == labels[:, None]
                 counts.top1_right += int(right[:, 0].sum())
@@ -61,6 +59,28 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accu
     return counts
 
 
+def forward(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The model's output for a batch in the model's own type; a batch that does not fit is the user's to know of."""
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), inputs.dtype)
+    try:
+        logits = model(inputs.to(dtype))
+    except (RuntimeError, TypeError, ValueError) as error:
+        shown = f"batch of shape {list(inputs.shape)}"
+        raise InputError("data", shown, f"{type(model).__name__} refuses it: {first_line(error)}") from error
+    if not isinstance(logits, Tensor):
+        raise InputError("network", type(logits).__name__, "must give one tensor [N, classes]")
+    return logits.float()
+
+
+def check_classes(network: Network, test: ImageSet, outputs: int) -> None:
+    """Folders are numbered by their sorted names: with another number of classes the labels mean something else."""
+    if not network.classes and test.classes and len(test.classes) != outputs:
+        rule = (
+            f"has {len(test.classes)} classes and {network.name} {outputs} outputs, so folder names do not number them"
+        )
+        raise InputError("data", test.path, rule)
+
+
 def run(
     source: str, data: Path, weights: Path | None, split: str | None, images: dict[str, str | None], batch_size: int
 ) -> Result:
@@ -68,13 +88,13 @@ def run(
     test = open_images(data, preparation_of(network, **images), split, classes=network.classes or None)
     test.require_labels()
     measured = accuracy(network.model, test.batches(batch_size, description="evaluating"))
+    check_classes(network, test, measured.classes)
     result = {
         "network": network.name,
         "images": measured.examples,
         "skipped": [{"file": file, "reason": reason} for file, reason in test.skipped],
         "top1": measured.top1,
         "top5": measured.top5,
-        "ms_per_image": measured.seconds * 1e3 / measured.examples,
         "preparation": test.preparation.to_json(),
     }
     table = Table(title=f"{network.name} on {data}", title_justify="left", show_header=False)
@@ -82,5 +102,4 @@ def run(
     table.add_row("top-1", f"{measured.top1:.2%} ({measured.top1_right:,} right)")
     if measured.top5 is not None:
         table.add_row("top-5", f"{measured.top5:.2%}")
-    table.add_row("time", f"{result['ms_per_image']:.3f} ms an image, in batches of {batch_size}")
     return Result(result, [table])

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from separable import models, store
 from separable.data.images import Preparation
-from separable.errors import InputError
+from separable.errors import InputError, first_line
+from separable.progress import say
 
 
 @dataclass
@@ -40,7 +41,16 @@ def open_network(source: str, weights: Path | None) -> Network:
             tuple(shape) if shape else None,
             about.get("classes", []),
         )
+    if ":" not in source:
+        raise InputError(
+            "SOURCE",
+            source,
+            "must be a saved folder, and there is none of this name, timm:NAME, torchvision:NAME or FILE.py:FACTORY",
+        )
     read = models.read_model(source, weights)
+    if weights is None:
+        made = "random" if source.startswith(("timm:", "torchvision:")) else "those that FILE.py gives it"
+        say(f"No --weights: the weights of {read.name} are {made}")
     shape = None if read.input_shape is None else (1, *read.input_shape)
     return Network(read.model.eval(), read.name, read.preparation, shape)
 
@@ -49,20 +59,22 @@ def preparation_of(network: Network, size: str | None, mean: str | None, std: st
     """How images reach the network: --size, --mean and --std over what its source says."""
     given: dict[str, Any] = {}
     if size is not None:
-        given["size"] = tuple(numbers("--size", size.replace("x", ","), int))
+        sides = numbers("--size", size.replace("x", ","), int)
+        given["size"] = sides[0] if len(sides) == 1 else sides
     for option, text in (("mean", mean), ("std", std)):
         if text is not None:
             given[option] = numbers(f"--{option}", text)
     known = network.preparation.to_json() if isinstance(network.preparation, Preparation) else network.preparation
     if isinstance(known, Mapping):
         return Preparation.from_settings({**known, **given})
-    if given:
-        if ("mean" in given) != ("std" in given):
-            raise InputError("--mean, --std", f"{mean}, {std}", "go together: give both or neither")
+    if "mean" in given and "std" in given:
         return Preparation.from_settings(given)
     if known is None:
         rule = f"{network.name} does not say how its images are prepared; give both, or `preprocess` in FILE.py"
-        raise InputError("--mean, --std", "not given", rule)
+        raise InputError("--mean, --std", f"{mean}, {std}", rule)
+    if given:
+        rule = "cannot change a part of what the function `preprocess` does; give --size, --mean and --std, or none"
+        raise InputError(", ".join(f"--{option}" for option in given), "given", rule)
     return known
 
 
@@ -84,4 +96,8 @@ def example_of(network: Network, shape: str | None) -> Tensor:
         dims = list(network.input_shape)
     else:
         raise InputError("--shape", "not given", f"{network.name} does not say what it takes; give it, as 1,3,224,224")
-    return torch.randn(dims, generator=torch.Generator().manual_seed(0))
+    dtype = next((p.dtype for p in network.model.parameters() if p.is_floating_point()), torch.float32)
+    try:
+        return torch.randn(dims, generator=torch.Generator().manual_seed(0)).to(dtype)
+    except RuntimeError as error:
+        raise InputError("--shape", ",".join(map(str, dims)), f"cannot be made: {first_line(error)}") from error

@@ -1,6 +1,9 @@
 """From a trained dense network to a separable one: survey -> factorize -> calibrate -> plan, then distill.
 
 `convert` walks the steps; each is a function of its own for who wants to look closer. docs/conversion.md derives them.
+
+The functions stand before the modules of their names: `separable.conversion.survey` is the function, and the module
+`survey` is reached by `from separable.conversion.survey import ...`.
 """
 
 import copy
@@ -16,6 +19,7 @@ from separable.conversion.distill import Epoch, distill
 from separable.conversion.factorize import factorize
 from separable.conversion.plan import Choice, build, plan, read_budget
 from separable.conversion.survey import SAMPLES, Site, Survey, survey
+from separable.cost.count import uncompiled
 from separable.progress import say
 
 if TYPE_CHECKING:
@@ -84,7 +88,8 @@ def convert(
     """Make a trained dense network separable under a budget, its weights carried over, without a gradient step.
 
     Args:
-        model: any network of one tensor; it is not modified.
+        model: any network of one tensor; it is not modified. Of one that torch.compile made, the network inside is
+            converted.
         data: what it was trained on, prepared as for it, some hundreds of examples: a tensor [N, ...], or an iterable
             of batches, each a tensor or (inputs, labels). Labels are not read.
         budget: one of {"macs": b}, {"params": b}, {"latency": b}. Up to 1, b is a share of what the whole dense network
@@ -107,6 +112,7 @@ def convert(
     """
     budget = {"macs": 0.6} if budget is None else budget
     read_budget(budget)
+    model = uncompiled(model)
     found = survey(model, data, example=example, samples=samples)
     choices = plan(found, budget)
     separable = build(found, copy.deepcopy(model), choices)

@@ -44,7 +44,17 @@ def first_of(batch: Any) -> Tensor:
     inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if not isinstance(inputs, Tensor) or inputs.dim() == 0:
         raise InputError("data", describe(batch), "each batch must be a tensor [N, ...] or (inputs, labels)")
+    if inputs.is_meta:
+        raise InputError("data", describe(inputs), "is on the meta device and has no values")
     return inputs
+
+
+def check_values(name: str, model: Any) -> None:
+    """A module whose tensors hold values."""
+    if not isinstance(model, nn.Module):
+        raise InputError(name, type(model).__name__, "must be a torch.nn.Module")
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise InputError(name, type(model).__name__, "is on the meta device and has no values; load its weights first")
 
 
 def describe(value: Any) -> str:

@@ -7,6 +7,7 @@ Ridge least squares in float64 (least_squares.py), then the statistics of the ba
 Source: He, Zhang and Sun 2017, arXiv:1707.06168, section 3.2 (reconstruction of the whole residual branch).
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,15 +15,24 @@ from torch import Tensor, nn
 
 from separable.conversion import watch
 from separable.conversion.batches import Data
-from separable.conversion.factorize import bias_of, read_halves, write_halves
+from separable.conversion.factorize import SEPARABLE, bias_of, read_halves, write_halves
 from separable.conversion.least_squares import RIDGE, compose, fit
-from separable.conversion.moments import Accumulator, Moments
-from separable.conversion.survey import SAMPLES, Site, Survey, has_intercept, survey
+from separable.conversion.moments import (
+    PATCHES,
+    PATCHES_PER_UNKNOWN,
+    Accumulator,
+    Index,
+    Moments,
+    Positions,
+    patch_rows,
+    rows,
+)
+from separable.conversion.survey import SAMPLES, Site, Survey, has_intercept, in_groups, survey
 from separable.errors import InputError
-from separable.layers.separable import _SeparableConvNd
 from separable.progress import track
 
 SWEEPS = 4
+_TARGET_BYTES = 1 << 30  # of the dense network's outputs kept at once; more layers take another pass
 
 
 def calibrate(
@@ -63,9 +73,13 @@ def calibrate(
     flags = {module: module.training for module in separable.modules()}
     separable.eval()
     try:
-        return {
-            site.name: _calibrate_layer(separable, dense, site, sweeps, ridge) for site in track(fitted, "calibrating")
-        }
+        errors = {}
+        examples = sum(len(batch) for batch in dense.inputs)
+        for group in in_groups(fitted, lambda site: _target_bytes(site, examples), _TARGET_BYTES):
+            targets = _targets(dense, group)
+            for site in track(group, "calibrating"):
+                errors[site.name] = _calibrate_layer(separable, dense, site, targets.pop(site.name), sweeps, ridge)
+        return errors
     finally:
         for module, training in flags.items():
             module.training = training
@@ -73,18 +87,49 @@ def calibrate(
 
 def is_separable(model: nn.Module, name: str) -> bool:
     try:
-        return isinstance(model.get_submodule(name), _SeparableConvNd)
+        return isinstance(model.get_submodule(name), tuple(SEPARABLE.values()))
     except AttributeError:
         raise InputError(
             "separable", type(model).__name__, f"has no module {name}, which the dense network runs"
         ) from None
 
 
+@dataclass
+class _Target:
+    """What a layer should give at the positions looked at in one call [P, C_out], and the shortcut it is added to."""
+
+    index: Index
+    outputs: Tensor
+    shortcut: Tensor | None
+
+
+def _target_bytes(site: Site, examples: int) -> int:
+    unknowns = site.known.gram.shape[0]
+    return 8 * site.output_shape[1] * min(max(PATCHES, PATCHES_PER_UNKNOWN * unknowns), examples * site.places)
+
+
 @torch.no_grad()
-def _calibrate_layer(separable: nn.Module, dense: Survey, site: Site, sweeps: int, ridge: float) -> float:
+def _targets(dense: Survey, sites: list[Site]) -> dict[str, list[_Target]]:
+    """From one pass of the dense network over the data, for each layer the targets of each call."""
+    examples = sum(len(batch) for batch in dense.inputs)
+    positions = {site.name: Positions(dense.model.get_submodule(site.name), examples * site.calls) for site in sites}
+    wanted = {site.name: (site.calls, site.added) for site in sites}
+    found: dict[str, list[_Target]] = {site.name: [] for site in sites}
+    for batch in dense.inputs:
+        for name, seen in watch.observe(dense.model, batch, wanted).items():
+            for output in seen.outputs:
+                index = positions[name].choose(output)
+                shortcut = None if seen.other is None else rows(seen.other, index)
+                found[name].append(_Target(index, rows(output, index), shortcut))
+    return found
+
+
+@torch.no_grad()
+def _calibrate_layer(
+    separable: nn.Module, dense: Survey, site: Site, targets: list[_Target], sweeps: int, ridge: float
+) -> float:
     layer: Any = separable.get_submodule(site.name)
-    conv: Any = dense.model.get_submodule(site.name)
-    moments = _moments(separable, dense, site, conv)
+    moments = _moments(separable, dense, site, targets)
     if not torch.isfinite(moments.gram).all() or not torch.isfinite(moments.cross).all():
         raise InputError("data", "activations", f"{site.name} reads or gives NaN or infinite values")
     importance = output_importance(dense.model, site)
@@ -94,27 +139,28 @@ def _calibrate_layer(separable: nn.Module, dense: Survey, site: Site, sweeps: in
     return relative_error(moments, compose(layer.order, dw, pw), importance)
 
 
-def _moments(separable: nn.Module, dense: Survey, site: Site, conv: Any) -> Moments:
+def _moments(separable: nn.Module, dense: Survey, site: Site, targets: list[_Target]) -> Moments:
     """Of what the separable network's layer reads, with what it should give."""
-    sums = Accumulator(conv, sum(len(batch) for batch in dense.inputs) * site.calls)
+    conv: Any = dense.model.get_submodule(site.name)
+    sums, waiting = Accumulator(conv.in_channels), iter(targets)
     for batch in dense.inputs:
-        _, targets, wanted = watch.observe(dense.model, batch, site.name, site.calls, site.added)
-        inputs, _, given = watch.observe(separable, batch, site.name, site.calls, site.added)
-        if wanted is not None and given is not None:
-            targets = [targets[0] + _before_norm(dense.model, site, wanted - given)]
-        for x, y in zip(inputs, targets, strict=True):
-            sums.add(x, y)
+        seen = watch.observe(separable, batch, {site.name: (site.calls, site.added)})[site.name]
+        for x in seen.inputs:
+            target = next(waiting)
+            outputs = target.outputs
+            if target.shortcut is not None and seen.other is not None:
+                outputs = outputs + _before_norm(dense.model, site, target.shortcut - rows(seen.other, target.index))
+            sums.add(patch_rows(conv, x, target.index), outputs)
     return sums.moments(has_intercept(site, conv))
 
 
 def _before_norm(model: nn.Module, site: Site, difference: Tensor) -> Tensor:
-    """A difference after the batch norm as one before it; none for outputs that the norm all but removes."""
+    """A difference [P, C_out] after the batch norm as one before it; none for outputs that the norm all but removes."""
     if site.norm is None:
         return difference
     scale = norm_scale(model.get_submodule(site.norm))
     heard = scale.abs() > 1e-2 * scale.abs().max()
-    inverse = torch.where(heard, 1 / torch.where(heard, scale, 1.0), 0.0)
-    return difference * inverse.to(difference.dtype).view(1, -1, *[1] * (difference.dim() - 2))
+    return difference * torch.where(heard, 1 / torch.where(heard, scale, 1.0), 0.0).to(difference.dtype)
 
 
 def norm_scale(norm) -> Tensor:

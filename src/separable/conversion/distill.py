@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from separable.conversion.batches import BATCH_EXAMPLES, Data, describe, first_of
+from separable.conversion.batches import BATCH_EXAMPLES, Data, check_values, describe, first_of
+from separable.conversion.survey import run
+from separable.cost.count import uncompiled
 from separable.errors import InputError
 from separable.progress import say, track
 
@@ -27,10 +29,10 @@ _DECAY = 1e-4
 
 @dataclass
 class Epoch:
-    """One pass: mean training loss; on validation the mean loss against the teacher, agreement and accuracy, 0 to 1."""
+    """One pass: mean training loss, none before the first; the other numbers are of validation, shares from 0 to 1."""
 
     epoch: int
-    loss: float
+    loss: float | None
     validation_loss: float | None = None
     agreement: float | None = None  # the share of examples on which the student decides as the teacher does
     accuracy: float | None = None
@@ -60,6 +62,7 @@ def distill(
             each a tensor or (inputs, labels).
         validation: the same; the network before training counts as epoch 0, so that the result is never worse there.
             Accuracy decides where there are labels, then the loss. Without validation the last epoch remains.
+            A negative label stands for none.
         epochs: passes over `train`.
         learning_rate: AdamW's, at its highest.
         temperature: T above.
@@ -70,8 +73,10 @@ def distill(
         The student and its history, epoch 0 first.
 
     Raises:
-        InputError: data without examples, outputs that do not match, labels that are missing, or a loss
-            that is not finite.
+        InputError: data without examples or that the networks cannot read, NaN in it, outputs that do not match, labels
+            that are missing or no class, or a loss that is not finite.
+
+    The order of examples, and dropout, come of torch's global random numbers: `torch.manual_seed` repeats a run.
 
     >>> x = torch.randn(64, 3, 8, 8)
     >>> teacher, student = (nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(288, 4)) for _ in range(2))
@@ -79,12 +84,13 @@ def distill(
     >>> history[-1].validation_loss < history[0].validation_loss
     True
     """
-    _check(student, epochs, learning_rate, temperature, label_weight)
+    _check(student, teacher, epochs, learning_rate, temperature, label_weight)
+    given, student, teacher = student, uncompiled(student), uncompiled(teacher)
     course = _Course(student, teacher, temperature, label_weight)
     modes = {module: module.training for network in (student, teacher) for module in network.modules()}
     teacher.eval()
     try:
-        return student, _train(course, train, validation, epochs, learning_rate, freeze_norms)
+        return given, _train(course, train, validation, epochs, learning_rate, freeze_norms)
     finally:
         for module, training in modes.items():
             module.training = training
@@ -97,31 +103,48 @@ class _Course:
     temperature: float
     label_weight: float
 
-    def outputs(self, batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Logits of student and teacher, and the labels if the batch has any."""
+    def outputs(self, batch: Any, source: str) -> tuple[Tensor, Tensor]:
+        """Logits of student and teacher for a batch of `source`, "train" or "validation"."""
         place = next(self.student.parameters())
         inputs = first_of(batch)
         inputs = inputs.to(place.device, place.dtype if inputs.is_floating_point() else None)
+        if not torch.isfinite(inputs).all():
+            raise InputError(source, describe(inputs), "holds NaN or infinite values")
         with torch.no_grad():
-            target = self.teacher(inputs)
-        given = self.student(inputs)
+            target = run(self.teacher, inputs, source, "the teacher")
+        given = run(self.student, inputs, source, "the student")
         if not isinstance(given, Tensor) or not isinstance(target, Tensor) or given.shape != target.shape:
             raise InputError("student", describe(given), f"must give what the teacher gives, a {describe(target)}")
-        return given, target, self._labels(batch, place.device)
+        if given.dim() < 2:
+            raise InputError("student", describe(given), "must give logits [N, classes, ...]")
+        if not torch.isfinite(target).all():
+            raise InputError("teacher", type(self.teacher).__name__, f"gives NaN or infinite values for {source}")
+        return given, target
 
-    def loss(self, given: Tensor, target: Tensor, labels: Tensor | None) -> Tensor:
+    def loss(self, batch: Any) -> Tensor:
+        """Of a batch to train on."""
+        given, target = self.outputs(batch, "train")
         soft = softened_divergence(given, target, self.temperature)
         if not self.label_weight:
             return soft
+        labels = _labels(batch, given, "train")
         if labels is None:
-            raise InputError("label_weight", self.label_weight, "needs batches of (inputs, labels)")
-        return (1 - self.label_weight) * soft + self.label_weight * F.cross_entropy(given, labels)
+            raise InputError("label_weight", self.label_weight, "needs batches of (inputs, labels), some not negative")
+        hard = F.cross_entropy(given, labels.masked_fill(labels < 0, -100), ignore_index=-100)
+        return (1 - self.label_weight) * soft + self.label_weight * hard
 
-    @staticmethod
-    def _labels(batch: Any, device: torch.device) -> Tensor | None:
-        if isinstance(batch, (tuple, list)) and len(batch) > 1 and isinstance(batch[1], Tensor):
-            return batch[1].to(device)
+
+def _labels(batch: Any, given: Tensor, source: str) -> Tensor | None:
+    """Class numbers [N, ...] of a batch, negative where there is none; None where the batch has none at all."""
+    if not (isinstance(batch, (tuple, list)) and len(batch) > 1 and isinstance(batch[1], Tensor)):
         return None
+    labels, classes = batch[1].to(given.device), given.shape[1]
+    shape = [len(given), *given.shape[2:]]
+    if list(labels.shape) != shape or labels.is_floating_point() or labels.is_complex():
+        raise InputError(source, f"labels, a {describe(labels)}", f"labels must be whole numbers of shape {shape}")
+    if labels.numel() and int(labels.max()) >= classes:
+        raise InputError(source, f"label {int(labels.max())}", f"labels must be less than {classes}, the classes given")
+    return labels.long() if (labels >= 0).any() else None
 
 
 def softened_divergence(given: Tensor, target: Tensor, temperature: float) -> Tensor:
@@ -131,14 +154,16 @@ def softened_divergence(given: Tensor, target: Tensor, temperature: float) -> Te
     return temperature**2 * F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1).mean()
 
 
-def _check(student: nn.Module, epochs: int, learning_rate: float, temperature: float, label_weight: float) -> None:
+def _check(student: Any, teacher: Any, epochs: Any, learning_rate: Any, temperature: Any, label_weight: Any) -> None:
+    check_values("student", student)
+    check_values("teacher", teacher)
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise InputError("epochs", epochs, "must be a whole number of at least 1")
     for name, value in (("learning_rate", learning_rate), ("temperature", temperature)):
-        if not value > 0 or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise InputError(name, value, "must be a positive number")
-    if not 0 <= label_weight <= 1:
-        raise InputError("label_weight", label_weight, "must be from 0 to 1")
+    if not isinstance(label_weight, (int, float)) or not 0 <= label_weight <= 1:
+        raise InputError("label_weight", label_weight, "must be a number from 0 to 1")
     if not any(p.requires_grad for p in student.parameters()):
         raise InputError("student", type(student).__name__, "has no parameter that requires a gradient")
 
@@ -146,25 +171,27 @@ def _check(student: nn.Module, epochs: int, learning_rate: float, temperature: f
 def _train(course: _Course, train, validation, epochs: int, learning_rate: float, freeze_norms: bool) -> list[Epoch]:
     student = course.student
     batches = list(_epoch_of(train)) if not _can_be_walked_again(train) else train
-    validation = validation if validation is None or _can_be_walked_again(validation) else list(validation)
+    validation = validation if validation is None or _can_be_walked_again(validation) else list(_epoch_of(validation))
     steps = epochs * _length(batches)
     optimizer = torch.optim.AdamW(_parameter_groups(student), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _factor(step, steps))
-    history = [_evaluate(course, validation, Epoch(0, float("nan")))] if validation is not None else []
+    history = [_evaluate(course, validation, Epoch(0, None))] if validation is not None else []
     best = copy.deepcopy(student.state_dict()) if history else None
     for epoch in range(1, epochs + 1):
         _set_training(student, freeze_norms)
         total, examples = 0.0, 0
         for batch in track(_epoch_of(batches), f"distilling, epoch {epoch} of {epochs}", _length(batches)):
-            loss = course.loss(*course.outputs(batch))
+            loss = course.loss(batch)
             if not torch.isfinite(loss):
+                if epoch == 1 and not examples:
+                    raise InputError("student", type(student).__name__, "has a loss that is not finite before any step")
                 raise InputError("learning_rate", learning_rate, f"the loss is not finite in epoch {epoch}; lower it")
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(student.parameters(), _GRADIENT_NORM)
             optimizer.step()
             schedule.step()
-            total, examples = total + float(loss) * len(first_of(batch)), examples + len(first_of(batch))
+            total, examples = total + float(loss.detach()) * len(first_of(batch)), examples + len(first_of(batch))
         if not examples:
             raise InputError("train", describe(train), "holds no examples")
         history.append(_evaluate(course, validation, Epoch(epoch, total / examples)))
@@ -180,19 +207,20 @@ def _evaluate(course: _Course, validation: Data | None, epoch: Epoch) -> Epoch:
     if validation is None:
         return epoch
     course.student.eval()
-    loss, agree, right, examples, labelled = 0.0, 0.0, 0.0, 0, False
+    loss, agree, examples, right, labelled = 0.0, 0.0, 0, 0, 0
     for batch in _epoch_of(validation, shuffle=False):
-        given, target, labels = course.outputs(batch)
+        given, target = course.outputs(batch, "validation")
+        labels = _labels(batch, given, "validation")
         loss += float(softened_divergence(given, target, 1.0)) * len(given)
         agree += float((given.argmax(1) == target.argmax(1)).double().mean()) * len(given)
         if labels is not None:
-            labelled = True
-            right += float((given.argmax(1) == labels).double().mean()) * len(given)
+            labelled += int((labels >= 0).sum())
+            right += int((given.argmax(1) == labels).sum())  # which is never negative
         examples += len(given)
     if not examples:
         raise InputError("validation", describe(validation), "holds no examples")
     epoch.validation_loss, epoch.agreement = loss / examples, agree / examples
-    epoch.accuracy = right / examples if labelled else None
+    epoch.accuracy = right / labelled if labelled else None
     said = f"agrees with the teacher on {epoch.agreement:.2%}"
     said += "" if epoch.accuracy is None else f", accuracy {epoch.accuracy:.2%}"
     say(f"epoch {epoch.epoch}: {said}")

@@ -95,7 +95,8 @@ def halves(weight: Tensor, order: str, rank: int, moments: Moments | None = None
 
 def assemble(conv: Any, order: str, dw: Tensor, pw: Tensor):
     """The separable layer that stands in for `conv`, holding these halves and conv's bias."""
-    layer: Any = SEPARABLE[type(conv)](
+    layer: Any = nn.utils.skip_init(  # all its weights are written below: no random number is drawn
+        SEPARABLE[type(conv)],
         conv.in_channels,
         conv.out_channels,
         conv.kernel_size,

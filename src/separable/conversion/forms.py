@@ -151,7 +151,8 @@ def _fitted(conv, form: Form, moments: Moments, importance: Tensor) -> tuple[Ten
 
 
 def _time(conv, site: Site, found: list[Form], examples: int) -> None:
-    example = torch.randn((examples, *site.input_shape[1:]), device=conv.weight.device, dtype=conv.weight.dtype)
+    own = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they are
+    example = torch.randn((examples, *site.input_shape[1:]), generator=own).to(conv.weight)
     layers = [conv, *(assemble(conv, form.order, form.dw, form.pw) for form in found[1:])]
     for form, ms in zip(found, timing.medians_ms(layers, example), strict=True):
         form.ms = ms * site.calls

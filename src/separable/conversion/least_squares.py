@@ -14,6 +14,7 @@ from separable.conversion.moments import Moments
 RIDGE = 1e-4  # of each unknown's own energy: pulls towards where the fit started
 BLOCK_UNKNOWNS = 1200  # of the depthwise step solved at once; more channels are taken block after block
 POINTWISE_FIRST_UNKNOWNS = 1024  # of one output's pointwise step; wider layers keep their start
+_NUMBERS_AT_ONCE = 1 << 22  # of normal matrices, in float64
 
 
 def compose(order: str, dw: Tensor, pw: Tensor) -> Tensor:
@@ -89,29 +90,33 @@ def _pointwise_first_pointwise(m: Moments, dw: Tensor, pw: Tensor, ridge: float)
     outputs, rank, channels = pw.shape
     if rank * channels > POINTWISE_FIRST_UNKNOWNS:
         return pw
-    gram = m.gram.view(channels, m.taps, channels, m.taps)
-    cross = m.cross.view(outputs, channels, m.taps)
-    fitted = []
-    for o in range(outputs):
-        half = torch.einsum("jk,ckdl->jcdl", dw[o], gram)
-        normal = torch.einsum("jcdl,il->jcid", half, dw[o]).reshape(rank * channels, -1)
-        right = (dw[o] @ cross[o].T).reshape(-1, 1)
-        fitted.append(solve_ridge(normal, right, pw[o].reshape(-1, 1), ridge).view(rank, channels))
-    return torch.stack(fitted)
+    right = dw @ m.cross.view(outputs, channels, m.taps).mT  # [C_out, r, C]
+    return _solve_each_output(_by_channels(m), dw, right, pw, ridge)
 
 
 def _pointwise_first_depthwise(m: Moments, dw: Tensor, pw: Tensor, importance: Tensor, ridge: float) -> Tensor:
     """Each output owns its filters: normal matrix A_o[jk, il] = sum_cd pw[o,j,c] G[ck, dl] pw[o,i,d]."""
-    outputs, rank, channels = pw.shape
-    gram = m.gram.view(channels, m.taps, channels, m.taps)
-    cross = m.cross.view(outputs, channels, m.taps)
+    right = pw @ m.cross.view(pw.shape[0], m.channels, m.taps)  # [C_out, r, K]
+    return _solve_each_output(_by_channels(m).mT, pw, right, dw, ridge)
+
+
+def _by_channels(m: Moments) -> Tensor:
+    """The gram as [K*K, C*C]: a row for each pair of taps."""
+    gram = m.gram.view(m.channels, m.taps, m.channels, m.taps)
+    return gram.permute(1, 3, 0, 2).reshape(m.taps**2, m.channels**2)
+
+
+def _solve_each_output(pairs: Tensor, fixed: Tensor, right: Tensor, prior: Tensor, ridge: float) -> Tensor:
+    """One half [C_out, r, n] with the other, fixed [C_out, r, p], given; pairs [p*p, n*n] couples them."""
+    rank, n = prior.shape[1:]
     fitted = []
-    for o in range(outputs):
-        half = torch.einsum("jc,ckdl->jkdl", pw[o], gram)
-        normal = torch.einsum("jkdl,id->jkil", half, pw[o]).reshape(rank * m.taps, -1)
-        right = (pw[o] @ cross[o]).reshape(-1, 1)
-        fitted.append(solve_ridge(normal, right, dw[o].reshape(-1, 1), ridge).view(rank, m.taps))
-    return torch.stack(fitted)
+    at_once = max(1, _NUMBERS_AT_ONCE // (rank * n) ** 2)
+    for f, b, x in zip(fixed.split(at_once), right.split(at_once), prior.split(at_once), strict=True):
+        products = torch.einsum("ojk,oil->ojikl", f, f).reshape(-1, pairs.shape[0])
+        normal = (products @ pairs).view(len(f), rank, rank, n, n).transpose(2, 3)  # [o, j, n, i, n]
+        normal = normal.reshape(len(f), rank * n, rank * n)
+        fitted.append(solve_ridge(normal, b.reshape(len(f), -1, 1), x.reshape(len(f), -1, 1), ridge).view(x.shape))
+    return torch.cat(fitted)
 
 
 _STEPS = {

@@ -15,6 +15,8 @@ from separable.functional import arguments
 PATCHES = 65_536  # enough for a few hundred unknowns; neighbouring patches say nearly the same
 PATCHES_PER_UNKNOWN = 24
 
+Index = tuple[Tensor, ...] | None
+
 
 @dataclass
 class Moments:
@@ -50,22 +52,50 @@ class Moments:
         return w @ self.patch_mean, ((w @ self.gram) * w).sum(1).clamp_min(0)
 
 
-class Accumulator:
-    """Sums moments batch by batch; products in the data's precision (at least float32), sums in float64."""
+class Positions:
+    """Which output positions are looked at: all, or some random ones in each call; the same ones in every pass."""
 
     def __init__(self, conv, examples: int):
-        """conv: the layer whose geometry cuts the patches. examples: how many are expected, to share patches out."""
-        self.conv, self.examples, self.count = conv, examples, 0
+        """conv: the layer. examples: how many are expected in all, to share the patches out."""
         self.generator = torch.Generator().manual_seed(0)
         unknowns = conv.in_channels * math.prod(conv.kernel_size)
-        self.patches_per_example = max(1, max(PATCHES, PATCHES_PER_UNKNOWN * unknowns) // examples)
+        self.per_example = max(1, max(PATCHES, PATCHES_PER_UNKNOWN * unknowns) // examples)
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """x [N, C, ...] what the layer reads, y [N, C_out, ...] what it should give."""
-        patches, targets = self._sample(x, y)
+    def choose(self, output: Tensor) -> Index:
+        """An index into [N, out...] for the next output [N, C_out, out...]; None for all."""
+        shape = (output.shape[0], *output.shape[2:])
+        total, wanted = math.prod(shape), self.per_example * shape[0]
+        if total <= wanted:
+            return None
+        chosen = torch.randperm(total, generator=self.generator)[:wanted].to(output.device)
+        return torch.unravel_index(chosen, shape)
+
+
+def rows(output: Tensor, index: Index) -> Tensor:
+    """The values [P, C_out] of an output [N, C_out, out...] at positions, in float32 at least."""
+    values = output.movedim(1, -1)
+    values = values.flatten(0, -2) if index is None else values[index]
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def patch_rows(conv, x: Tensor, index: Index) -> Tensor:
+    """The patches [P, C*K] of the input x [N, C, ...] at output positions, in float32 at least."""
+    windows = unfold(conv, x)
+    windows = windows.flatten(0, x.dim() - 2) if index is None else windows[index]
+    return windows.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
+
+
+class Accumulator:
+    """Sums moments batch by batch; products in the precision of the rows, sums in float64."""
+
+    def __init__(self, channels: int):
+        self.channels, self.count = channels, 0
+
+    def add(self, patches: Tensor, targets: Tensor) -> None:
+        """patches [P, C*K] that a layer reads, targets [P, C_out] that it should give."""
         if self.count == 0:
             self.shift = patches.mean(0), targets.mean(0)  # sums of squares then do not cancel
-            self.sums = [torch.zeros((), dtype=torch.float64, device=x.device)] * 5
+            self.sums = [torch.zeros((), dtype=torch.float64, device=patches.device)] * 5
         p, t = patches - self.shift[0], targets - self.shift[1]
         new = (p.T @ p, t.T @ p, (t * t).sum(0), p.sum(0), t.sum(0))
         self.sums = [a + b.double() for a, b in zip(self.sums, new, strict=True)]
@@ -78,22 +108,7 @@ class Accumulator:
         if not intercept:
             gram, cross, energy = gram + torch.outer(p, p), cross + torch.outer(t, p), energy + t * t
             p, t = torch.zeros_like(p), torch.zeros_like(t)
-        return Moments(gram, cross, energy, p, t, self.conv.in_channels)
-
-    def _sample(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Patches [P, C*K] and targets [P, C_out], all positions or as many random ones as are wanted."""
-        windows = unfold(self.conv, x)  # [N, out..., C, k...], a view
-        positions = windows.shape[: x.dim() - 1]
-        total, wanted = math.prod(positions), self.patches_per_example * x.shape[0]
-        targets = y.movedim(1, -1)  # [N, out..., C_out]
-        precise = torch.promote_types(x.dtype, torch.float32)
-        if total > wanted:
-            chosen = torch.randperm(total, generator=self.generator)[:wanted].to(x.device)
-            index = torch.unravel_index(chosen, positions)
-            windows, targets = windows[index], targets[index]
-        else:
-            windows, targets = windows.flatten(0, len(positions) - 1), targets.flatten(0, -2)
-        return windows.flatten(1).to(precise), targets.to(precise)
+        return Moments(gram, cross, energy, p, t, self.channels)
 
 
 def unfold(conv, x: Tensor) -> Tensor:

@@ -122,7 +122,24 @@ def _choose(options: dict[str, list[Form]], measure: str, limit: float) -> dict[
     for (name, many), base, pick in reversed(list(zip(options.items(), cheapest, picks, strict=True))):
         chosen[name] = many[int(pick[left])]
         left -= math.ceil((getattr(chosen[name], measure) - base) / step - 1e-9)
+    _spend_rest(options, measure, limit, chosen)
     return chosen
+
+
+def _spend_rest(options: dict[str, list[Form]], measure: str, limit: float, chosen: dict[str, Form]) -> None:
+    """What rounding up left of the budget goes to the better forms it still pays for, the largest gain first."""
+    while True:
+        rest = limit * (1 + 1e-12) - sum(getattr(form, measure) for form in chosen.values())
+        better = [
+            (chosen[name].error - form.error, name, form)
+            for name, many in options.items()
+            for form in many
+            if form.error < chosen[name].error and getattr(form, measure) - getattr(chosen[name], measure) <= rest
+        ]
+        if not better:
+            return
+        _, name, form = max(better, key=lambda one: one[0])
+        chosen[name] = form
 
 
 def _plan_latency(survey: Survey, options: dict[str, list[Form]], share: float) -> dict[str, Form]:
@@ -135,8 +152,9 @@ def _plan_latency(survey: Survey, options: dict[str, list[Form]], share: float) 
         found = _choose(options, "latency", target * whole - fixed)
         chosen = found or {name: min(many, key=lambda form: form.latency) for name, many in options.items()}
         choices = [_choice(site, chosen.get(site.name)) for site in survey.sites]
+        changed = any(choice.order for choice in choices)
         network = build(survey, copy.deepcopy(survey.model), choices)
-        ratios.append(latency.ratio(network, survey.model, survey.example))
+        ratios.append(latency.ratio(network, survey.model, survey.example) if changed else 1.0)
         if ratios[-1] <= share:
             return chosen
         if found is None:

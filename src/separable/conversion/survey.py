@@ -6,6 +6,7 @@ Every later step works from this. The network is copied and runs in eval mode; t
 import copy
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,8 @@ from separable import cost
 from separable.conversion import batches, watch
 from separable.conversion.batches import Data
 from separable.conversion.factorize import why_not
-from separable.conversion.moments import Accumulator, Moments
+from separable.conversion.moments import Accumulator, Moments, Positions, patch_rows, rows
+from separable.cost.count import uncompiled
 from separable.errors import InputError
 from separable.progress import track
 
@@ -70,7 +72,7 @@ def survey(model: nn.Module, data: Data, *, example: Tensor | None = None, sampl
     """Run `model` on data and note for each convolution its place, its work and the moments of what it reads.
 
     Args:
-        model: any module of one tensor; not modified.
+        model: any module of one tensor; not modified. Of one that torch.compile made, the network inside is looked at.
         data: a tensor [N, ...], or an iterable of batches, each a tensor or (inputs, labels).
         example: the input that MACs are counted and latency is measured on; the first of the data where not given.
         samples: how many examples of the data are used at most; they are kept in memory.
@@ -83,18 +85,18 @@ def survey(model: nn.Module, data: Data, *, example: Tensor | None = None, sampl
     >>> [(site.name, site.kept) for site in survey(net, torch.randn(4, 3, 8, 8)).sites]
     [('0', None), ('2', 'it is pointwise (one tap)')]
     """
-    if not isinstance(model, nn.Module):
-        raise InputError("model", type(model).__name__, "must be a torch.nn.Module")
+    batches.check_values("model", model)
+    model = uncompiled(model)
     dense = copy.deepcopy(model).eval().requires_grad_(False)
     inputs = batches.collect(data, dense, samples)
     example = inputs[0][:1] if example is None else batches.collect(example, dense)[0]
-    counted = cost.count(dense, example)
     sites = _trace(dense, inputs[0][:2])
     if all(site.kept for site in sites):
         reasons = "; ".join(f"{site.name or 'the model'}: {site.kept}" for site in sites) or "it runs no convolution"
         raise InputError("model", type(model).__name__, f"has no convolution that can be made separable ({reasons})")
+    counted = cost.count(dense, example)
     found = Survey(dense, inputs, example, sites, counted.macs // len(example), counted.params)
-    for group in _groups(found.convertible):
+    for group in in_groups(found.convertible, _gram_bytes, _GRAM_BYTES):
         _measure(found, group)
     return found
 
@@ -143,7 +145,7 @@ def _trace(model: nn.Module, batch: Tensor) -> list[Site]:
     return sites
 
 
-def run(model: nn.Module, batch: Tensor):
+def run(model: nn.Module, batch: Tensor, argument: str = "data", who: str = "the model"):
     """model(batch), with what the model cannot read told as the caller's mistake."""
     try:
         return model(batch)
@@ -151,7 +153,7 @@ def run(model: nn.Module, batch: Tensor):
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError("data", batches.describe(batch), f"the model cannot read it: {first}") from error
+        raise InputError(argument, batches.describe(batch), f"{who} cannot read it: {first}") from error
 
 
 def _site(name: str, conv: Any, seen, examples: int, shared: set[str]) -> Site:
@@ -198,14 +200,13 @@ def _shared_weights(model: nn.Module) -> set[str]:
     return {name for names in owners.values() if len(names) > 1 for name in names}
 
 
-def _groups(sites: list[Site]) -> list[list[Site]]:
-    """Sites whose moments fit into memory together."""
+def in_groups(sites: list[Site], bytes_of: Callable[[Site], int], most_bytes: int) -> list[list[Site]]:
+    """Neighbouring sites whose needs fit into memory together; one that needs more stands alone."""
     groups: list[list[Site]] = [[]]
     used = 0
     for site in sites:
-        side = site.params // site.output_shape[1]
-        size = 8 * side * side
-        if groups[-1] and used + size > _GRAM_BYTES:
+        size = bytes_of(site)
+        if groups[-1] and used + size > most_bytes:
             groups.append([])
             used = 0
         groups[-1].append(site)
@@ -213,11 +214,18 @@ def _groups(sites: list[Site]) -> list[list[Site]]:
     return groups
 
 
+def _gram_bytes(site: Site) -> int:
+    side = site.params // site.output_shape[1]
+    return 8 * side * side
+
+
 @torch.no_grad()
 def _measure(found: Survey, group: list[Site]) -> None:
     """One pass over the data that sums the moments of each site of the group and checks that all is finite."""
     examples = sum(len(batch) for batch in found.inputs)
-    sums = {site.name: Accumulator(found.model.get_submodule(site.name), examples * site.calls) for site in group}
+    convs: dict[str, Any] = {site.name: found.model.get_submodule(site.name) for site in group}
+    sums = {name: Accumulator(conv.in_channels) for name, conv in convs.items()}
+    positions = {site.name: Positions(convs[site.name], examples * site.calls) for site in group}
 
     def check(name):
         def finite(module, args, output):
@@ -227,18 +235,21 @@ def _measure(found: Survey, group: list[Site]) -> None:
         return finite
 
     def add(name):
-        return lambda module, args, output: sums[name].add(args[0], output)
+        def ran(module, args, output):
+            index = positions[name].choose(output)
+            sums[name].add(patch_rows(module, args[0], index), rows(output, index))
+
+        return ran
 
     handles = [m.register_forward_hook(check(n)) for n, m in found.model.named_modules() if not list(m.children())]
-    handles += [found.model.get_submodule(name).register_forward_hook(add(name)) for name in sums]
+    handles += [conv.register_forward_hook(add(name)) for name, conv in convs.items()]
     with watch.hooks(handles):
         for batch in track(found.inputs, "surveying the dense network"):
             if batch.is_floating_point() and not torch.isfinite(batch).all():
                 raise InputError("data", batches.describe(batch), "holds NaN or infinite values")
             run(found.model, batch)
     for site in group:
-        conv = found.model.get_submodule(site.name)
-        site.moments = sums[site.name].moments(has_intercept(site, conv))
+        site.moments = sums[site.name].moments(has_intercept(site, convs[site.name]))
 
 
 def has_intercept(site: Site, conv: Any) -> bool:

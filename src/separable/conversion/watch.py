@@ -7,6 +7,7 @@ model that runs can be watched, without a graph; what is not recognised is only 
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -74,51 +75,70 @@ def hooks(handles: list[Any]) -> Iterator[None]:
             handle.remove()
 
 
+@dataclass
+class Seen:
+    """What one layer read and gave in one pass, call after call, and what its output was added to."""
+
+    inputs: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+    other: Tensor | None = None
+
+
 class _SeenEnough(Exception):
     pass
 
 
 class _Stopping(Readers):
+    """Ends the pass once every layer has made its calls and every addition that was waited for has come."""
+
+    def __init__(self, waiting: set[tuple[str, str]]):
+        super().__init__()
+        self.waiting = waiting
+
+    def done(self, what: str, name: str) -> None:
+        self.waiting.discard((what, name))
+        if not self.waiting:
+            raise _SeenEnough
+
     def on_addition(self, name: str) -> None:
-        raise _SeenEnough
+        self.done("addition", name)
 
 
 @torch.no_grad()
-def observe(model: nn.Module, batch: Tensor, name: str, calls: int, follow: str | None = None):
-    """What the layer `name` reads and gives in one pass, which ends as soon as that is known.
+def observe(model: nn.Module, batch: Tensor, wanted: dict[str, tuple[int, str | None]]) -> dict[str, Seen]:
+    """What layers read and give in one pass, which ends as soon as that is known.
 
-    Args:
-        calls: how often the pass calls the layer.
-        follow: the module whose output is added to something that is wanted too, the layer itself or its norm.
-
-    Returns:
-        inputs, outputs: lists of `calls` tensors; other: the other side of the addition, or None.
+    wanted: for the name of each layer, how often a pass calls it, and, where what its output is added to is wanted too,
+    the module whose output that is, the layer itself or its norm; else None.
     """
-    inputs: list[Tensor] = []
-    outputs: list[Tensor] = []
-    readers = _Stopping()
+    found = {name: Seen() for name in wanted}
+    ends = {name: end for name, (_, end) in wanted.items() if end}
+    readers = _Stopping({("calls", name) for name in wanted} | {("addition", name) for name in ends})
 
-    def keep(module, args, output):
-        inputs.append(args[0])
-        outputs.append(output)
-        if follow is None and len(outputs) == calls:
-            raise _SeenEnough
-        # an in-place activation or sum may overwrite what was kept
-        outputs[-1] = output.clone()
-        inputs[-1] = args[0].clone()
+    def keep(name):
+        def ran(module, args, output):
+            seen = found[name]
+            # copies, for an activation or a sum in place may overwrite them
+            seen.inputs.append(args[0].clone())
+            seen.outputs.append(output.clone())
+            if len(seen.outputs) == wanted[name][0]:
+                readers.done("calls", name)
 
-    def mark(module, args, output):
-        readers.follow(name, output)
+        return ran
 
-    handles = [model.get_submodule(name).register_forward_hook(keep)]
-    if follow is not None:
-        handles.append(model.get_submodule(follow).register_forward_hook(mark))
+    def follow(name):
+        return lambda module, args, output: readers.follow(name, output)
+
+    handles = [model.get_submodule(end).register_forward_hook(follow(name)) for name, end in ends.items()]
+    handles += [model.get_submodule(name).register_forward_hook(keep(name)) for name in wanted]
     try:
         with hooks(handles), readers:
             model(batch)
     except _SeenEnough:
         pass
-    return inputs, outputs, readers.others.get(name)
+    for name, other in readers.others.items():
+        found[name].other = other
+    return found
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -6,12 +6,15 @@ Source: Howard et al. 2017, "MobileNets", arXiv:1704.04861, section 3.1; William
 """
 
 import copy
+import traceback
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+import separable.errors
 from separable.cost import trace
 from separable.cost.operations import PRODUCTS, Operation
 from separable.errors import InputError
@@ -126,7 +129,8 @@ def count(model: nn.Module, example: Example) -> Count:
     that hangs on such a weight: the first layer needs no gradient of its input, a frozen layer none of its weight.
 
     Args:
-        model: any module; on any device, the meta device included. Values of its tensors are never read.
+        model: any module; on any device, the meta device included. Values of its tensors are never read. Of a model
+            that torch.compile made, the network inside is counted.
         example: the input, a tensor [N, ...] or a tuple of tensors for several; only shapes and types matter.
 
     Returns:
@@ -134,7 +138,7 @@ def count(model: nn.Module, example: Example) -> Count:
 
     Raises:
         InputError: the example does not fit the model (names the layer that refused it), or what the model does depends
-            on the values of its tensors, which the meta device does not have.
+            on the values of its tensors, which the meta device does not have (names the line that reads them).
 
     Source: Howard et al. 2017, arXiv:1704.04861, section 3.1.
 
@@ -143,6 +147,7 @@ def count(model: nn.Module, example: Example) -> Count:
     >>> counted.macs == 10 * 10 * 8 * 3 * 3 * 3, counted.params
     (True, 224)
     """
+    model = uncompiled(model)
     inputs = as_inputs(model, example)
     with torch.inference_mode(False), torch.no_grad():
         twin, on_meta = _twin(model), tuple(trace.meta_twin(t) for t in inputs)
@@ -209,7 +214,22 @@ def misfit(error: Exception, where: str, inputs: tuple[Tensor, ...]) -> InputErr
     reason = (str(error).strip().splitlines() or [""])[0]
     if not isinstance(error, (RuntimeError, ValueError)) or not reason:
         reason = f"{type(error).__name__}: {reason}"
+    line = _users_line(error) if "meta tensor" in reason.lower() else ""
+    if line:
+        return InputError("example", shown, f"{where} reads values, which a count does not have, in {line} ({reason})")
     return InputError("example", shown, f"{where} refuses it: {reason}")
+
+
+def uncompiled(model: Any) -> Any:
+    """The network inside what torch.compile made of one, which has the same parameters; anything else as it is."""
+    return getattr(model, "_orig_mod", model) if isinstance(model, nn.Module) else model
+
+
+def _users_line(error: Exception) -> str:
+    """The innermost line that is neither torch's nor this library's; empty if there is none."""
+    ours = [str(Path(file).parent) for file in (torch.__file__, separable.errors.__file__)]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(tuple(ours))]
+    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
 
 
 def _twin(model: nn.Module) -> nn.Module:

@@ -4,6 +4,7 @@ Arithmetic is the best of many matrix products of several sizes; bandwidth the b
 once) of a buffer far larger than the caches, and of one that fits in them. Both run with the threads that torch has.
 """
 
+import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ class Limits:
 
     def best(self) -> Machine:
         far, near = self._copies[0].gb_s, self._copies[-1].gb_s
-        name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else _processor()
+        name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else processor()
         return Machine(name, torch.get_num_threads(), self._gflops, far, max(far, near), self._cache_bytes)
 
 
@@ -110,10 +111,11 @@ def _cache_bytes(device: torch.device) -> int:
     return max(sizes)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name; the kernel knows it where Python's `platform` does not."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "processor"
+    return names[0] if names else platform.processor() or platform.machine() or "processor"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from separable.cost.count import Count, Example, LayerCount, as_inputs, count
+from separable.cost.count import Count, Example, LayerCount, as_inputs, count, uncompiled
 from separable.cost.machine import Limits, Machine
 from separable.cost.operations import PRODUCTS
 from separable.cost.saving import Saving, compare_with_separable
@@ -133,6 +133,7 @@ def profile(model: nn.Module, example: Example, *, repeats: int = 15, compare: b
 
     Args:
         model: a module on the device where it is to run; it is left in the mode it was in, statistics untouched.
+            Of a model that torch.compile made, the network inside is measured, for the compiled one has no layers.
         example: the input, a tensor [N, ...] or a tuple of tensors, on the same device; it is not changed.
         repeats: passes of each sort, whole and layer by layer in turn; their medians are given.
         compare: also time a separable layer of the same shape for each dense k x k layer.
@@ -152,6 +153,7 @@ def profile(model: nn.Module, example: Example, *, repeats: int = 15, compare: b
     """
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise InputError("repeats", repeats, "must be a whole number of at least 1")
+    model = uncompiled(model)
     inputs = as_inputs(model, example)
     device = inputs[0].device
     if device.type == "meta":

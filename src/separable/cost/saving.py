@@ -1,6 +1,6 @@
 """What a separable layer of the same shape would save of a dense one: on paper, and measured on the same input."""
 
-import statistics
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from separable.cost.count import LayerCount, count
-from separable.cost.machine import clock_s
+from separable.cost.timing import interleaved_ms
 from separable.layers import SeparableConv1d, SeparableConv2d, SeparableConv3d
 
 _SEPARABLE = {1: SeparableConv1d, 2: SeparableConv2d, 3: SeparableConv3d}
@@ -48,23 +48,18 @@ def compare_with_separable(call: tuple, dense: LayerCount, repeats: int) -> Savi
     x, weight, bias, stride, padding, dilation = call[:6]
     twin = _twin(x, weight, bias, stride, padding, dilation)
     counted = count(twin, x)
-    dense_ms, twin_ms = [], []
-    for i in range(repeats + 1):
-        started = clock_s(x.device)
-        torch.ops.aten.convolution.default(*call)
-        between = clock_s(x.device)
-        twin(x)
-        ended = clock_s(x.device)
-        if i:  # the first run warms up
-            dense_ms.append((between - started) * 1e3)
-            twin_ms.append((ended - between) * 1e3)
+    calls: dict[str, Callable[[], object]] = {
+        "dense": lambda: torch.ops.aten.convolution.default(*call),
+        "separable": lambda: twin(x),
+    }
+    taken_ms = interleaved_ms(calls, repeats, warmup=1, device=x.device)
     return Saving(
         dense_macs=dense.macs // dense.calls,
         macs=counted.macs,
         dense_params=weight.numel() + (0 if bias is None else bias.numel()),
         params=counted.params,
-        dense_ms=statistics.median(dense_ms),
-        ms=statistics.median(twin_ms),
+        dense_ms=taken_ms["dense"],
+        ms=taken_ms["separable"],
     )
 
 

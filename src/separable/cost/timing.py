@@ -61,7 +61,7 @@ def time_in_turn(model: nn.Module, inputs: tuple[Tensor, ...], repeats: int) -> 
         raise misfit(error, type(model).__name__, inputs) from error
     layer_ms = {key: statistics.median(ms[key] for ms in passes) for key in passes[0]}
     together_ms = statistics.median(sum(ms.values()) for ms in passes)
-    interrupted_ms = together_ms - sum(layer_ms.values())
+    interrupted_ms = max(0.0, together_ms - sum(layer_ms.values()))  # of few passes the medians may add up to more
     return Timing(statistics.median(whole_ms), spread(whole_ms), interrupted_ms, layer_ms, dense)
 
 
@@ -112,6 +112,38 @@ def _timed_pass(model: nn.Module, inputs: tuple[Tensor, ...], steps: list[Step])
         if key is not None:
             total_ms[key] += seconds * 1e3
     return dict(total_ms)
+
+
+def interleaved_ms(
+    calls: dict[str, Callable[[], object]], rounds: int = 60, warmup: int = 10, device: torch.device | str = "cpu"
+) -> dict[str, float]:
+    """The median time of each call in ms; they run by turns, so that a noisy moment hits all of them alike.
+
+    Args:
+        calls: what to time, by name.
+        rounds: how often each is timed, after `warmup` calls that are not.
+        device: where the calls compute; its queue is waited for before the clock is read.
+
+    Raises:
+        InputError: fewer than one round, or a negative number of calls to warm up.
+
+    >>> taken = interleaved_ms({"short": lambda: sum(range(10)), "long": lambda: sum(range(100_000))}, rounds=5)
+    >>> taken["short"] < taken["long"]
+    True
+    """
+    for name, value, least in (("rounds", rounds, 1), ("warmup", warmup, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(name, value, f"must be a whole number of at least {least}")
+    place = torch.device(device)
+    taken_ms: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(warmup + rounds):
+        for name, call in calls.items():
+            started = clock_s(place)
+            call()
+            ended = clock_s(place)
+            if i >= warmup:
+                taken_ms[name].append((ended - started) * 1e3)
+    return {name: statistics.median(times) for name, times in taken_ms.items()}
 
 
 def spread(times_ms: list[float]) -> float:

@@ -4,6 +4,7 @@ An operation belongs to the module that owns the parameter or buffer it uses, wh
 its children's weights shows as those children; one that uses none belongs to the innermost module that is running.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,40 +23,57 @@ OnOperation = Callable[[str, Operation, Any], None]  # name of the layer, what w
 
 
 class ModuleStack:
-    """Names of the modules that are running, innermost last; after an error, of those that were."""
+    """Names of the modules that are running, innermost last; after an error, which of them failed."""
 
     def __init__(self, model: nn.Module):
+        self._model = model
         self.names = {id(module): name for name, module in model.named_modules()}
         self.running: list[str] = [""]
-        self._calls: list[tuple[nn.Module, tuple]] = [(model, ())]
+        self._failed: tuple[nn.Module, tuple] = (model, ())
+        self._error: Exception | None = None
 
     @contextmanager
     def watch(self) -> Iterator["ModuleStack"]:
-        enter = nn.modules.module.register_module_forward_pre_hook(self._enter)
-        leave = nn.modules.module.register_module_forward_hook(self._leave)
+        """Note each module's forward while this is open.
+
+        Not by hooks: a layer may take another path where its parts are hooked, as separable layers do, and the path
+        to be counted and timed is the one that users run.
+        """
+        own = {module: vars(module).get("forward") for module in self._model.modules()}
         try:
+            for module in own:
+                vars(module)["forward"] = self._noting(module, module.forward)
             yield self
         finally:
-            enter.remove()
-            leave.remove()
+            for module, forward in own.items():
+                if forward is None:
+                    vars(module).pop("forward", None)
+                else:
+                    vars(module)["forward"] = forward
 
-    def _enter(self, module, args) -> None:
-        if id(module) in self.names:
+    def _noting(self, module: nn.Module, forward: Callable) -> Callable:
+        @functools.wraps(forward)
+        def noted(*args, **kwargs):
             self.running.append(self.names[id(module)])
-            self._calls.append((module, args))
+            try:
+                return forward(*args, **kwargs)
+            except Exception as error:
+                if error is not self._error:  # the modules around the one that failed see the same error pass
+                    self._error, self._failed = error, (module, args)
+                raise
+            finally:
+                self.running.pop()
 
-    def _leave(self, module, args, output) -> None:
-        if id(module) in self.names:
-            self.running.pop()
-            self._calls.pop()
+        return noted
 
     def where(self) -> str:
-        """The innermost running layer in words: its name, what it is, the shapes it was given."""
-        module, args = self._calls[-1]
+        """The innermost layer that failed in words: its name, what it is, the shapes it was given."""
+        module, args = self._failed
+        name = self.names[id(module)]
         given = ", ".join(str(list(t.shape)) for t in args if isinstance(t, Tensor))
         kind = f"{type(module).__name__}({'' if list(module.children()) else module.extra_repr()})"
-        name = f"layer {self.running[-1]!r} ({kind})" if self.running[-1] else kind
-        return f"{name} given {given}" if given else name
+        layer = f"layer {name!r} ({kind})" if name else kind
+        return f"{layer} given {given}" if given else layer
 
 
 class Owners:

@@ -5,13 +5,15 @@ dimensions, then each dimension as a big-endian 32-bit integer.
 """
 
 import gzip
+import io
 import math
 import struct
 import zlib
 from pathlib import Path
 
-from separable.errors import InputError
+from separable.errors import InputError, need
 
+_AT_ONCE_BYTES = 1 << 20
 _IMAGES, _LABELS = "-images", "-labels"
 _SPLITS = {"train": "train", "t10k": "test"}  # what the files are called, what people call it
 
@@ -34,7 +36,7 @@ def choose(folder: Path, files: list[Path], split: str | None) -> Path:
         prefix = file.name[: file.name.lower().index(_IMAGES)]
         name = _SPLITS.get(prefix, prefix)
         if name in named and not _same_file_packed(named[name], file):
-            raise InputError("data", str(folder), f"holds {named[name].name} and {file.name}; name one of the files")
+            raise InputError("data", folder, f"holds {named[name].name} and {file.name}; name one of the files")
         named.setdefault(name, file)
     wanted = _SPLITS.get(split, split) if split is not None else None
     if wanted is None and len(named) == 1:
@@ -58,41 +60,47 @@ def read_labels(images: Path, count: int):
         return None
     labels = _read(path, 1)
     if len(labels) != count:
-        raise InputError("data", str(path), f"holds {len(labels)} labels for the {count} images of {images.name}")
+        raise InputError("data", path, f"holds {len(labels)} labels for the {count} images of {images.name}")
     return labels
 
 
 def _read(path: Path, dims: int):
-    try:
-        import numpy
-    except ModuleNotFoundError:
-        raise InputError("package", "numpy", "is needed to read images: pip install 'separable[deploy]'") from None
-    contents = _bytes(path)
-    if len(contents) < 4 + 4 * dims or contents[:4] != bytes((0, 0, 8, dims)):
-        raise InputError("data", str(path), f"does not begin as an idx file of bytes in {dims} dimensions")
-    shape = struct.unpack(f">{dims}I", contents[4 : 4 + 4 * dims])
-    missing = math.prod(shape) - (len(contents) - 4 - 4 * dims)
+    numpy = need("numpy", "deploy", "to read images")
+    header_bytes = 4 + 4 * dims
+    with _opened(path) as file:
+        header = _up_to(file, header_bytes, path)
+        if len(header) < header_bytes or header[:4] != bytes((0, 0, 8, dims)):
+            raise InputError("data", path, f"does not begin as an idx file of bytes in {dims} dimensions")
+        shape = struct.unpack(f">{dims}I", header[4:])
+        contents = _up_to(file, math.prod(shape) + 1, path)  # one more shows a surplus; packed, it may have no end
+    missing, said = math.prod(shape) - len(contents), " x ".join(map(str, shape))
     if missing:
-        told = f"is {missing} bytes short" if missing > 0 else f"has {-missing} bytes too many"
-        raise InputError("data", str(path), f"{told}: its header says {' x '.join(map(str, shape))}")
+        told = f"is {missing} bytes short: its header says" if missing > 0 else "is longer than its header says:"
+        raise InputError("data", path, f"{told} {said}")
     if not shape[0]:
-        raise InputError("data", str(path), "holds no images")
-    return numpy.frombuffer(contents, numpy.uint8, offset=4 + 4 * dims).reshape(shape)
+        raise InputError("data", path, "holds no images")
+    return numpy.frombuffer(contents, numpy.uint8).reshape(shape)
 
 
-def _bytes(path: Path) -> bytes:
+def _opened(path: Path) -> io.BufferedReader | gzip.GzipFile:
+    """The file's contents, unpacked as they are read where it is packed, whatever its name says."""
     with open(path, "rb") as file:
-        contents = file.read()
-    if contents[:2] != b"\x1f\x8b":
-        return contents
-    unpacked, stream = b"", zlib.decompressobj(wbits=31)
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if packed else open(path, "rb")
+
+
+def _up_to(file: io.BufferedReader | gzip.GzipFile, count: int, path: Path) -> bytes:
+    """As many of the next bytes as there are, at most `count`; a header may promise what no memory holds."""
+    parts: list[bytes] = []
     try:
-        return gzip.decompress(contents)
+        while count and (part := file.read1(min(count, _AT_ONCE_BYTES))):
+            parts.append(part)
+            count -= len(part)
     except EOFError:
-        unpacked = stream.decompress(contents)  # what there is, so that the error can say how much is missing
-        return unpacked
+        pass  # cut short: the caller says by how much
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise InputError("data", str(path), f"is damaged: {error}") from None
+        raise InputError("data", path, f"is damaged: {error}") from None
+    return b"".join(parts)
 
 
 def _same_file_packed(one: Path, other: Path) -> bool:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from separable.data import files, idx, image_lists
 from separable.data.preparation import Preparation
-from separable.errors import InputError
+from separable.errors import InputError, first_line, need
 from separable.progress import say, track
 
 _NAMED = 5  # unreadable images named while the work goes on; `skipped` names all
@@ -241,14 +241,10 @@ def _open_file(tree: files.Tree, names: list[str], i: int):
 
 
 def _pillow():
-    try:
-        import PIL.Image
-    except ModuleNotFoundError:
-        raise InputError("package", "pillow", "is needed to read images: pip install 'separable[deploy]'") from None
-    return PIL.Image
+    return need("PIL.Image", "deploy", "to read images")
 
 
 def _reason(error: Exception) -> str:
     if type(error).__name__ == "UnidentifiedImageError":
         return "is not an image, whatever its name says"
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return first_line(error)

@@ -4,18 +4,16 @@ Pixel for pixel what torchvision's Resize, CenterCrop, ToTensor and Normalize ma
 transform with crop modes "center" and "squash".
 """
 
-import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from numbers import Real
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from separable.errors import InputError
+from separable.errors import InputError, need
 
 RESIZE_RULES = ("shortest", "squash")
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
@@ -130,7 +128,7 @@ class Preparation:
         image = to_mode(image, self.channels)
         if self.size is not None:
             image = self._crop(self._scale(image))
-        numpy = _import("numpy")
+        numpy = need("numpy", "deploy", "to read images")
         x = torch.from_numpy(numpy.array(image))  # [H, W] or [H, W, 3], uint8
         x = x[None] if self.channels == 1 else x.permute(2, 0, 1).contiguous()
         return x.to(torch.float32).div_(255)
@@ -159,9 +157,11 @@ def to_mode(image, channels: int):
         ValueError: its pixels have no agreed range (floating point).
     """
     if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):
-        numpy = _import("numpy")
+        numpy = need("numpy", "deploy", "to read images")
         deep = numpy.asarray(image).astype(numpy.float64)
-        image = _import("PIL.Image").fromarray(numpy.round(deep.clip(0, 65535) / 257).astype(numpy.uint8))
+        image = need("PIL.Image", "deploy", "to read images").fromarray(
+            numpy.round(deep.clip(0, 65535) / 257).astype(numpy.uint8)
+        )
     if image.mode == "F":
         raise ValueError("its pixels are floating point, and nothing says what range they have")
     if image.mode in ("P", "PA") and "transparency" in image.info:
@@ -180,16 +180,8 @@ def _covering(height: int, width: int, target_height: int, target_width: int) ->
 
 
 def _resampling(interpolation: str):
-    image = _import("PIL.Image")
+    image = need("PIL.Image", "deploy", "to read images")
     return getattr(image.Resampling, interpolation.upper())
-
-
-def _import(module: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError:
-        package = {"PIL.Image": "pillow"}.get(module, module)
-        raise InputError("package", package, "is needed to read images: pip install 'separable[deploy]'") from None
 
 
 def _one_of(name: str, value: Any, allowed: tuple) -> None:

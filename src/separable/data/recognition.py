@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from separable.data.preparation import INTERPOLATIONS, Preparation, to_mode
-from separable.errors import InputError
+from separable.errors import InputError, first_line
 
 _CLOSE = 1e-5  # float32 rounding of values of a few units; one step of an 8-bit pixel is hundreds of times more
 _FRACTIONS = (1.0, 0.875, 0.9, 0.95, 0.96, 224 / 232, 0.935, 0.965, 0.98, 0.8)
@@ -49,7 +49,7 @@ def _apply(function, images) -> tuple[list[Any], list[Tensor]]:
         try:
             outputs = [function(image) for image in inputs]
         except Exception as error:  # the user's function may fail in any way; the second try's reason is told
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
             continue
         wrong = [y for y in outputs if not _is_image(y)]
         reason = f"must give a float tensor [1 or 3, H, W], not {_describe(wrong[0])}" if wrong else ""

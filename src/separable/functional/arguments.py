@@ -176,7 +176,7 @@ def wrong_shape(name: str, tensor: Tensor, rule: str) -> InputError:
 def check_tensors(input: Tensor, dims: int, **others: Tensor | None) -> None:
     """The rules every convolution shares: tensors, the input's rank, floating point, one dtype, one device."""
     for name, tensor in {"input": input, **others}.items():
-        if tensor is not None and not isinstance(tensor, Tensor):
+        if not isinstance(tensor, Tensor) and (tensor is not None or name == "input"):
             raise InputError(name, f"a {type(tensor).__name__}", "must be a torch.Tensor")
     if input.dim() != dims + 2:
         layout = "[N, C, " + ", ".join(["L"] if dims == 1 else ["D", "H", "W"][3 - dims :]) + "]"

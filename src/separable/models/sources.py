@@ -5,6 +5,7 @@ code and is executed; a weights file is data and never is (see weights.py).
 """
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -21,11 +22,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from separable.errors import InputError
+from separable.errors import InputError, first_line, need
 from separable.models.weights import load_weights
 
 _FORMS = "must be timm:NAME, torchvision:NAME or FILE.py:FACTORY"
 _detection_operators: list[torch.library.Library] = []  # a Library takes its operators along when it is collected
+_neighbours: dict[str, tuple[Path, ModuleType]] = {}  # what lies beside a FILE.py, by the name it was imported under
 
 
 @dataclass
@@ -83,7 +85,7 @@ def import_torchvision() -> ModuleType:
     Python works, which is all of its classifiers and transforms. A matching pair never comes here.
     """
     try:
-        return _import("torchvision", "recipes")
+        return need("torchvision", "recipes", "to read its networks")
     except RuntimeError as error:
         if "operator torchvision::" not in str(error):
             raise
@@ -100,17 +102,7 @@ def import_torchvision() -> ModuleType:
 def import_timm() -> ModuleType:
     """timm, which imports torchvision as it loads."""
     import_torchvision()
-    return _import("timm", "recipes")
-
-
-def _import(package: str, extra: str) -> ModuleType:
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name != package:
-            raise
-        rule = f"is not installed; add it with: pip install 'separable[{extra}]'"
-        raise InputError("package", package, rule) from None
+    return need("timm", "recipes", "to read its networks")
 
 
 def _from_timm(source: str, name: str) -> Source:
@@ -122,7 +114,7 @@ def _from_timm(source: str, name: str) -> Source:
     except RuntimeError as error:  # the part after the dot names a set of weights
         if "pretrained tag" not in str(error):
             raise
-        raise InputError("source", source, _first_line(error)) from None
+        raise InputError("source", source, first_line(error)) from None
     settings = timm.data.resolve_model_data_config(model)
     keep = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
     size = settings["input_size"]  # (C, H, W)
@@ -166,17 +158,25 @@ def _from_file(source: str, file: Path, factory: str) -> Source:
 
 
 def _execute(source: str, file: Path) -> ModuleType:
-    name = f"separable_source_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
+    path = file.resolve()  # two files of one name are two modules
+    name = f"separable_source_{file.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise InputError("source", source, "cannot be read as Python")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickling look a class's module up there
     if re.search(r"\b(timm|torchvision)\b", file.read_text(errors="replace")):
         with suppress(InputError):  # not installed: the file's own import says so, with its line
             import_torchvision()
-    with _mistakes_told(source, file), _beside(file):
-        spec.loader.exec_module(module)
+    earlier = sys.modules.get(name)
+    sys.modules[name] = module  # dataclasses and pickling look a class's module up there
+    try:
+        with _mistakes_told(source, file), _beside(file):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        if earlier is not None:
+            sys.modules[name] = earlier
+        raise
     return module
 
 
@@ -210,19 +210,41 @@ def _mistakes_told(source: str, file: Path) -> Iterator[None]:
             reached.append((error.filename, error.lineno))
         line = next((line for name, line in reversed(reached) if Path(name).resolve() == file.resolve()), None)
         where = f"line {line} of {file.name}" if line else file.name
-        rule = f"{where} fails with {type(error).__name__}: {_first_line(error)}"
+        rule = f"{where} fails with {type(error).__name__}: {first_line(error)}"
         raise InputError("source", source, rule) from error
 
 
 @contextmanager
 def _beside(file: Path) -> Iterator[None]:
-    """Let FILE.py import the files beside it, as it could if it were run."""
-    folder = str(file.resolve().parent)
-    sys.path.insert(0, folder)
+    """Let FILE.py import the files beside it, as it could if it were run.
+
+    They stay imported, for pickling, but are out of sight of a FILE.py in another folder, which may have neighbours of
+    the same names; those then take the names over.
+    """
+    folder = file.resolve().parent
+    foreign = {name: module for name, (home, module) in _neighbours.items() if home != folder}
+    foreign = {name: module for name, module in foreign.items() if sys.modules.get(name) is module}
+    for name in foreign:
+        del sys.modules[name]
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()  # a file may be younger than the last look into its folder
     try:
         yield
     finally:
-        sys.path.remove(folder)
+        with suppress(ValueError):  # FILE.py took it away itself
+            sys.path.remove(str(folder))
+        new = [name for name in sys.modules if name not in before and _lies_in(folder, name)]
+        _neighbours.update({name: (folder, sys.modules[name]) for name in new})
+        taken = {name.partition(".")[0] for name in sys.modules}
+        sys.modules.update({name: module for name, module in foreign.items() if name.partition(".")[0] not in taken})
+
+
+def _lies_in(folder: Path, name: str) -> bool:
+    """Whether the module, or the package it belongs to, was found in the folder itself."""
+    top = sys.modules.get(name.partition(".")[0])
+    places = [getattr(top, "__file__", None), *getattr(top, "__path__", ())]
+    return any(isinstance(place, str) and Path(place).parent == folder for place in places)
 
 
 def _offers_network(value: Any, module: ModuleType) -> bool:
@@ -233,8 +255,3 @@ def _offers_network(value: Any, module: ModuleType) -> bool:
 def _near(name: str, names: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(names), n=3)
     return f"; did you mean {' or '.join(near)}?" if near else ""
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or "no message"
-    return re.sub(r"\s+", " ", text.splitlines()[0])

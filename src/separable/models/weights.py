@@ -16,6 +16,7 @@ from separable.errors import InputError
 
 _NESTS = ("state_dict", "model_state_dict", "model", "net")  # where training scripts put the weights of a checkpoint
 _WRAPPERS = ("module.", "model.", "net.")  # DataParallel's prefix, and that of a network held by a Lightning module
+_DEEPEST = 8  # checkpoints nest once or twice
 _SHOWN = 4
 
 
@@ -47,23 +48,30 @@ def read_state(file: str | Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors or torch file by name, on the CPU; a checkpoint's nesting is undone."""
     path = Path(file)
     if not path.is_file():
-        raise InputError("weights", str(file), "is a folder" if path.is_dir() else "there is no such file")
+        raise InputError("weights", file, "is a folder" if path.is_dir() else "there is no such file")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    while isinstance(content, Mapping):
-        nest = next((content[key] for key in _NESTS if isinstance(content.get(key), Mapping)), None)
-        if nest is None:
-            break
-        content = nest
+    content = _unnested(content, file)
     if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise InputError("weights", str(file), "holds no state_dict, neither at its top nor under " + ", ".join(_NESTS))
+        raise InputError("weights", file, "holds no state_dict, neither at its top nor under " + ", ".join(_NESTS))
     return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _unnested(content: Any, file: str | Path) -> Any:
+    """What lies innermost, which may be no state dict; a mapping can hold itself, so the depth has a bound."""
+    for _ in range(_DEEPEST):
+        held = content if isinstance(content, Mapping) else {}
+        nest = next((held[key] for key in _NESTS if isinstance(held.get(key), Mapping)), None)
+        if nest is None:
+            return content
+        content = nest
+    raise InputError("weights", file, f"nests its weights more than {_DEEPEST} deep, or in themselves")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path, device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError("weights", str(path), f"is not a readable safetensors file ({error})") from None
+        raise InputError("weights", path, f"is not a readable safetensors file ({error})") from None
 
 
 def _read_torch(path: Path) -> Any:
@@ -72,7 +80,7 @@ def _read_torch(path: Path) -> Any:
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # the refusal says it better
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any part of the reader
-        raise InputError("weights", str(path), _why_unreadable(error)) from None
+        raise InputError("weights", path, _why_unreadable(error)) from None
 
 
 def _why_unreadable(error: Exception) -> str:

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from separable.atomic import write_beside
-from separable.errors import InputError
+from separable.errors import InputError, need
 
 
 class Markup(str):
@@ -151,16 +151,8 @@ def pictures(images: Sequence[Any], captions: Sequence[str], title: str) -> Mark
 
 
 def needs(module: str) -> ModuleType:
-    """A package that only pages need; where it is missing, the error says what to install."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0]:
-            raise
-        package = {"PIL.Image": "pillow"}.get(module, module)
-        raise InputError(
-            "package", package, "is not installed and pages need it; add it with: pip install 'separable[deploy]'"
-        ) from None
+    """What only pages need, imported; where it is missing, the error says what to install."""
+    return need(module, "deploy", "to make pages")
 
 
 def _row(cells: Sequence[Any], numeric: Sequence[bool]) -> str:

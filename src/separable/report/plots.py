@@ -102,7 +102,9 @@ def bars(
         axes.barh(
             i, value, 0.72, color=SERIES[names.index(group) % len(SERIES)], gid=gid, label=group if first else None
         )
-        end = value if marks is None else max(value, marks[i])
+        end = value
+        if marks is not None and value <= marks[i] < value + 0.1 * max(*values, *marks):
+            end = marks[i]  # the stroke would cover the number
         axes.annotate(f"{value:.3g}", (end, i), xytext=(5, 0), textcoords="offset points", va="center", color=QUIET)
         tips[gid] = f"{label}: {value:.4g} {unit}"
     if marks is not None:

@@ -8,6 +8,7 @@ compared before it appears.
 """
 
 import json
+import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,15 +16,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from separable import __version__
 from separable.atomic import check_folder, folder_beside
-from separable.errors import InputError
+from separable.errors import InputError, first_line
 from separable.store.capture import capture
 from separable.store.rebuild import rebuild
-from separable.store.verify import check_same_outputs, example_inputs
+from separable.store.tensors import write as write_tensors
+from separable.store.verify import check_network, check_same_outputs, example_inputs
 
 FORMAT, FORMAT_VERSION = "separable network", 1
 GRAPH, WEIGHTS = "model.json", "model.safetensors"
@@ -52,8 +54,8 @@ def save(
         overwrite: replace an earlier saved network.
 
     Raises:
-        InputError: the model cannot be written down (with the line of its code that prevents it), the folder is taken,
-            or what was loaded again computes something else.
+        InputError: the model is no module, or cannot be written down (with the line of its code that prevents it), the
+            folder is taken, or what was loaded again computes something else.
 
     >>> import tempfile, torch
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
@@ -62,8 +64,8 @@ def save(
     ...     load(folder + "/net")(torch.zeros(2, 3, 8, 8)).shape
     torch.Size([2, 8, 6, 6])
     """
-    check_folder(folder, overwrite=overwrite, argument="folder")
-    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
+    model = check_network(model)
+    check_folder(_path(folder), overwrite=overwrite, argument="folder")
     known = _plain(about or {})
     inputs = example_inputs(example, known)
     if inputs is not None:
@@ -74,10 +76,7 @@ def save(
     document = {"format": FORMAT, "version": FORMAT_VERSION, "about": known, **graph}
     with folder_beside(folder, overwrite=overwrite, argument="folder") as beside:
         (beside / GRAPH).write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
-        try:
-            save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
-        except SafetensorError as error:  # what the system said, inside a type of its own
-            raise OSError(f"{error}") from error
+        write_tensors(beside / WEIGHTS, tensors)
         try:
             loaded = load(beside)
         except InputError as error:
@@ -96,23 +95,23 @@ def load(folder: str | Path) -> nn.Module:
         InputError: a file is missing, damaged, of another version, names something that is not allowed, or the weights
             do not fit the graph.
     """
-    folder = Path(folder)
+    folder = _path(folder)
     document = _read(folder)
     path = folder / WEIGHTS
     if not path.is_file():
-        raise InputError("folder", str(folder), f"has no {WEIGHTS}")
+        raise InputError("folder", folder, f"has no {WEIGHTS}")
     try:
         # copies: aligned as torch aligns, and no longer tied to the file
         tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError("folder", str(folder), f"{WEIGHTS} is damaged: {error}") from error
+        raise InputError("folder", folder, f"{WEIGHTS} is damaged: {error}") from error
     try:
         return rebuild(document, tensors)
     except InputError as error:  # of a layer's constructor
-        raise InputError("folder", str(folder), f"{GRAPH} describes no network: {error}") from error
+        raise InputError("folder", folder, f"{GRAPH} describes no network: {error}") from error
     except Exception as error:  # a hostile description may break the building in any way; it must not pass
-        reason = str(error).splitlines()[0] if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        raise InputError("folder", str(folder), f"{GRAPH} describes no network: {reason}") from error
+        reason = first_line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {first_line(error)}"
+        raise InputError("folder", folder, f"{GRAPH} describes no network: {reason}") from error
 
 
 def read_about(folder: str | Path) -> dict[str, Any]:
@@ -121,27 +120,33 @@ def read_about(folder: str | Path) -> dict[str, Any]:
     Raises:
         InputError: there is no saved network.
     """
-    return _read(Path(folder))["about"]
+    return _read(_path(folder))["about"]
+
+
+def _path(folder: Any) -> Path:
+    if not isinstance(folder, (str, os.PathLike)):
+        raise InputError("folder", folder, "must be a path")
+    return Path(folder)
 
 
 def _read(folder: Path) -> dict[str, Any]:
     path = folder / GRAPH
     if not path.is_file():
-        raise InputError("folder", str(folder), f"holds no saved network (no {GRAPH})")
+        raise InputError("folder", folder, f"holds no saved network (no {GRAPH})")
     if path.stat().st_size > _LARGEST_JSON_BYTES:
-        raise InputError("folder", str(folder), f"{GRAPH} is larger than any network's description")
+        raise InputError("folder", folder, f"{GRAPH} is larger than any network's description")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError("folder", str(folder), f"{GRAPH} is damaged: {error}") from error
+        raise InputError("folder", folder, f"{GRAPH} is damaged: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise InputError("folder", str(folder), f"{GRAPH} is no description of a network")
+        raise InputError("folder", folder, f"{GRAPH} is no description of a network")
     if document.get("version") != FORMAT_VERSION:
         rule = f"{GRAPH} is of format {document.get('version')}, and this version reads {FORMAT_VERSION}"
-        raise InputError("folder", str(folder), f"{rule}; a newer separable may read it")
+        raise InputError("folder", folder, f"{rule}; a newer separable may read it")
     for part in ("about", "modules", "tensors"):
         if not isinstance(document.get(part), dict):
-            raise InputError("folder", str(folder), f"{GRAPH} is damaged: it has no '{part}'")
+            raise InputError("folder", folder, f"{GRAPH} is damaged: it has no '{part}'")
     return document
 
 

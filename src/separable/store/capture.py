@@ -10,13 +10,14 @@ import math
 import re
 import traceback
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from separable import functional
-from separable.errors import InputError
+from separable.errors import InputError, first_line
 from separable.store import modules, values
 from separable.store.allowed import ATTRIBUTES, CONTAINERS, FUNCTION_NAMES, METHODS, MODULES
 from separable.store.tensors import describe as describe_tensors
@@ -24,7 +25,7 @@ from separable.store.tensors import describe as describe_tensors
 # Modules whose constructor makes modules of its own; inside others only what the graph calls by itself can stand.
 _WITH_INSIDES = {"torch.nn.MultiheadAttention", *(name for name in MODULES if name.startswith("separable."))}
 _ASSERTIONS = ("_assert", "_assert_is_none", "_assert_scalar")
-_FRAMEWORK = re.compile(r"[/\\](torch|separable[/\\]store)[/\\]|<eval_with_key>|<frozen")
+_FRAMEWORK = (Path(torch.__file__).parent, Path(__file__).parent)
 
 
 def capture(model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -105,8 +106,7 @@ def _follow(model: nn.Module, training: bool) -> fx.Graph:
         raise
     except Exception as error:  # the user's code may fail on a stand-in for a tensor in any way
         where = _users_frame([(f.filename, f.lineno, f.line or "") for f in traceback.extract_tb(error.__traceback__)])
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise _refusal(model, f"{where}: {reason}") from error
+        raise _refusal(model, f"{where}: {first_line(error)}") from error
     _erase_assertions(graph)
     return graph
 
@@ -288,11 +288,18 @@ def _line_of(node: fx.Node) -> str:
 
 
 def _users_frame(frames: list[tuple[str, int | None, str]]) -> str:
-    own = [frame for frame in frames if not _FRAMEWORK.search(frame[0])]
+    own = [frame for frame in frames if not _is_framework(frame[0])]
     if not own:
         return "its forward"
     file, line, code = own[-1]
     return f"{file}:{line}: `{code.strip()}`"
+
+
+def _is_framework(file: str) -> bool:
+    """torch's code, this room's, what fx made up as it ran, or Python's own start."""
+    return file.startswith(("<eval_with_key>", "<frozen")) or any(
+        Path(file).is_relative_to(folder) for folder in _FRAMEWORK
+    )
 
 
 def _refusal(model: nn.Module, reason: str) -> InputError:

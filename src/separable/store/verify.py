@@ -10,9 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from separable.errors import InputError
+from separable.errors import InputError, first_line
 
 BATCHES = (1, 3)
+
+
+def check_network(model: Any) -> nn.Module:
+    """The module itself, out of torch.compile's wrapper; anything else is refused."""
+    model = getattr(model, "_orig_mod", model)
+    if not isinstance(model, nn.Module):
+        raise InputError("model", model, "must be a torch.nn.Module")
+    return model
 
 
 def example_inputs(example: Any, about: Mapping[str, Any]) -> tuple[Tensor, ...] | None:
@@ -67,8 +75,7 @@ def _run(model: Callable, given: Sequence[Tensor]) -> Any:
         return model(*given)
     except Exception as error:  # the user's network may fail in any way on a wrong example
         shapes = ", ".join(str(list(x.shape)) for x in given)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError("example", shapes, f"the network fails on it: {reason}") from error
+        raise InputError("example", shapes, f"the network fails on it: {first_line(error)}") from error
 
 
 def first_difference(expected: Any, actual: Any, scale: float = 1.0) -> str | None:

@@ -1,0 +1,336 @@
+"""The command line as a user meets it: results, JSON, and one sentence with the right exit code for each mistake."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import separable
+
+FACTORY = """
+import torch
+from torch import nn
+
+preprocess = {"size": 16, "mean": [0.5], "std": [0.25]}
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, 2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3))
+
+def unconvertible():
+    return nn.Sequential(nn.Flatten(), nn.Linear(256, 3))
+
+class fixed(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3)).repeat(1, 3).reshape(1, -1)
+
+def nan():
+    net = network()
+    with torch.no_grad():
+        net[-1].weight.fill_(float("nan"))
+    return net
+
+def colour():
+    return nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def double():
+    return network().double()
+
+bare = None
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with FILE.py, images of three classes in two splits (one damaged), and a saved, converted network."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "net.py").write_text(FACTORY)
+    settings = 'preprocess = {"size": 16, "mean": [0.5], "std": [0.25]}'
+    (folder / "bare.py").write_text(FACTORY.replace(settings, ""))
+    (folder / "function.py").write_text(FACTORY.replace(settings, "def preprocess(image):\n    return None"))
+    drawn = torch.Generator().manual_seed(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for label in range(3):
+            (folder / "images" / split / f"class{label}").mkdir(parents=True)
+            for i in range(count):
+                pixels = torch.randint(0, 80 * (label + 1), (20, 20), dtype=torch.uint8, generator=drawn)
+                Image.fromarray(pixels.numpy()).save(folder / "images" / split / f"class{label}" / f"{i}.png")
+    (folder / "one").mkdir()
+    Image.new("L", (20, 20)).save(folder / "one" / "0.png")
+    (folder / "images" / "train" / "class0" / "broken.png").write_bytes(b"not an image")
+    done = run(
+        "convert", f"{folder}/net.py:network", "--data", f"{folder}/images", "--split", "train", "--budget", "macs=0.7",
+        "--out", f"{folder}/out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    """The command in a process of its own, as a shell starts it."""
+    command = [sys.executable, "-m", "separable.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+def test_convert_writes_a_folder_that_needs_nothing_else(place):
+    names = {file.name for file in (place / "out").iterdir()}
+    assert names == {"model.json", "model.safetensors", "model.onnx", "report.html"}
+    network = separable.load(place / "out")
+    x = torch.randn(2, 1, 16, 16)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(place / "out" / "model.onnx")
+    (exported,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(exported), network(x).detach(), rtol=1e-4, atol=1e-5)
+    assert any(isinstance(m, separable.SeparableConv2d) for m in network.modules())
+
+
+def test_convert_keeps_the_budget_and_counts_the_damaged_image(place, tmp_path):
+    done = run(
+        "convert", f"{place}/net.py:network", "--data", f"{place}/images", "--split", "train", "--budget", "macs=0.6",
+        "--test", f"{place}/images/test", "--distill", "1", "--out", tmp_path / "o", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    conversion = result["conversion"]
+    assert conversion["macs_after"] <= 0.6 * conversion["macs_before"]
+    assert conversion["images"] == 36
+    assert [file for file, _ in result["skipped"]] == ["train/class0/broken.png"]
+    assert set(result["measured"]["top1"]) == {"dense", "separable", "distilled"}
+    assert result["preparation"]["size"] == [16, 16]
+
+
+def test_evaluate_uses_the_preparation_that_was_saved(place):
+    done = run("evaluate", place / "out", "--data", place / "images", "--split", "test", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["preparation"]["mean"] == [0.5]
+    assert result["images"] == 12
+    # the same network, read and prepared by hand
+    network, right = separable.load(place / "out"), 0
+    images = separable.data.open_images(place / "images", {"size": 16, "mean": [0.5], "std": [0.25]}, "test")
+    for image, label in images:
+        right += int(network(image[None]).argmax()) == label
+    assert result["top1"] == pytest.approx(right / 12)
+
+
+def test_a_network_in_double_precision_is_fed_its_own_type(place):
+    done = run("evaluate", f"{place}/net.py:double", "--data", place / "images" / "test", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"] == 12
+
+
+def test_profile_prints_a_table_and_writes_a_page(place, tmp_path):
+    page = tmp_path / "page.html"
+    done = run("profile", place / "out", "--html", page, "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\b[36]\.conv_dw\b", done.stdout), done.stdout
+    assert done.stdout.strip().endswith(f"Page written: {page}")
+    assert "<svg" in page.read_text()
+
+
+def test_profile_counts_a_timm_network_exactly():
+    done = run("profile", "timm:mobilenetv2_100", "--shape", "1,3,224,224", "--threads", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["macs"], result["params"]) == (300_774_272, 3_504_872)
+
+
+def test_export_writes_onnx_from_a_saved_folder(place, tmp_path):
+    done = run("export", place / "out", "--out", tmp_path / "net.onnx", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["size_bytes"] == (tmp_path / "net.onnx").stat().st_size
+
+
+def test_doctor_tells_versions_as_json():
+    done = run("doctor", "--json")
+    assert json.loads(done.stdout)["system"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("command", ["", "profile", "convert", "evaluate", "export", "demo", "doctor"])
+def test_help_names_every_command_and_imports_no_torch(command):
+    code = (
+        f"import sys; sys.argv = {['separable', *command.split(), '--help']!r}\n"
+        "from separable.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: separable" in done.stdout
+
+
+MISTAKES = {
+    "no such network": (["profile", "timm:mobilenetv9"], "mobilenetv9"),
+    "no such file": (["profile", "nowhere.py:net"], "nowhere.py"),
+    "no such factory": (["profile", "{place}/net.py:missing"], "network"),
+    "not a network": (["profile", "{place}/net.py:bare", "--shape", "1,1,8,8"], "bare"),
+    "shape unknown": (["profile", "{place}/net.py:network"], "--shape"),
+    "shape not numbers": (["profile", "{place}/net.py:network", "--shape", "1,a"], "--shape = 1,a"),
+    "shape that does not fit": (["profile", "{place}/net.py:network", "--shape", "1,3,16,16"], "layer '0'"),
+    "no such data": (["evaluate", "{place}/out", "--data", "nowhere"], "nowhere"),
+    "split not chosen": (["evaluate", "{place}/out", "--data", "{place}/images"], "test"),
+    "budget not a pair": (["convert", "{place}/net.py:network", "--data", "{place}/images/train", "--budget", "half",
+                           "--out", "{tmp}/o"], "--budget = half"),
+    "budget out of reach": (["convert", "{place}/net.py:network", "--data", "{place}/images/train", "--budget",
+                             "macs=0.01", "--out", "{tmp}/o"], "cannot be met"),
+    "nothing to convert": (["convert", "{place}/net.py:unconvertible", "--data", "{place}/images/train", "--out",
+                            "{tmp}/o"], "convol"),
+    "folder taken": (["convert", "{place}/net.py:network", "--data", "{place}/images/train", "--out", "{place}/out"],
+                     "not empty"),
+    "mean without std": (["convert", "timm:mobilenetv1_100", "--data", "{place}/images/train", "--mean", "a", "--out",
+                          "{tmp}/o"], "--mean = a"),
+    "weights that do not fit": (["profile", "timm:mobilenetv1_100", "--weights", "{place}/out/model.safetensors"],
+                                "conv_stem"),
+    "weights for a saved folder": (["profile", "{place}/out", "--weights", "{place}/out/model.safetensors"],
+                                   "brings its own"),
+    "option out of range": (["profile", "{place}/out", "--threads", "0"], "--threads = 0: "),
+    "option not a number": (["profile", "{place}/out", "--threads", "two"], "--threads = two: "),
+    "option missing": (["convert", "{place}/net.py:network", "--out", "{tmp}/o"], "--data"),
+    "no such command": (["acelerate"], "acelerate"),
+    "budget of an unknown kind": (["convert", "{place}/net.py:network", "--data", "nowhere", "--budget", "flops=0.5",
+                                   "--out", "{tmp}/o"], "--budget = flops=0.5"),
+    "only the size of unknown images": (["convert", "{place}/bare.py:network", "--data", "{place}/images/train",
+                                         "--size", "16", "--out", "{tmp}/o"], "--mean, --std"),
+    "size over a function": (["evaluate", "{place}/function.py:network", "--data", "{place}/images/test", "--size",
+                              "8"], "preprocess"),
+    "page in no folder": (["profile", "{place}/out", "--html", "{tmp}/no/page.html"], "--html = "),
+    "threads beyond reason": (["profile", "{place}/out", "--threads", "9999"], "--threads = 9999"),
+    "a shape that no memory holds": (["profile", "{place}/out", "--shape", "1,1,20000000,20000000"], "--shape = "),
+    "a folder that is not there": (["evaluate", "smal", "--data", "{place}/images/test"], "a saved folder"),
+    "one class number too few": (["evaluate", "timm:mobilenetv3_small_100", "--data", "{place}/images/test", "--size",
+                                  "32"], "has 3 classes"),
+    "batch written into it": (["evaluate", "{place}/net.py:fixed", "--data", "{place}/images/test"], "[1, 36]"),
+    "weights that are not numbers": (["evaluate", "{place}/net.py:nan", "--data", "{place}/images/test"], "NaN"),
+    "channels that do not fit": (["evaluate", "{place}/net.py:colour", "--data", "{place}/images/test"], "refuses it"),
+    "one image to distil on": (["convert", "{place}/net.py:network", "--data", "{place}/one", "--distill", "1", "--out",
+                                "{tmp}/o"], "--distill"),
+    "export over a file": (["export", "{place}/out", "--out", "{place}/net.py"], "exists already"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_and_exit_code_2(mistake, place, tmp_path):
+    arguments, told = MISTAKES[mistake]
+    before = sorted(place.rglob("*"))
+    done = run(*(a.format(place=place, tmp=tmp_path) for a in arguments))
+    lines = [line for line in done.stderr.splitlines() if line.startswith("separable: ")]
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1
+    assert told in lines[0]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "o").exists()
+    assert [p for p in sorted(place.rglob("*")) if "__pycache__" not in str(p)] == [
+        p for p in before if "__pycache__" not in str(p)
+    ]
+
+
+def test_our_own_fault_exits_with_1_and_debug_shows_where(monkeypatch, capsys):
+    from separable import cli
+    from separable.commands import doctor
+
+    monkeypatch.setattr(doctor, "run", lambda: 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["separable", "doctor"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    assert capsys.readouterr().err.startswith("separable: unexpected ZeroDivisionError: division by zero")
+    monkeypatch.setattr(sys, "argv", ["separable", "doctor", "--debug"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_a_network_that_cannot_be_saved_is_refused_before_the_work_with_its_line(place, tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "preprocess = {'size': 16, 'mean': [0.5], 'std': [0.25]}\n"
+        "class net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.conv = nn.Conv2d(1, 3, 3)\n"
+        "    def forward(self, x):\n"
+        "        y = self.conv(x).mean((2, 3))\n"
+        "        return y if y.sum() > 0 else -y\n"
+    )
+    done = run("convert", f"{tmp_path}/net.py:net", "--data", place / "images" / "train", "--out", tmp_path / "o")
+    assert done.returncode == 2
+    assert re.search(r"net\.py\W.*\b9\b", done.stderr), done.stderr
+    assert "fitting" not in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_form_that_fails_at_the_end_does_not_lose_the_network(place, tmp_path, monkeypatch):
+    from separable.commands import convert as job
+
+    exported = []
+
+    def export(*args, **kwargs):
+        if exported:
+            raise separable.InputError("file", "model.onnx", "differs from torch")
+        exported.append(real(*args, **kwargs))
+
+    real = job.export_onnx
+    monkeypatch.setattr(job, "export_onnx", export)
+    options = job.Options(
+        f"{place}/net.py:network", place / "images" / "train", tmp_path / "o", "macs=0.7", None, None, None, None, 36,
+        0, {"size": None, "mean": None, "std": None}, 0, False,
+    )  # fmt: skip
+    with pytest.raises(separable.InputError, match=r"is saved in .*differs from torch"):
+        job.run(options)
+    assert separable.load(tmp_path / "o")(torch.zeros(1, 1, 16, 16)).shape == (1, 3)
+
+
+def test_a_function_as_preprocess_is_saved_as_settings(place, tmp_path):
+    (tmp_path / "net.py").write_text(
+        FACTORY.replace(
+            'preprocess = {"size": 16, "mean": [0.5], "std": [0.25]}',
+            "def preprocess(image):\n"
+            "    pixels = torch.tensor(list(image.convert('L').resize((16, 16)).getdata()), dtype=torch.float32)\n"
+            "    return (pixels.reshape(1, 16, 16) / 255 - 0.4) / 0.2",
+        )
+    )
+    done = run(
+        "convert", f"{tmp_path}/net.py:network", "--data", place / "images" / "train", "--budget", "macs=0.7",
+        "--out", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    preparation = json.loads(done.stdout)["preparation"]
+    assert preparation["size"] == [16, 16]
+    assert preparation["interpolation"] == "bicubic"
+    assert preparation["mean"] == pytest.approx([0.4], abs=1e-4)
+    assert preparation["std"] == pytest.approx([0.2], abs=1e-4)
+
+
+def test_a_network_without_preparation_asks_for_it(place, tmp_path):
+    (tmp_path / "net.py").write_text(FACTORY.replace("preprocess", "unused"))
+    arguments = ["convert", f"{tmp_path}/net.py:network", "--data", place / "images" / "train", "--out", tmp_path / "o"]
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert "--mean, --std" in done.stderr
+    assert run(*arguments, "--size", "16", "--mean", "0.5", "--std", "0.25").returncode == 0
+
+
+def test_torch_files_are_read_as_data_and_never_run(place, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return (Path(tmp_path / "owned").write_text, ("x",))
+
+    torch.save({"state_dict": Hostile()}, tmp_path / "bad.pt")
+    done = run("profile", f"{place}/net.py:network", "--shape", "1,1,16,16", "--weights", tmp_path / "bad.pt")
+    assert done.returncode == 2
+    assert not (tmp_path / "owned").exists()
+    good = nn.Sequential(nn.Conv2d(1, 8, 3)).state_dict()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in good.items()}}, tmp_path / "short.pt")
+    done = run("profile", f"{place}/net.py:network", "--shape", "1,1,16,16", "--weights", tmp_path / "short.pt")
+    assert done.returncode == 2
+    assert "missing" in done.stderr
