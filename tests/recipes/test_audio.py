@@ -221,4 +221,4 @@ def test_half_a_minute_on_real_digits_reaches_its_score(tmp_path):
     torch.set_num_threads(1)
     found = audio.main(settings)
     assert len(found["skipped"]) == 2000
-    assert found["valid"]["accuracy"] > 0.8, found["history"]
+    assert found["valid"]["accuracy"] > 0.9, found["history"]  # 0.96 when this was written
