@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from separable import progress
-from separable.commands.doctor import processor
+from separable.cost.machine import processor
 from separable.recipes import image
 
 RESULTS = Path(__file__).parent / "results" / "image.csv"
@@ -47,6 +47,7 @@ def row(name: str, run: Path) -> dict:
         "params": said["params"],
         "macs": said["macs"],
         "epochs": said["settings"]["epochs"],
+        "warm_up": said["settings"]["warm_up"],
         "train_images": said["images"]["train"],
         "valid_accuracy": round(said["valid"]["accuracy"], 4),
         "test_accuracy": round(said["test"]["accuracy"], 4),
