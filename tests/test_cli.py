@@ -152,12 +152,21 @@ def test_export_writes_onnx_from_a_saved_folder(place, tmp_path):
     assert json.loads(done.stdout)["size_bytes"] == (tmp_path / "net.onnx").stat().st_size
 
 
+def test_train_goes_the_way_of_the_recipe_from_files_to_a_saved_network(tmp_path):
+    lines = [f"{word} rises@up\n{word} falls@down\n" for word in ("oil", "gold", "bread", "milk", "rent", "pay") * 6]
+    (tmp_path / "said.txt").write_text("".join(lines))
+    done = run("train", "text", "--train", tmp_path / "said.txt", "--out", tmp_path / "o", "--epochs", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads((tmp_path / "o" / "results.json").read_text())
+    assert (tmp_path / "o" / "network").is_dir()
+
+
 def test_doctor_tells_versions_as_json():
     done = run("doctor", "--json")
     assert json.loads(done.stdout)["system"]["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize("command", ["", "profile", "convert", "evaluate", "export", "demo", "doctor"])
+@pytest.mark.parametrize("command", ["", "profile", "convert", "evaluate", "export", "demo", "doctor", "train"])
 def test_help_names_every_command_and_imports_no_torch(command):
     code = (
         f"import sys; sys.argv = {['separable', *command.split(), '--help']!r}\n"
@@ -215,6 +224,11 @@ MISTAKES = {
     "channels that do not fit": (["evaluate", "{place}/net.py:colour", "--data", "{place}/images/test"], "refuses it"),
     "one image to distil on": (["convert", "{place}/net.py:network", "--data", "{place}/one", "--distill", "1", "--out",
                                 "{tmp}/o"], "--distill"),
+    "no such recipe": (["train", "sound"], "TASK = sound"),
+    "no such setting": (["train", "text", "--out", "{tmp}/o", "--colour", "red"], "--colour"),
+    "setting left out": (["train", "text", "--train", "a.csv"], "--out"),
+    "setting not a number": (["train", "tokens", "--out", "{tmp}/o", "--epochs", "few"], "epochs = few"),
+    "no such training data": (["train", "tokens", "--out", "{tmp}/o", "--train", "nowhere"], "nowhere"),
     "export over a file": (["export", "{place}/out", "--out", "{place}/net.py"], "exists already"),
 }  # fmt: skip
 

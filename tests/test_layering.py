@@ -15,7 +15,8 @@ STEPS = [
     ["layers"],
     ["models", "cost", "store", "report"],
     ["conversion", "acceleration", "export"],
-    ["recipes", "apps", "commands"],
+    ["recipes", "apps"],
+    ["commands"],
     ["cli"],
 ]
 STEP = {room: step for step, rooms in enumerate(STEPS) for room in rooms}

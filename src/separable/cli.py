@@ -111,6 +111,15 @@ def export(
     show(job.run(source, out, weights, shape, overwrite), json)
 
 
+# what follows TASK is the recipe's own to read, --help included
+@app.command(context_settings={"allow_extra_args": True, "allow_interspersed_args": False})
+def train(context: typer.Context, task: Annotated[str, typer.Argument(help="image, tokens, text or audio.")]):
+    """Train by a recipe: `separable train TASK --help` lists its settings."""
+    from separable.commands import train as job
+
+    show(job.run(task, [a for a in context.args if a != "--json"]), "--json" in context.args)
+
+
 @app.command()
 def demo(out: Out = Path("separable-demo"), overwrite: Overwrite = False, seed: int = 0, json: Json = False):
     """Train a small dense network on real digits, make it separable, and show what that saved."""

@@ -1,4 +1,4 @@
-"""The recipe for images: what it reaches on digits, goes on after a kill, distils, takes further, and what it refuses."""
+"""The recipe for images: what it reaches on digits, resumes after a kill, distils, takes further, and refuses."""
 
 import csv
 import json

@@ -12,9 +12,9 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -169,11 +169,19 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", message=told)
 
 
-def parse(settings: type, arguments: list[str] | None = None) -> Any:
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError("settings", self.prog, message)
+
+
+def parse(settings: type, arguments: list[str] | None = None, program: str | None = None) -> Any:
     """Settings from a command line: --name value for each field, lists with commas."""
-    parser = argparse.ArgumentParser(prog=settings.__module__)
+    parser = _Parser(prog=program or settings.__module__, allow_abbrev=False, usage="%(prog)s --SETTING VALUE ...")
     for entry in fields(settings):
-        parser.add_argument("--" + entry.name.replace("_", "-"), dest=entry.name)
+        needed = entry.default is MISSING and entry.default_factory is MISSING
+        shown = "needed" if needed else "" if entry.default in (None, MISSING) else f"{entry.default} where not given"
+        option = "--" + entry.name.replace("_", "-")
+        parser.add_argument(option, dest=entry.name, metavar="VALUE", help=shown, required=needed)
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     hints = get_type_hints(settings)
     return settings(**{name: _convert(name, value, hints[name]) for name, value in given.items()})
