@@ -120,6 +120,20 @@ def test_a_batch_written_into_the_network_is_refused(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("join", "shape"), [(lambda x: x.reshape(1, -1), "[1, 24]"), (torch.sum, "[]")])
+def test_a_network_that_joins_the_samples_of_a_batch_is_refused(join, shape, tmp_path):
+    class Joins(nn.Module):
+        def forward(self, x):
+            return x, join(x)
+
+    with pytest.raises(InputError) as caught:
+        export_onnx(Joins(), torch.zeros(2, 8), tmp_path / "net.onnx")
+    batch = 3 if shape == "[1, 24]" else 1
+    rule = f"gives an output of shape {shape} at batch {batch}; each must have the batch first"
+    assert str(caught.value) == f"model = Joins: {rule}"
+    assert not any(tmp_path.iterdir())
+
+
 def test_random_output_is_not_called_equal(tmp_path):
     class Noisy(nn.Module):
         def forward(self, x):

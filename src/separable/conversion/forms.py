@@ -48,8 +48,8 @@ class Form:
         return self.ms
 
 
-def forms(survey: Survey, site: Site, measure_latency: bool) -> list[Form]:
-    """The dense layer, then every separable form that costs less than it, fitted."""
+def cheaper(survey: Survey, site: Site) -> list[Form]:
+    """The dense layer, then every separable form that costs less than it, not fitted: shapes alone decide."""
     conv: Any = survey.model.get_submodule(site.name)
     found = [Form(DENSE, 1, site.macs, site.params)]
     for order in ORDERS:
@@ -57,6 +57,13 @@ def forms(survey: Survey, site: Site, measure_latency: bool) -> list[Form]:
             macs, params = costs(site, conv, order, rank)
             if macs < site.macs and params < site.params:
                 found.append(Form(order, rank, macs, params))
+    return found
+
+
+def forms(survey: Survey, site: Site, measure_latency: bool) -> list[Form]:
+    """The dense layer, then every separable form that costs less than it, fitted."""
+    conv: Any = survey.model.get_submodule(site.name)
+    found = cheaper(survey, site)
     importance = output_importance(survey.model, site)
     for form in found[1:]:
         form.dw, form.pw = _fitted(conv, form, site.known, importance)

@@ -53,25 +53,19 @@ def plan(survey: Survey, budget: dict[str, float]) -> list[Choice]:
             1, a count of multiply-adds for one example, or of parameters. Latency is a share of the measured latency.
 
     Raises:
-        InputError: a budget that is not of this form, or that cannot be met; says the best that can.
+        InputError: a budget that is not of this form, that is more than the dense network has, or that cannot be met
+            (says the best that can). Of MACs and parameters this is known, and told, before anything is fitted.
     """
     measure, amount = read_budget(budget)
+    room = math.inf if measure == "latency" else _room(survey, budget)
     sites = track(survey.convertible, "fitting forms")
     options = {site.name: forms.forms(survey, site, measure == "latency") for site in sites}
     forms.weigh(survey, options)
     if measure == "latency":
         chosen = _plan_latency(survey, options, amount)
     else:
-        whole = getattr(survey, measure)
-        limit = math.floor(amount * whole) if amount <= 1 else math.floor(amount)
-        spent = whole - sum(getattr(site, measure) for site in survey.convertible)
-        found = _choose(options, measure, limit - spent)
-        if found is None:
-            least = spent + sum(min(getattr(f, measure) for f in many) for many in options.values())
-            best = f"{least / whole:.4f} of the dense network's {whole:,}" if amount <= 1 else f"{least:,} of {whole:,}"
-            raise InputError(
-                "budget", str(budget), f"cannot be met; the least {measure} this network can have is {best}"
-            )
+        found = _choose(options, measure, room)
+        assert found is not None, "the cheapest forms are within the room"
         chosen = found
     return [_choice(site, chosen.get(site.name)) for site in survey.sites]
 
@@ -86,6 +80,22 @@ def read_budget(budget: Any) -> tuple[str, float]:
     if measure == "latency" and amount > 1:
         raise InputError("budget", str(budget), "latency is a share of the dense network's: more than 0, at most 1")
     return measure, float(amount)
+
+
+def _room(survey: Survey, budget: dict[str, float]) -> int:
+    """What a budget of MACs or parameters leaves to the convolutions that can change, checked from shapes alone."""
+    measure, amount = read_budget(budget)
+    whole = getattr(survey, measure)
+    if amount > whole:
+        rule = f"is more than the dense network's {whole:,}; there is nothing to convert"
+        raise InputError("budget", str(budget), rule)
+    limit = math.floor(amount * whole) if amount <= 1 else math.floor(amount)
+    spent = whole - sum(getattr(site, measure) for site in survey.convertible)
+    least = spent + sum(min(getattr(f, measure) for f in forms.cheaper(survey, s)) for s in survey.convertible)
+    if least > limit:
+        best = f"{least / whole:.4f} of the dense network's {whole:,}" if amount <= 1 else f"{least:,} of {whole:,}"
+        raise InputError("budget", str(budget), f"cannot be met; the least {measure} this network can have is {best}")
+    return limit - spent
 
 
 def build(survey: Survey, model: nn.Module, choices: list[Choice]) -> nn.Module:
@@ -164,7 +174,8 @@ def _plan_latency(survey: Survey, options: dict[str, list[Form]], share: float) 
         "budget",
         str({"latency": share}),
         f"cannot be met here; the fastest network found takes {min(ratios):.2f} of the dense network's "
-        f"{whole:.2f} ms for an input of shape {list(survey.example.shape)}",
+        f"{whole:.2f} ms for an input of shape {list(survey.example.shape)}, measured on this machine as it was; "
+        "where it was busy, try again when it is quiet, or give a budget of macs",
     )
 
 

@@ -93,6 +93,10 @@ def read_tar(path: Path) -> Tar:
 
 def _add_member(tree: Tar, tar: tarfile.TarFile, member: tarfile.TarInfo, plain: bool) -> None:
     name = str(PurePosixPath(member.name))
+    if name.startswith("/") or ".." in PurePosixPath(name).parts:
+        if PurePosixPath(name).suffix.lower() in IMAGES:
+            tree.skipped.append((name, "lies outside the tar: its path is absolute or has a .."))
+        return
     if _hidden(name):
         return
     if member.isdir():
@@ -132,9 +136,10 @@ def arrange(tree: Tree, split: str | None, classes: Sequence[str] | None) -> Fil
         depth += 1
     if _has_splits(images, depth):
         splits = sorted({name.parts[depth] for name in images if len(name.parts) > depth + 1})
-        chosen = split if split is not None or len(splits) > 1 else splits[0]
+        chosen = splits[0] if split is None and len(splits) == 1 else split
         if chosen not in splits:
-            raise InputError("split", chosen, f"must be one of {', '.join(splits)}, the split folders of {path}")
+            given = "not given" if split is None else split
+            raise InputError("split", given, f"must be one of {', '.join(splits)}, the split folders of {path}")
         images = [name for name in images if len(name.parts) > depth + 1 and name.parts[depth] == chosen]
         depth += 1
     elif split is not None:
@@ -190,7 +195,7 @@ def _has_splits(images: list[PurePosixPath], depth: int) -> bool:
 
 
 def _hidden(name: str) -> bool:
-    """Dot files, and what macOS adds to archives; also names that climb out of the archive."""
+    """Dot files, and what macOS adds to archives."""
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 

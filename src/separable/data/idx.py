@@ -42,7 +42,8 @@ def choose(folder: Path, files: list[Path], split: str | None) -> Path:
     if wanted is None and len(named) == 1:
         return next(iter(named.values()))
     if wanted not in named:
-        raise InputError("split", split, f"must be one of {', '.join(sorted(named))}, the idx files of {folder}")
+        given = "not given" if split is None else split
+        raise InputError("split", given, f"must be one of {', '.join(sorted(named))}, the idx files of {folder}")
     return named[wanted]
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from separable.errors import InputError, need
 
 RESIZE_RULES = ("shortest", "squash")
+LARGEST_SIDE = 16_384  # pixels; beyond it one image takes gigabytes
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 _IGNORED = {"input_size", "crop_pct", "crop_mode"}  # timm's words, which become ours
 
@@ -25,7 +26,7 @@ class Preparation:
     """Resize, crop, scale to 0..1, normalise. Called with a PIL image it gives float32 [channels, H, W].
 
     Args:
-        size: (H, W) of the result; None leaves the size alone.
+        size: (H, W) of the result, at most 16,384 a side; None leaves the size alone.
         resize: "shortest" scales until the image covers the crop, keeping its aspect, and crops the centre;
             "squash" scales both sides to it.
         crop_fraction: the part of the scaled image's side that the crop keeps (timm's crop_pct), as 224 / 256.
@@ -62,6 +63,9 @@ class Preparation:
         set_field = object.__setattr__  # frozen for everyone but this method
         set_field(self, "crop_fraction", float(fraction))
         set_field(self, "size", _pair(self.size))
+        if self.size is not None and max(self.size) / self.crop_fraction > LARGEST_SIDE:
+            rule = f"scales images above {LARGEST_SIDE:,} pixels a side before it crops {self.size}"
+            raise InputError("crop_fraction", fraction, rule)
         set_field(self, "mean", _per_channel("mean", self.mean, self.channels))
         set_field(self, "std", _per_channel("std", self.std, self.channels))
         if min(self.std) <= 0:
@@ -195,6 +199,8 @@ def _pair(size: Any) -> tuple[int, int] | None:
     pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, (list, tuple)) else ()
     if len(pair) != 2 or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in pair):
         raise InputError("size", size, "must be a whole number of pixels, or two as (height, width)")
+    if max(pair) > LARGEST_SIDE:
+        raise InputError("size", size, f"must be at most {LARGEST_SIDE:,} pixels a side")
     return pair
 
 

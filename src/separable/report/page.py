@@ -72,7 +72,9 @@ def write_page(
 def table(
     columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "", total: Sequence[Any] = ()
 ) -> Markup:
-    """A table: numbers right-aligned, None as an empty cell, `total` as its last line, first cells as row headings.
+    """A table: numbers right-aligned, None as an empty cell, `total` as its last line.
+
+    The first cells are row headings, which stand left whatever they hold.
 
     >>> "<th scope='row'>a &lt; b</th>" in table(["layer", "ms"], [["a < b", 1.5]])
     True
@@ -84,6 +86,7 @@ def table(
         any(_is_number(row[i]) for row in rows) and all(row[i] is None or _is_number(row[i]) for row in rows)
         for i in range(len(columns))
     ]
+    numeric[0] = False  # the row headings, which stand left whatever they say
     head = "".join(
         f"<th scope='col'{_numeric(is_number)}>{html.escape(c)}</th>"
         for c, is_number in zip(columns, numeric, strict=True)
