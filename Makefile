@@ -10,7 +10,7 @@ demo: $(READY)  ## train, convert, calibrate, distil and export a small network;
 	$(BIN)/separable demo --out runs/demo --overwrite
 
 test: check  ## lint, types and the whole suite with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered --durations=10
 
 check: $(READY)  ## lint, format and types
 	$(BIN)/ruff check .

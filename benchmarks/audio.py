@@ -20,7 +20,7 @@ import torch
 
 import separable
 from separable import progress
-from separable.commands.doctor import processor
+from separable.cost import processor
 from separable.recipes import audio
 from separable.recipes.saved_listener import NETWORKS, Listener
 

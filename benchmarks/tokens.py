@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from separable.commands.doctor import processor
+from separable.cost import processor
 from separable.data import conll, vectors
 from separable.models.saved_tagger import SavedTagger
 from separable.recipes import token_reports, tokens

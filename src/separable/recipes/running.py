@@ -181,7 +181,7 @@ def parse(settings: type, arguments: list[str] | None = None, program: str | Non
         needed = entry.default is MISSING and entry.default_factory is MISSING
         shown = "needed" if needed else "" if entry.default in (None, MISSING) else f"{entry.default} where not given"
         option = "--" + entry.name.replace("_", "-")
-        parser.add_argument(option, dest=entry.name, metavar="VALUE", help=shown, required=needed)
+        parser.add_argument(option, dest=entry.name, metavar="VALUE", help=shown.replace("%", "%%"), required=needed)
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     hints = get_type_hints(settings)
     return settings(**{name: _convert(name, value, hints[name]) for name, value in given.items()})
