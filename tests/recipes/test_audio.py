@@ -91,7 +91,7 @@ def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, sounds):
 
 
 def test_two_processes_train_one_network(tmp_path, sounds):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29547"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     done = subprocess.run(
         [*torchrun, "-m", "separable.recipes.audio", *command(sounds, tmp_path, "--epochs", "8", "--devices", "2")],
         env=ONE_THREAD, capture_output=True, text=True, check=False, timeout=300,

@@ -110,7 +110,7 @@ def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, digits):
 
 
 def test_two_processes_train_one_network(tmp_path, shades):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29543"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     given = command(shades, tmp_path / "two", *SMALL, "--epochs", "6", "--devices", "2", "--batch-size", "8")[1:]
     done = subprocess.run([*torchrun, *given], env=ONE_THREAD, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -89,7 +89,7 @@ def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, files):
 
 def test_two_processes_train_one_network(tmp_path, files):
     out = tmp_path / "two"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29547"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     done = subprocess.run(
         [*torchrun, *command(files, out, "--epochs", "8", "--batch", "16", "--devices", "2")],
         env=ONE_THREAD, capture_output=True, text=True, check=False, timeout=300,
