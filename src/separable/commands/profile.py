@@ -23,7 +23,10 @@ def run(source: str, weights: Path | None, shape: str | None, html: Path | None,
     data = {"network": network.name, **profile.to_json()}
     closing = ""
     if html is not None:
-        report.profile_page(data, html)
+        try:
+            report.profile_page(data, html)
+        except InputError as error:
+            raise InputError("--html", html, error.rule) from error
         closing = f"Page written: {html}"
     return Result(data, [profile.table()], closing)
 
