@@ -10,12 +10,13 @@ import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tests import real_data
 
 from separable.data.sentences import Corpus, Sentence
 from separable.errors import InputError
 from separable.models.saved_classifier import SavedClassifier
-from separable.recipes import running, text, text_reports
+from separable.recipes import running, text, text_reports, text_teacher
 from separable.recipes.text_rival import Rival
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -154,13 +155,43 @@ def test_a_saved_classifier_is_gone_on_from_with_other_classes_too_and_teaches(t
     network, _ = text.begin(other, text.Settings(out=tmp_path, init=first))
     assert network.shape.classes == ["x", "y", "z"]
     assert torch.equal(network.join.weight, saved["join.weight"])
-    taught = text.teach(corpus, text.Settings(out=tmp_path, teacher=first))
+    taught = text_teacher.open_teacher(corpus, first).of_training
     guess = [["down", "up"][g] for g in taught.argmax(1).tolist()]
     assert sum(a == b for a, b in zip(guess, corpus.labels, strict=True)) > 390
     report = train(files, tmp_path / "second", teacher=first, teacher_weight=1.0, epochs=6)  # never sees a label
     assert report["valid"]["scores"]["network"]["accuracy"] > 0.9
+    assert report["valid"]["scores"]["teacher"]["accuracy"] > 0.9
     with pytest.raises(InputError, match="knows other classes than the training set has"):
-        text.teach(other, text.Settings(out=tmp_path, teacher=first))
+        text_teacher.open_teacher(other, first)
+
+
+def test_an_encoder_tells_of_each_training_sentence_without_having_been_fitted_on_it():
+    draw = torch.Generator().manual_seed(0)
+    places = {f"{label} {n}": torch.randn(8, generator=draw) for label in "xy" for n in range(40)}
+    train = Corpus([Sentence(line, line[0]) for line in places])
+
+    def encode(texts):
+        """Noise, which a fit learns by heart and nothing can foretell."""
+        return F.normalize(torch.stack([places[line] for line in texts]), dim=1)
+
+    teacher = text_teacher.EncoderTeacher(train, encode)
+    truth = torch.tensor([label == "y" for label in train.labels]).long()
+    right = [
+        (share.argmax(1) == truth).double().mean()
+        for share in (teacher.of_training, teacher.probabilities(train.texts))
+    ]
+    assert right[0] < 0.6 < right[1]
+
+
+def test_an_encoder_whose_vectors_tell_the_classes_apart_teaches_them():
+    train = Corpus([Sentence(f"{label} {n}", label) for n in range(20) for label in ("up", "down", "flat")])
+    directions = {"up": [1.0, 0.2], "down": [-1.0, 0.2], "flat": [0.0, 1.0]}
+    teacher = text_teacher.EncoderTeacher(train, lambda texts: torch.tensor([directions[t.split()[0]] for t in texts]))
+    assert [train.classes()[k] for k in teacher.of_training.argmax(1).tolist()] == train.labels
+    assert [train.classes()[k] for k in teacher.probabilities(["flat 99", "up 99"]).argmax(1).tolist()] == [
+        "flat",
+        "up",
+    ]
 
 
 def test_the_rival_averages_well_and_reads_chinese_by_characters():

@@ -165,7 +165,8 @@ def world() -> tuple[int, int]:
 def _quiet() -> None:
     """What Lightning says of loaders without workers and of its own tips is not about a user's work."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for told in (".*does not have many workers.*", ".*litlogger.*", ".*LeafSpec.*", ".*exists and is not empty.*"):
+    workers, folder = ".*does not have many workers.*", ".*exists and is not empty.*"
+    for told in (workers, folder, ".*litlogger.*", ".*LeafSpec.*", ".*smaller than the logging interval.*"):
         warnings.filterwarnings("ignore", message=told)
 
 

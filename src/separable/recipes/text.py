@@ -29,6 +29,7 @@ from separable.models.sentence_classifier import SentenceClassifier, Shape
 from separable.recipes import running, text_reports
 from separable.recipes.running import L, Running
 from separable.recipes.text_rival import Rival
+from separable.recipes.text_teacher import Teacher, open_teacher
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Settings(Running):
     label_column: str | None = None
     unknown_label: str | None = None  # stands for none of the classes; such sentences are never trained on
     init: Path | None = None  # a saved classifier to go on from; its words and shape are kept, classes may differ
-    teacher: Path | None = None  # a saved classifier of the same classes, whose probabilities are learned from too
+    teacher: Path | None = None  # a saved classifier of the same classes, or minilm: see text_teacher
     teacher_weight: float = 0.5  # of them in the loss
     strict: bool = False  # refuse a file that has a bad line, rather than leave the line out
     rival: bool = False
@@ -171,11 +172,11 @@ class ClassifierTraining(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def main(settings: Settings) -> dict[str, Any]:
+def main(settings: Settings, teacher: Teacher | None = None) -> dict[str, Any]:
     """Read, train, choose the best epoch on valid, save the network, report on valid and test.
 
-    Writes below settings.out: network/ (see models.saved_classifier), results.json, report.html, checkpoints/,
-    tensorboard/.
+    `teacher` is one at hand, in place of that which the settings name. Writes below settings.out: network/ (see
+    models.saved_classifier), results.json, report.html, checkpoints/, tensorboard/.
     """
     train = known(read(settings.train, settings), settings)
     train.check_trainable(settings.train)
@@ -185,7 +186,9 @@ def main(settings: Settings) -> dict[str, Any]:
     places = {label: place for place, label in enumerate(network.shape.classes)}
     rows = SentenceRows(train.texts, [places[label] for label in train.labels], table)
     held = held_out(valid, places, table, settings) if valid else None
-    module = ClassifierTraining(network, settings, rows, held, teach(train, settings))
+    if teacher is None and settings.teacher:
+        teacher = open_teacher(train, settings.teacher)
+    module = ClassifierTraining(network, settings, rows, held, teacher.of_training if teacher else None)
     began = time.perf_counter(), time.process_time()
     best = running.fit(module, settings, monitor="valid_score")
     spent = [(now - then) / 60 for now, then in zip((time.perf_counter(), time.process_time()), began, strict=True)]
@@ -206,7 +209,7 @@ def main(settings: Settings) -> dict[str, Any]:
     rival = Rival(train.texts, train.labels) if settings.rival else None
     for name, path in (("valid", settings.valid), ("test", settings.test)):
         if path:
-            results[name] = evaluate(saved, read(path, settings), settings.unknown_label, rival)
+            results[name] = evaluate(saved, read(path, settings), settings.unknown_label, rival, teacher)
     text_reports.write(settings.out, results)
     return results
 
@@ -228,16 +231,6 @@ def held_out(valid: Corpus, places: dict[str, int], table: SentenceTable, settin
         rule = f"none of its labels {', '.join(valid.classes()[:5])} is a class of the training set"
         raise InputError("valid", str(settings.valid), rule)
     return SentenceRows([s.text for s in there], [places[s.label] for s in there], table)
-
-
-def teach(train: Corpus, settings: Settings) -> Tensor | None:
-    """What the teacher makes of the training sentences: [N, K] probabilities."""
-    if not settings.teacher:
-        return None
-    teacher = SavedClassifier.load(settings.teacher)
-    if teacher.network.shape.classes != train.classes():
-        raise InputError("teacher", str(settings.teacher), "knows other classes than the training set has")
-    return teacher.run(train.texts).logits.softmax(1)
 
 
 def begin(train: Corpus, settings: Settings) -> tuple[SentenceClassifier, SentenceTable]:
@@ -271,7 +264,11 @@ def begin(train: Corpus, settings: Settings) -> tuple[SentenceClassifier, Senten
 
 
 def evaluate(
-    saved: SavedClassifier, part: Corpus, unknown_label: str | None = None, rival: Rival | None = None
+    saved: SavedClassifier,
+    part: Corpus,
+    unknown_label: str | None = None,
+    rival: Rival | None = None,
+    teacher: Teacher | None = None,
 ) -> dict[str, Any]:
     """Reports on labelled sentences; what was left out of them; labels that training never saw; sentences a second.
 
@@ -286,6 +283,8 @@ def evaluate(
     if rival is not None:
         ways["TF-IDF and SVM"] = rival.probabilities(part.texts, classes)
         ways["together"] = (share + ways["TF-IDF and SVM"]) / 2
+    if teacher is not None:
+        ways["teacher"] = teacher.probabilities(part.texts)
     report = text_reports.measure(part, ways, found.known, saved.known.threshold, classes, unknown_label)
     return {**report, "skipped": [str(bad) for bad in part.skipped], "sentences_per_s": len(part.texts) / seconds}
 
