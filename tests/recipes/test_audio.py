@@ -16,7 +16,7 @@ from tests import real_data
 from separable import store
 from separable.data import wav
 from separable.errors import InputError
-from separable.recipes import audio, running
+from separable.recipes import audio, command_line
 from separable.recipes.saved_listener import Listener, evaluate, predict
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -44,7 +44,7 @@ def command(sounds, out, *options):
 
 def train(sounds, out, *options):
     torch.set_num_threads(1)
-    return audio.main(running.parse(audio.Settings, command(sounds, out, *options)))
+    return audio.main(command_line.parse(audio.Settings, command(sounds, out, *options)))
 
 
 def launch(sounds, out, *options):
@@ -143,7 +143,7 @@ def test_prediction_names_what_it_hears_and_wants_the_rate_it_knows(causal, soun
 
 def test_a_network_is_taken_up_with_its_features_and_other_classes(causal, sounds, tmp_path):
     saved = Listener.load(causal / "network")
-    settings = running.parse(audio.Settings, command(sounds, tmp_path, "--init", str(causal / "network")))
+    settings = command_line.parse(audio.Settings, command(sounds, tmp_path, "--init", str(causal / "network")))
     clips = wav.read(sounds, NAMES).clips
     same = audio.begin(settings, 8000, clips)
     assert (same.classes, same.features) == (saved.classes, saved.features)
@@ -159,7 +159,7 @@ def test_a_network_is_taken_up_with_its_features_and_other_classes(causal, sound
 
 def test_a_teacher_is_part_of_the_loss_and_not_of_the_network(causal, sounds, tmp_path):
     options = ("--teacher", str(causal / "network"), "--epochs", "1")
-    settings = running.parse(audio.Settings, command(sounds, tmp_path, *options))
+    settings = command_line.parse(audio.Settings, command(sounds, tmp_path, *options))
     _, parts = audio.read(settings)
     module = audio.ListenerTraining(audio.begin(settings, 8000, parts["rest"]), settings, parts["rest"], parts["valid"])
     assert all(name.startswith("network.") for name in module.state_dict())
@@ -193,7 +193,7 @@ def test_settings_that_leave_nothing_to_learn_are_refused(sounds, tmp_path, caus
     refused("leave 1 classes to train on", "--test", "label=low,high")
     refused("holds no class that is trained on", "--valid", "label=low")
     refused("must be one of small, medium, large, causal", "--network", "tiny")
-    settings = running.parse(audio.Settings, command(sounds, tmp_path))
+    settings = command_line.parse(audio.Settings, command(sounds, tmp_path))
     small = audio.begin(settings, 8000, wav.read(sounds, NAMES).clips)
     with pytest.raises(InputError, match='only "causal" streams'):
         small.stream()
@@ -205,10 +205,10 @@ def test_a_bad_file_is_left_out_and_told_or_refused(sounds, tmp_path):
     for file in sounds.iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "low_99.wav").touch()
-    settings = running.parse(audio.Settings, command(tmp_path, tmp_path / "out"))
+    settings = command_line.parse(audio.Settings, command(tmp_path, tmp_path / "out"))
     assert audio.read(settings)[0].skipped == [("low_99.wav", "is empty (0 bytes)")]
     with pytest.raises(InputError, match=r"low_99\.wav: is empty"):
-        audio.read(running.parse(audio.Settings, command(tmp_path, tmp_path / "out", "--strict", "yes")))
+        audio.read(command_line.parse(audio.Settings, command(tmp_path, tmp_path / "out", "--strict", "yes")))
 
 
 @pytest.mark.data
@@ -217,7 +217,7 @@ def test_half_a_minute_on_real_digits_reaches_its_score(tmp_path):
     folder = real_data.folder("fsdd")
     options = ["--names", DIGITS.replace("[a-z]+", "(?:george|jackson)"), "--valid", "take=5-9", "--test", "take=10-29"]
     words = ["--data", str(folder / "fsdd_recordings.tar.xz"), "--out", str(tmp_path), "--accelerator", "cpu"]
-    settings = running.parse(audio.Settings, [*words, *options, "--epochs", "12", "--batch", "32"])
+    settings = command_line.parse(audio.Settings, [*words, *options, "--epochs", "12", "--batch", "32"])
     torch.set_num_threads(1)
     found = audio.main(settings)
     assert len(found["skipped"]) == 2000

@@ -18,7 +18,7 @@ from separable import store
 from separable.commands import evaluate
 from separable.data import Preparation
 from separable.errors import InputError
-from separable.recipes import image, image_reports, image_sets, running
+from separable.recipes import command_line, image, image_reports, image_sets
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 SMALL = ("--widths", "8,16", "--depths", "1,1", "--batch-size", "32", "--accelerator", "cpu")
@@ -58,7 +58,7 @@ def shades(tmp_path):
 
 def settings(data, out, *options):
     given = ["--train", str(data), "--test", str(data), "--out", str(out), *SMALL, *options]
-    return running.parse(image.Settings, given)
+    return command_line.parse(image.Settings, given)
 
 
 def command(data, out, *options):

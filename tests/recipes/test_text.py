@@ -16,7 +16,11 @@ from tests import real_data
 from separable.data.sentences import Corpus, Sentence
 from separable.errors import InputError
 from separable.models.saved_classifier import SavedClassifier
+<<<<<<< Updated upstream
 from separable.recipes import running, text, text_reports, text_teacher
+=======
+from separable.recipes import command_line, text, text_reports
+>>>>>>> Stashed changes
 from separable.recipes.text_rival import Rival
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -235,5 +239,7 @@ def test_half_a_minute_on_real_questions_reaches_its_score(tmp_path):
 
 
 def test_settings_are_read_from_the_command_line():
-    settings = running.parse(text.Settings, ["--out", "x", "--dilations", "1,4", "--rival", "yes", "--balance", "0.5"])
+    settings = command_line.parse(
+        text.Settings, ["--out", "x", "--dilations", "1,4", "--rival", "yes", "--balance", "0.5"]
+    )
     assert (settings.dilations, settings.rival, settings.balance, settings.valid) == ((1, 4), True, 0.5, None)

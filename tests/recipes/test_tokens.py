@@ -16,7 +16,7 @@ from tests import real_data
 from separable.data import conll
 from separable.errors import InputError
 from separable.models.saved_tagger import SavedTagger
-from separable.recipes import running, token_reports, tokens
+from separable.recipes import command_line, token_reports, tokens
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -99,7 +99,7 @@ def test_two_processes_train_one_network(tmp_path, files):
 def test_a_run_is_not_begun_over_an_earlier_one(tmp_path, files):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
-    settings = running.parse(tokens.Settings, command(files, tmp_path)[2:])
+    settings = command_line.parse(tokens.Settings, command(files, tmp_path)[2:])
     with pytest.raises(InputError, match="holds checkpoints of an earlier run"):
         tokens.main(settings)
 
@@ -108,7 +108,7 @@ def test_a_training_set_without_entities_and_a_context_that_is_none_are_refused(
     (tmp_path / "plain.conll").write_text("a O\n")
     plain = (tmp_path / "plain.conll", files[1])
     with pytest.raises(InputError, match="holds no entity"):
-        tokens.main(running.parse(tokens.Settings, command(plain, tmp_path)[2:]))
+        tokens.main(command_line.parse(tokens.Settings, command(plain, tmp_path)[2:]))
     with pytest.raises(InputError, match='must be "sentence" or "document"'):
         tokens.main(tokens.Settings(out=tmp_path, train=files[0], valid=files[1], context="page"))
 
@@ -131,11 +131,11 @@ def test_a_saved_tagger_is_gone_on_from_with_other_tags_too(tmp_path, files):
 
 def test_settings_are_read_from_the_command_line():
     given = ["--out", "x", "--epochs", "3", "--dilations", "1,2", "--strict", "yes", "--learning-rate", "1e-3"]
-    settings = running.parse(tokens.Settings, given)
+    settings = command_line.parse(tokens.Settings, given)
     assert (settings.epochs, settings.dilations, settings.strict, settings.learning_rate) == (3, (1, 2), True, 1e-3)
     assert (str(settings.out), settings.test) == ("x", None)
     with pytest.raises(InputError, match="epochs = many: must be a number"):
-        running.parse(tokens.Settings, ["--out", "x", "--epochs", "many"])
+        command_line.parse(tokens.Settings, ["--out", "x", "--epochs", "many"])
 
 
 def test_reports_count_whole_entities_and_single_tokens():

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from separable.commands.result import Result
 from separable.errors import InputError
-from separable.recipes import running
+from separable.recipes import command_line
 
 TASKS = ("audio", "image", "text", "tokens")
 
@@ -17,7 +17,7 @@ def run(task: str, arguments: list[str]) -> Result:
     if task not in TASKS:
         raise InputError("TASK", task, f"must be one of {', '.join(TASKS)}")
     recipe = importlib.import_module(f"separable.recipes.{task}")
-    settings = running.parse(recipe.Settings, arguments, f"separable train {task}")
+    settings = command_line.parse(recipe.Settings, arguments, f"separable train {task}")
     measured = recipe.main(settings)
     table = Table(title=f"{task}: what was measured", title_justify="left", show_header=False)
     for name, value in numbers(measured):

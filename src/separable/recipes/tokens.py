@@ -8,7 +8,6 @@ docs/recipes.md.
 Source: Strubell et al. 2017, arXiv:1702.02098; Ma and Hovy 2016, arXiv:1603.01354.
 """
 
-import math
 import random
 import time
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from separable.data.words import Lexicon, WordTable
 from separable.errors import InputError
 from separable.models.saved_tagger import SavedTagger
 from separable.models.tagger import Shape, Tagger
-from separable.recipes import running, token_reports
+from separable.recipes import command_line, learning, running, token_reports
 from separable.recipes.running import L, Running
 
 
@@ -33,25 +32,25 @@ from separable.recipes.running import L, Running
 class Settings(Running):
     """What can be set, with what docs/recipes.md was measured with."""
 
-    train: Path = Path("train.conll")
-    valid: Path = Path("valid.conll")
-    test: Path | None = None
+    train: Path = Path("train.conll")  # columns, JSON lines or characters; packed or not
+    valid: Path = Path("valid.conll")  # chooses the best epoch
+    test: Path | None = None  # read once, at the end
     vectors: Path | None = None  # text or safetensors; without, words are learned from the training set alone
     init: Path | None = None  # a saved tagger to go on from; its words and shape are kept, tags may differ
     strict: bool = False  # refuse a file that has a bad line, rather than leave its sentence out
     context: str = "sentence"  # or "document"
     epochs: int = 12
-    batch_words: int = 600
+    batch_words: int = 600  # words of a batch
     learning_rate: float = 2e-3
-    weight_decay: float = 0.01
+    weight_decay: float = 0.01  # of AdamW
     forget: float = 0.43  # a word of count c becomes unknown with probability forget / (forget + c): 0.3 for c = 1
     unlearn: float = 1.0  # likewise loses the trained change of its vector, which is left
     feature_dropout: float = 0.5  # of single features of a word; the others take a channel away in a whole row
-    input_dropout: float = 0.25
-    block_dropout: float = 0.3
-    output_dropout: float = 0.5
-    width: int = 256
-    dilations: Sequence[int] = field(default_factory=lambda: (1, 2, 4, 1, 2, 4))
+    input_dropout: float = 0.25  # of what enters the blocks
+    block_dropout: float = 0.3  # inside each block
+    output_dropout: float = 0.5  # before the tags
+    width: int = 256  # channels of the blocks
+    dilations: Sequence[int] = field(default_factory=lambda: (1, 2, 4, 1, 2, 4))  # of the blocks, one each
     memory_after: Sequence[int] = field(default_factory=lambda: (2, 4))  # blocks; used where context is "document"
 
 
@@ -117,21 +116,9 @@ class TaggerTraining(L.LightningModule):
         self.history = checkpoint["history"]
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=self.settings.learning_rate,
-            weight_decay=self.settings.weight_decay,
-            fused=True,
-        )
-        total = self.settings.epochs * len(self.plan(0))
-        warm = max(1, total // 20)
-
-        def share(step: int) -> float:
-            """Up in a twentieth of the steps, then down along a half cosine."""
-            return min(1.0, (step + 1) / warm) * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        share = learning.half_cosine(self.settings.epochs * len(self.plan(0)))
+        decay = self.settings.weight_decay
+        return learning.adamw(self.network.parameters(), self.settings, share, weight_decay=decay)
 
 
 def main(settings: Settings) -> dict[str, Any]:
@@ -147,21 +134,15 @@ def main(settings: Settings) -> dict[str, Any]:
     network, lexicon, words = begin(train, settings)
     table, places = WordTable(lexicon, words), {tag: place for place, tag in enumerate(network.shape.tags)}
     module = TaggerTraining(network, settings, *(Corpus(part.sentences, table, places) for part in (train, valid)))
-    began = time.perf_counter(), time.process_time()
-    best = running.fit(module, settings, monitor="valid_f1")
-    spent = [(now - then) / 60 for now, then in zip((time.perf_counter(), time.process_time()), began, strict=True)]
-    if running.world()[0]:
+    trained = learning.train(module, settings, monitor="valid_f1")
+    if trained is None:
         return {}  # one process saves and reports
-    module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
     saved = SavedTagger(network, lexicon, words, settings.context)
     saved.save(settings.out / "network", overwrite=True)
     results: dict[str, Any] = {
-        "settings": {name: str(value) for name, value in vars(settings).items()},
+        **trained,
         "trained_params": sum(p.numel() for p in network.parameters()),
-        "minutes": spent[0],
-        "processor_minutes": spent[1],
         "skipped": {"train": train.skipped},
-        "history": module.history,
     }
     for name, path in (("valid", settings.valid), ("test", settings.test)):
         if path:
@@ -229,7 +210,7 @@ def evaluate(saved: SavedTagger, path: Path, strict: bool = False) -> dict[str, 
 
 if __name__ == "__main__":
     with progress.shown():
-        finished = main(running.parse(Settings))
+        finished = main(command_line.parse(Settings))
     for name in ("valid", "test"):
         if name in finished:
             print(f"\n{name}: entities\n\n{token_reports.text(finished[name]['entities'])}")
