@@ -16,11 +16,7 @@ from tests import real_data
 from separable.data.sentences import Corpus, Sentence
 from separable.errors import InputError
 from separable.models.saved_classifier import SavedClassifier
-<<<<<<< Updated upstream
-from separable.recipes import running, text, text_reports, text_teacher
-=======
-from separable.recipes import command_line, text, text_reports
->>>>>>> Stashed changes
+from separable.recipes import command_line, text, text_reports, text_teacher
 from separable.recipes.text_rival import Rival
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}

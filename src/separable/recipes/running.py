@@ -169,11 +169,6 @@ def world() -> tuple[int, int]:
 def quiet() -> None:
     """What Lightning says of loaders without workers and of its own tips is not about a user's work."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-<<<<<<< Updated upstream
-    workers, folder = ".*does not have many workers.*", ".*exists and is not empty.*"
-    for told in (workers, folder, ".*litlogger.*", ".*LeafSpec.*", ".*smaller than the logging interval.*"):
-=======
     ignored = ("does not have many workers", "litlogger", "LeafSpec", "exists and is not empty", "the logging interval")
     for told in (f".*{words}.*" for words in ignored):
->>>>>>> Stashed changes
         warnings.filterwarnings("ignore", message=told)

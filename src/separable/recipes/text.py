@@ -177,19 +177,11 @@ def main(settings: Settings, teacher: Teacher | None = None) -> dict[str, Any]:
     places = {label: place for place, label in enumerate(network.shape.classes)}
     rows = SentenceRows(train.texts, [places[label] for label in train.labels], table)
     held = held_out(valid, places, table, settings) if valid else None
-<<<<<<< Updated upstream
     if teacher is None and settings.teacher:
         teacher = open_teacher(train, settings.teacher)
     module = ClassifierTraining(network, settings, rows, held, teacher.of_training if teacher else None)
-    began = time.perf_counter(), time.process_time()
-    best = running.fit(module, settings, monitor="valid_score")
-    spent = [(now - then) / 60 for now, then in zip((time.perf_counter(), time.process_time()), began, strict=True)]
-    if running.world()[0]:
-=======
-    module = ClassifierTraining(network, settings, rows, held, teach(train, settings))
     trained = learning.train(module, settings, monitor="valid_score")
     if trained is None:
->>>>>>> Stashed changes
         return {}  # one process saves and reports
     saved = SavedClassifier.of(network, rows, held)
     saved.save(settings.out / "network", overwrite=True)
