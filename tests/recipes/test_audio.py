@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from tests import real_data
 from separable import store
 from separable.data import wav
 from separable.errors import InputError
-from separable.recipes import audio, command_line
+from separable.recipes import audio, audio_reports, command_line
 from separable.recipes.saved_listener import Listener, evaluate, predict
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -110,6 +112,18 @@ def test_it_learns_and_says_so_as_table_json_and_page(causal):
     page = (causal / "report.html").read_text()
     assert "Heard, test" in page
     assert "multiply-adds a clip" in page
+
+
+def test_the_page_plays_what_was_heard_wrongly_the_surest_first(causal, sounds, tmp_path):
+    listener, found = Listener.load(causal / "network"), results(causal)
+    clips = [replace(clip, parts={**clip.parts, "label": "hum"}) for clip in wav.read(sounds, NAMES).clips[:3]]
+    found["test"] = evaluate(listener, clips)  # training never saw the label, so all three are wrong
+    found["valid"]["mistakes"] = []
+    audio_reports.write(tmp_path, found, {"test": clips, "valid": []}, listener.features.rate)
+    page = (tmp_path / "report.html").read_text()
+    played = re.findall(r"<audio[^>]*aria-label='hum, heard (\w+) \((\d+)%\): ([^']*)'", page)
+    assert sorted(name for *_, name in played) == sorted(clip.name for clip in clips)
+    assert [int(chance) for _, chance, _ in played] == sorted((int(chance) for _, chance, _ in played), reverse=True)
 
 
 def test_the_saved_folder_is_the_network_and_needs_no_pickle(causal, sounds):

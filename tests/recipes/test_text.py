@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -115,7 +116,7 @@ def test_all_that_is_wrong_in_the_files_is_told_and_nothing_else_is_lost(tmp_pat
     for words in ("sideways (1)", "1 lines left out, the first: line 63", "unknown AUROC"):
         assert words in said
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "A label never seen" in page
+    assert re.search(r"A label never seen</td><td>sideways</td><td>(up|down)</td>", page)
     saved = SavedClassifier.load(tmp_path / "out" / "network")
     again = text.evaluate(saved, text.read(valid, text.Settings(out=tmp_path)), "none")
     assert again["scores"]["network"] == part["scores"]["network"]
@@ -201,6 +202,14 @@ def test_the_rival_averages_well_and_reads_chinese_by_characters():
     share = rival.probabilities(["增长", "下降"], ["good", "bad"])
     assert share.argmax(1).tolist() == [0, 1]
     assert torch.allclose(share.sum(1), torch.ones(2))
+
+
+def test_the_surest_mistakes_come_first():
+    part = Corpus([Sentence(t, label) for t, label in (("a", "x"), ("b", "y"), ("c", "x"), ("d", "y"))])
+    share = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7], [0.8, 0.2]])
+    report = text_reports.measure(part, {"network": share}, share.amax(1), 0.0, ["x", "y"], None)
+    shown = [(row["sentence"], row["label"], row["given"], row["probability"]) for row in report["examples"]]
+    assert shown == [("d", "y", "x", 0.8), ("c", "x", "y", 0.7), ("b", "y", "x", 0.6)]
 
 
 def test_the_unknown_is_measured_as_defined():

@@ -175,7 +175,7 @@ def main(settings: Settings) -> dict[str, Any]:
     for name in ("valid", "test"):
         if name in parts:
             results[name] = evaluate(listener, parts[name])
-    audio_reports.write(settings.out, results)
+    audio_reports.write(settings.out, results, parts, sounds.rate)
     return results
 
 

@@ -1,16 +1,19 @@
 """What a network that hears is judged by, as JSON, as one page, and as a table on the terminal."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from separable import atomic, report
+from separable.data.wav import Clip
 
 _SHOWN = 30  # mistakes on the page; results.json has all
+_PLAYED = 12  # of them, those that can be heard
 
 
-def write(folder: Path, results: dict[str, Any]) -> None:
-    """results.json and report.html, each whole or not at all."""
+def write(folder: Path, results: dict[str, Any], clips: Mapping[str, Sequence[Clip]], rate: int) -> None:
+    """results.json and report.html, each whole or not at all; the page plays the surest mistakes among `clips`."""
     with atomic.write_beside(folder / "results.json") as beside:
         beside.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
     history = results["history"]
@@ -28,7 +31,7 @@ def write(folder: Path, results: dict[str, Any]) -> None:
         report.table(["setting", "value"], [[k, v] for k, v in results["settings"].items()], "Settings"),
     ]  # fmt: skip
     parts = [name for name in ("valid", "test") if name in results]
-    sections = [report.Section(name, _parts(results, name)) for name in reversed(parts)]
+    sections = [report.Section(name, _parts(results, name, clips[name], rate)) for name in reversed(parts)]
     sections.append(report.Section("Training", training))
     facts = [
         *((f"{results[name]['accuracy']:.2%}", f"accuracy, {name} ({results[name]['clips']} clips)") for name in parts),
@@ -39,7 +42,7 @@ def write(folder: Path, results: dict[str, Any]) -> None:
     report.write_page(folder / "report.html", "Keywords in sound", sections, facts=facts)
 
 
-def _parts(results: dict[str, Any], name: str) -> list[str]:
+def _parts(results: dict[str, Any], name: str, clips: Sequence[Clip], rate: int) -> list[str]:
     part = results[name]
     said = (
         [f"Never seen in training, so counted wrong: {', '.join(part['unseen_labels'])}."]
@@ -52,10 +55,20 @@ def _parts(results: dict[str, Any], name: str) -> list[str]:
     mistakes = report.table(
         ["file", "label", "heard", "probability"],
         [[m["file"], m["label"], m["heard"], round(m["probability"], 3)] for m in part["mistakes"][:_SHOWN]],
-        f"{len(part['mistakes'])} mistakes" + (f", the first {_SHOWN}" if len(part["mistakes"]) > _SHOWN else ""),
+        f"{len(part['mistakes'])} mistakes" + (f", the surest {_SHOWN}" if len(part["mistakes"]) > _SHOWN else ""),
     )
     matrix = report.plots.confusion(part["confusion"]["counts"], part["confusion"]["classes"], title=f"Heard, {name}")
-    return [*said, matrix, report.table(columns, rows, "Classes"), mistakes]
+    return [*said, matrix, report.table(columns, rows, "Classes"), mistakes, *_played(part["mistakes"], clips, rate)]
+
+
+def _played(mistakes: Sequence[dict[str, Any]], clips: Sequence[Clip], rate: int) -> list[str]:
+    """The surest mistakes as sounds; nothing where there are none."""
+    chosen = mistakes[:_PLAYED]
+    if not chosen:
+        return []
+    samples = {clip.name: clip.samples for clip in clips}
+    captions = [f"{m['label']}, heard {m['heard']} ({m['probability']:.0%}): {m['file']}" for m in chosen]
+    return [report.sounds([samples[m["file"]] for m in chosen], rate, captions, "The surest mistakes")]
 
 
 def text(part: dict[str, Any]) -> str:

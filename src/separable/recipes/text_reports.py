@@ -55,7 +55,7 @@ def measure(
         "unseen_labels": dict(sorted(unseen.items())),
         "classes_without_sentence": sorted(set(classes) - set(truth)),
         "confusion": confusion(truth, first),
-        "examples": mistakes(part, inside, first),
+        "examples": mistakes(part, inside, first, next(iter(ways.values())).amax(1)),
     }
     if truth:
         rows = classification_report(truth, first, output_dict=True, zero_division=0)
@@ -97,12 +97,17 @@ def confusion(truth: Sequence[str], guess: Sequence[str]) -> dict[str, Any]:
     return {"classes": names, "counts": [[pairs[a, b] for b in names] for a in names]}
 
 
-def mistakes(part: Corpus, inside: Sequence[int], guess: Sequence[str], count: int = 20) -> list[dict[str, str]]:
-    """The first sentences with a wrong label."""
-    wrong = [
-        (part.sentences[n], given) for n, given in zip(inside, guess, strict=True) if part.sentences[n].label != given
+def mistakes(
+    part: Corpus, inside: Sequence[int], guess: Sequence[str], sure: Tensor, count: int = 20
+) -> list[dict[str, Any]]:
+    """The sentences with a wrong label whose probability (`sure`, [N]) is largest."""
+    pairs = zip(inside, guess, strict=True)
+    wrong = [(float(sure[n]), part.sentences[n], given) for n, given in pairs if part.sentences[n].label != given]
+    wrong.sort(key=lambda found: -found[0])
+    return [
+        {"line": str(s.line), "sentence": s.text, "label": s.label, "given": given, "probability": round(chance, 4)}
+        for chance, s, given in wrong[:count]
     ]
-    return [{"line": str(s.line), "sentence": s.text, "label": s.label, "given": given} for s, given in wrong[:count]]
 
 
 def text(part: Mapping[str, Any]) -> str:
@@ -179,7 +184,7 @@ def _section(name: str, part: dict[str, Any]) -> report.Section:
     matrix = part["confusion"]
     if matrix["classes"]:
         parts.append(report.plots.confusion(matrix["counts"], matrix["classes"], title="Sentences by class"))
-    columns = ["line", "sentence", "label", "given"]
+    columns = ["line", "sentence", "label", "given", "probability"]
     wrong = [[example[c] for c in columns] for example in part["examples"]]
-    parts.append(report.table(columns, wrong, "The first mistakes") if wrong else "No mistakes.")
+    parts.append(report.table(columns, wrong, "The surest mistakes") if wrong else "No mistakes.")
     return report.Section(name, parts)
