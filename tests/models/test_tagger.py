@@ -120,10 +120,10 @@ def test_sentences_of_other_documents_change_nothing():
 
 
 def test_a_folder_that_is_no_tagger_is_refused(tmp_path):
-    with pytest.raises(InputError, match="is not a saved tagger"):
+    with pytest.raises(InputError, match="is no saved network for tokens"):
         SavedTagger.load(tmp_path)
     saved = SavedTagger(make(), LEXICON, WORDS, "sentence")
     saved.save(tmp_path / "tagger")
     (tmp_path / "tagger" / "weights.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0garbage")
-    with pytest.raises(InputError, match="is not a saved tagger"):
+    with pytest.raises(InputError, match="is no saved network for tokens"):
         SavedTagger.load(tmp_path / "tagger")

@@ -1,26 +1,20 @@
-"""A trained tagger as a folder: weights, vectors and one JSON; and tagging with it.
+"""A trained tagger as a folder (see word_folder), and tagging with it."""
 
-Holds network.json (shape, lexicon, context), weights.safetensors and vectors.safetensors; no pickle is ever read.
-"""
-
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from separable import atomic
-from separable.data import vectors
 from separable.data.conll import Sentence
 from separable.data.rows import Corpus
 from separable.data.vectors import Vectors
 from separable.data.words import Lexicon, WordTable
-from separable.errors import InputError
+from separable.models import word_folder
 from separable.models.tagger import Shape, Tagger
 from separable.progress import track
+
+TASK = "tokens"
 
 
 class SavedTagger:
@@ -32,12 +26,8 @@ class SavedTagger:
 
     def save(self, folder: Path | str, overwrite: bool = False) -> None:
         """Write the folder, whole or not at all."""
-        with atomic.folder_beside(folder, overwrite=overwrite, mark="network.json") as beside:
-            save_file(self.network.state_dict(), beside / "weights.safetensors")
-            half = Vectors(self.words.places, self.words.table.half())
-            vectors.save(half, beside / "vectors.safetensors")
-            about = {"shape": asdict(self.network.shape), "lexicon": asdict(self.lexicon), "context": self.context}
-            (beside / "network.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+        about = {"shape": asdict(self.network.shape), "lexicon": asdict(self.lexicon), "context": self.context}
+        word_folder.write(folder, TASK, about, self.network.state_dict(), self.words, overwrite)
 
     @classmethod
     def load(cls, folder: Path | str) -> "SavedTagger":
@@ -46,17 +36,10 @@ class SavedTagger:
         Raises:
             InputError: the folder is not a saved tagger, or its parts do not fit each other.
         """
-        folder = Path(folder)
-        try:
-            about = json.loads((folder / "network.json").read_text(encoding="utf-8"))
-            shape, lexicon = Shape(**about["shape"]), Lexicon(**about["lexicon"])
-            network = Tagger(shape)
-            network.load_state_dict(load_file(folder / "weights.safetensors"))
-            words = vectors.read(folder / "vectors.safetensors")
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError("folder", str(folder), f"is not a saved tagger: {reason}") from None
-        return cls(network, lexicon, words, about["context"])
+        with word_folder.reading(folder, TASK) as found:
+            network = Tagger(Shape(**found.about["shape"]))
+            network.load_state_dict(found.state)
+            return cls(network, Lexicon(**found.about["lexicon"]), found.words, found.about["context"])
 
     @torch.inference_mode()
     def tag(self, sentences: Sequence[Sequence[str]], documents: Sequence[int] | None = None) -> list[list[str]]:
