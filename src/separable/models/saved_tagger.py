@@ -43,15 +43,19 @@ class SavedTagger:
 
     @torch.inference_mode()
     def tag(self, sentences: Sequence[Sequence[str]], documents: Sequence[int] | None = None) -> list[list[str]]:
-        """BIOES tags of each sentence; `documents` says which belong together (all, where it is not given)."""
-        known = documents or [0] * len(sentences)
+        """BIOES tags of each sentence.
+
+        documents: which sentences belong together, a number each, for a network of context "document"; without it, each
+        sentence is read alone.
+        """
+        whole = self.context == "document" and documents is not None
+        known = documents if documents is not None else range(len(sentences))
         given = [Sentence(list(s), ["O"] * len(s), d) for s, d in zip(sentences, known, strict=True)]
         full = [n for n, s in enumerate(given) if s.words]
         found: list[list[str]] = [[] for _ in given]
         if not full:
             return found
         corpus = Corpus([given[n] for n in full], self.table, {})
-        whole = self.context == "document"
         for numbers in track(corpus.groups(whole, words=1000), "tagging"):
             batch = corpus.batch(numbers, whole)
             for number, row in zip(numbers, self.network.decode(batch).tolist(), strict=True):

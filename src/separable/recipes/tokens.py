@@ -44,14 +44,16 @@ class Settings(Running):
     learning_rate: float = 2e-3
     weight_decay: float = 0.01  # of AdamW
     forget: float = 0.43  # a word of count c becomes unknown with probability forget / (forget + c): 0.3 for c = 1
-    unlearn: float = 1.0  # likewise loses the trained change of its vector, which is left
-    feature_dropout: float = 0.5  # of single features of a word; the others take a channel away in a whole row
+    shout: float = 0.05  # of the sentences are turned into capitals
+    alone: float = 0.25  # of the documents are read sentence by sentence, so that one network can do both
+    feature_dropout: float = 0.25  # of single features of a word; the others take a channel from a whole sentence
     input_dropout: float = 0.25  # of what enters the blocks
-    block_dropout: float = 0.3  # inside each block
+    block_dropout: float = 0.25  # inside each block
     output_dropout: float = 0.5  # before the tags
     width: int = 256  # channels of the blocks
     dilations: Sequence[int] = field(default_factory=lambda: (1, 2, 4, 1, 2, 4))  # of the blocks, one each
     memory_after: Sequence[int] = field(default_factory=lambda: (2, 4))  # blocks; used where context is "document"
+    topic_after: Sequence[int] = field(default_factory=lambda: (2,))  # blocks after which the mean of all is told
 
 
 class TaggerTraining(L.LightningModule):
@@ -67,6 +69,7 @@ class TaggerTraining(L.LightningModule):
         self.truth = [{*entities.spans(s.tags)} for s in valid.sentences]
         self.right = self.guessed = 0
         self.history: list[dict[str, float]] = []
+        self.told_loss = float("nan")  # the last that was logged
 
     def plan(self, epoch: int) -> list[list[int]]:
         """The sentences of each batch of an epoch; every process has its own share, all shares equally long."""
@@ -87,10 +90,13 @@ class TaggerTraining(L.LightningModule):
         running.seed_step(self.settings.seed, self)
         plan = self.plan(self.current_epoch)
         numbers = plan[batch_idx % len(plan)]
-        batch = self.train_set.batch(numbers, self.whole, self.settings.forget, self.settings.unlearn)
+        batch = self.train_set.batch(
+            numbers, self.whole, self.settings.forget, self.settings.shout, self.settings.alone
+        )
         loss = self.network.loss(batch.to(self.device))
         if self.global_step % running.LOG_EVERY == 0:
             self.log("loss", loss)
+            self.told_loss = float(loss.detach())
         return loss
 
     def validation_step(self, number: int, batch_idx: int) -> None:
@@ -106,14 +112,13 @@ class TaggerTraining(L.LightningModule):
         f1 = 2 * self.right / max(self.guessed + true, 1)
         self.right = self.guessed = 0
         self.log("valid_f1", f1)
-        loss = float(self.trainer.callback_metrics.get("loss", float("nan")))
-        self.history.append({"epoch": self.current_epoch + 1, "loss": loss, "valid_f1": f1})
+        self.history.append({"epoch": self.current_epoch + 1, "loss": self.told_loss, "valid_f1": f1})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["history"] = self.history
+        checkpoint["history"], checkpoint["told_loss"] = self.history, self.told_loss
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history = checkpoint["history"]
+        self.history, self.told_loss = checkpoint["history"], checkpoint["told_loss"]
 
     def configure_optimizers(self) -> Any:
         share = learning.half_cosine(self.settings.epochs * len(self.plan(0)))
@@ -183,6 +188,7 @@ def shape_of(tags: list[str], lexicon: Lexicon, words: vectors.Vectors, settings
         vector_size=words.table.shape[1],
         width=settings.width,
         dilations=tuple(settings.dilations),
+        topic_after=tuple(settings.topic_after),
         memory_after=tuple(settings.memory_after) if settings.context == "document" else (),
         feature_dropout=settings.feature_dropout,
         input_dropout=settings.input_dropout,
