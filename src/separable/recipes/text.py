@@ -52,6 +52,7 @@ class Settings(Running):
     batch: int = 32  # sentences of a batch
     learning_rate: float = 4e-3
     bag_share: float = 1.0  # of the linear half's logits in the sum; 0 for none
+    bag_rank: int = 64  # of its matrix, where there are more classes than that
     bag_learning_rate: float = 6e-4  # of the linear half
     weight_decay: float = 0.01  # of AdamW
     average: float = 0.99
@@ -242,6 +243,7 @@ def begin(train: Corpus, settings: Settings) -> tuple[SentenceClassifier, Senten
         output_dropout=settings.output_dropout,
         bag_dropout=settings.bag_dropout,
         bag_share=settings.bag_share,
+        bag_rank=settings.bag_rank,
     )
     table = SentenceTable.learn(train.texts, words, shape.bag_buckets if shape.bag_share else 0, shape.piece_buckets)
     shape.changes = len(table.lexicon.changes)
