@@ -80,6 +80,16 @@ def test_the_encoder_is_made_of_separable_convolutions():
     assert isinstance(network.characters.conv, SeparableConv1d)
 
 
+@torch.no_grad()
+def test_what_an_encoder_says_of_a_word_reaches_it_and_its_neighbours(corpus):
+    network = make(dilations=(1,), encoder_size=5)
+    corpus.encoded = torch.zeros(len(corpus.types), 5)
+    before = network(corpus.batch([0, 1]))
+    corpus.encoded[2] = 1  # Chirac
+    changed = (network(corpus.batch([0, 1])) - before).abs().amax(2) > 1e-6
+    assert changed.tolist() == [[False, True, True, True, False, False, False], [False] * 7]
+
+
 def test_a_convolution_that_would_reach_the_next_sentence_is_refused():
     with pytest.raises(InputError, match="must not reach further than 4 places"):
         make(dilations=(1, 8))

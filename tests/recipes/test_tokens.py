@@ -11,11 +11,14 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tests import real_data
 
 from separable.data import conll
 from separable.errors import InputError
 from separable.models.saved_tagger import SavedTagger
+from separable.models.sentence_encoder import Bert
+from separable.models.word_encoder import WordEncoder
 from separable.recipes import command_line, token_reports, tokens
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -116,17 +119,63 @@ def test_a_training_set_without_entities_and_a_context_that_is_none_are_refused(
 def test_a_saved_tagger_is_gone_on_from_with_other_tags_too(tmp_path, files):
     train = conll.read(files[0])
     first = tokens.Settings(out=tmp_path, width=16)
-    saved = SavedTagger(*tokens.begin(train, first), context="sentence")
+    saved = tokens.begin(train, first)
     saved.save(tmp_path / "network")
     settings = tokens.Settings(out=tmp_path, init=tmp_path / "network")
-    network, lexicon, _ = tokens.begin(train, settings)
-    assert lexicon == saved.lexicon
+    again = tokens.begin(train, settings)
+    assert again.lexicon == saved.lexicon
     for name, value in saved.network.state_dict().items():
-        assert torch.equal(network.state_dict()[name], value)
+        assert torch.equal(again.network.state_dict()[name], value)
     other = conll.Corpus([conll.Sentence(["Kalo"], ["S-PERSON"])])
-    network, _, _ = tokens.begin(other, settings)
+    network = tokens.begin(other, settings).network
     assert network.shape.tags == ["O", "B-PERSON", "I-PERSON", "E-PERSON", "S-PERSON"]
     assert torch.equal(network.join.weight, saved.network.join.weight)
+
+
+@pytest.fixture
+def encoder_folder(tmp_path):
+    """A small BERT with random weights, under its own names."""
+    config = {
+        "model_type": "bert", "hidden_act": "gelu", "hidden_size": 12, "num_attention_heads": 3,
+        "intermediate_size": 20, "num_hidden_layers": 1, "max_position_embeddings": 64, "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.1,
+    }  # fmt: skip
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "met", "in", "on", *(f"##{c}" for c in "klmrsaeiou"), *"klmrs"]
+    config["vocab_size"] = len(pieces)
+    bert = Bert(config)
+    theirs = {"norm1": "attention.output.LayerNorm", "norm2": "output.LayerNorm", "linear1": "intermediate.dense"}
+    theirs |= {"linear2": "output.dense", "self_attn.out_proj": "attention.output.dense"}
+    state = {"embeddings.LayerNorm." + kind: getattr(bert.norm, kind).data for kind in ("weight", "bias")}
+    for ours, name in (("word", "word"), ("position", "position"), ("kind", "token_type")):
+        state[f"embeddings.{name}_embeddings.weight"] = getattr(bert, ours).weight.data
+    for name, value in bert.layers[0].state_dict().items():
+        module, kind = name.rsplit(".", 1)
+        if module == "self_attn":
+            for part, third in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                state[f"encoder.layer.0.attention.self.{part}.{kind.removeprefix('in_proj_')}"] = third.clone()
+        else:
+            state[f"encoder.layer.0.{theirs[module]}.{kind}"] = value
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "vocab.txt").write_text("\n".join(pieces))
+    save_file(state, folder / "model.safetensors")
+    return folder
+
+
+def test_an_encoder_is_heard_as_it_is_and_then_trained_further(tmp_path, files, encoder_folder):
+    def run(name, *options):
+        given = command(files, tmp_path / name, "--epochs", "1", *options)[2:]
+        settings = command_line.parse(tokens.Settings, given)
+        return tokens.main(settings), SavedTagger.load(tmp_path / name / "network").encoder.state_dict()
+
+    begun = WordEncoder.load(encoder_folder).state_dict()
+    frozen, kept = run("frozen", "--encoder", str(encoder_folder))
+    assert all(torch.equal(kept[name], value.half().float()) for name, value in begun.items())
+    tuned, moved = run("tuned", "--init", str(tmp_path / "frozen" / "network"), "--encoder-learning-rate", "1e-3")
+    assert all(not torch.equal(moved[name], value) for name, value in kept.items() if "word.weight" not in name)
+    assert tuned["trained_params"] - frozen["trained_params"] == sum(value.numel() for value in begun.values())
+    assert tuned["valid"]["entities"]["micro avg"]["f1-score"] > 0
 
 
 def test_settings_are_read_from_the_command_line():

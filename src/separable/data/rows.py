@@ -31,6 +31,7 @@ class Batch:
     words: Tensor  # [M] int64, rows of `features`
     features: Tensor  # [U, 3 + AFFIXES + CHARACTERS + 4] int64, see data.words.WordTable
     vectors: Tensor  # [U, D] float32, the frozen vector of each, zero where there is none
+    encoded: Tensor  # [M, E] float32, what a pretrained encoder says of each word; E = 0 without one
     flags: Tensor  # [M] int64 < FLAGS: 1 first word, + 2 in a sentence without a lower-case letter, + 4 * spot
     sentences: Tensor  # [M] int64, the sentence of each word, ascending
     scopes: Tensor  # [M] int64, words with the same number may be seen together: document, or sentence read alone
@@ -61,6 +62,7 @@ class Corpus:
             for place, number in enumerate(document, 1):
                 self.spots[number] = min(place, SPOTS - 1)
         self.flags = self._flags()
+        self.encoded = torch.zeros(len(self.types), 0)  # [M, E], set by who has an encoder
 
     @functools.cached_property
     def loud(self) -> Tensor:
@@ -145,6 +147,7 @@ class Corpus:
             words=F.pad(words, more),
             features=features,
             vectors=self.table.vectors[features[:, 0]],
+            encoded=F.pad(self.encoded[flat].float(), (0, 0, *more)),
             flags=F.pad((self.flags[flat] | 2 * loud) + 4 * spots[sentences], more),
             sentences=F.pad(sentences, more, value=count),
             scopes=F.pad(scopes[sentences], more, value=int(scopes.max()) + 1),

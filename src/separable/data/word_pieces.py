@@ -19,15 +19,15 @@ _IDEOGRAPHS = (
 
 
 class WordPieces:
-    """A vocabulary, a piece a line, and cutting text by it.
+    """A vocabulary, a file with a piece a line or the pieces themselves, and cutting text by it.
 
     Raises:
         InputError: the file cannot be read, or lacks [PAD], [UNK], [CLS] or [SEP].
     """
 
-    def __init__(self, vocabulary: Path):
+    def __init__(self, vocabulary: Path | Sequence[str]):
         try:
-            lines = vocabulary.read_text(encoding="utf-8").split("\n")
+            lines = vocabulary.read_text(encoding="utf-8").split("\n") if isinstance(vocabulary, Path) else vocabulary
         except (OSError, UnicodeDecodeError) as error:
             raise InputError("vocabulary", str(vocabulary), f"cannot be read: {error}") from None
         self.places = {piece.rstrip("\r"): place for place, piece in enumerate(lines) if piece}

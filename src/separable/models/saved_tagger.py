@@ -12,22 +12,31 @@ from separable.data.vectors import Vectors
 from separable.data.words import Lexicon, WordTable
 from separable.models import word_folder
 from separable.models.tagger import Shape, Tagger
+from separable.models.word_encoder import WordEncoder
 from separable.progress import track
 
 TASK = "tokens"
+ENCODER = "encoder."  # before the names of its weights, which are kept in half precision
 
 
 class SavedTagger:
     """A network with all that it needs to read words: call `tag` with sentences."""
 
-    def __init__(self, network: Tagger, lexicon: Lexicon, words: Vectors, context: str):
+    def __init__(
+        self, network: Tagger, lexicon: Lexicon, words: Vectors, context: str, encoder: WordEncoder | None = None
+    ):
         self.network, self.lexicon, self.words, self.context = network.eval(), lexicon, words, context
+        self.encoder = encoder.eval() if encoder else None
         self.table = WordTable(lexicon, words)
 
     def save(self, folder: Path | str, overwrite: bool = False) -> None:
         """Write the folder, whole or not at all."""
         about = {"shape": asdict(self.network.shape), "lexicon": asdict(self.lexicon), "context": self.context}
-        word_folder.write(folder, TASK, about, self.network.state_dict(), self.words, overwrite)
+        state = self.network.state_dict()
+        if self.encoder:
+            about["encoder"] = self.encoder.describe()
+            state |= {ENCODER + name: value.half() for name, value in self.encoder.state_dict().items()}
+        word_folder.write(folder, TASK, about, state, self.words, overwrite)
 
     @classmethod
     def load(cls, folder: Path | str) -> "SavedTagger":
@@ -38,8 +47,12 @@ class SavedTagger:
         """
         with word_folder.reading(folder, TASK) as found:
             network = Tagger(Shape(**found.about["shape"]))
+            heard = {name: found.state.pop(name) for name in [*found.state] if name.startswith(ENCODER)}
             network.load_state_dict(found.state)
-            return cls(network, Lexicon(**found.about["lexicon"]), found.words, found.about["context"])
+            encoder = WordEncoder.described(found.about["encoder"]) if "encoder" in found.about else None
+            if encoder:
+                encoder.load_state_dict({name.removeprefix(ENCODER): value for name, value in heard.items()})
+            return cls(network, Lexicon(**found.about["lexicon"]), found.words, found.about["context"], encoder)
 
     @torch.inference_mode()
     def tag(self, sentences: Sequence[Sequence[str]], documents: Sequence[int] | None = None) -> list[list[str]]:
@@ -56,6 +69,8 @@ class SavedTagger:
         if not full:
             return found
         corpus = Corpus([given[n] for n in full], self.table, {})
+        if self.encoder:
+            corpus.encoded = self.encoder.words([given[n].words for n in full])
         for numbers in track(corpus.groups(whole, words=1000), "tagging"):
             batch = corpus.batch(numbers, whole)
             for number, row in zip(numbers, self.network.decode(batch).tolist(), strict=True):

