@@ -19,7 +19,7 @@ from separable.errors import InputError
 from separable.models.saved_tagger import SavedTagger
 from separable.models.sentence_encoder import Bert
 from separable.models.word_encoder import WordEncoder
-from separable.recipes import command_line, token_reports, tokens
+from separable.recipes import command_line, result_page, token_reports, tokens
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -204,7 +204,7 @@ def test_reports_count_whole_entities_and_single_tokens():
         "classes": ["LOC", "MISC", "ORG", "PER", "O"],
         "counts": [[1, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 2, 0], [0, 0, 0, 0, 2]],
     }
-    table = token_reports.text(report["tokens"]).splitlines()
+    table = result_page.class_lines(report["tokens"])
     assert table[0].split() == ["precision", "recall", "f1-score", "support"]
     assert table[2].split() == ["B-LOC", "1.000", "1.000", "1.000", "1"]
 

@@ -59,7 +59,7 @@ class SavedClassifier:
         saved = cls(network, train.table, torch.zeros(0, network.shape.width), Known())
         step = -(-len(train) // NEIGHBOURS)
         _, found = saved._run(train)
-        saved.neighbours = F.normalize(found[::step], dim=1)
+        saved.neighbours = F.normalize(found[::step], dim=1).half().float()  # as they will be saved
         if valid is not None and len(valid) > 1:
             logits, vector = saved._run(valid)
             logit, cosine = logits.amax(1), saved._nearest(vector)

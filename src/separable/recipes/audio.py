@@ -23,7 +23,7 @@ from separable.data import wav
 from separable.data.features import Features
 from separable.data.sound_variation import Clipped, Variation, vary_spectrum
 from separable.errors import InputError
-from separable.recipes import audio_reports, command_line, learning, running
+from separable.recipes import audio_reports, command_line, learning, result_page, running
 from separable.recipes.running import L, Running
 from separable.recipes.saved_listener import Listener, build, evaluate
 
@@ -227,9 +227,11 @@ def go_on(settings: Settings, rate: int, classes: list[str]) -> Listener:
     return saved
 
 
+def told(results: dict[str, Any]) -> str:
+    """What was measured, for a terminal."""
+    return result_page.told(results, audio_reports.text)
+
+
 if __name__ == "__main__":
     with progress.shown():
-        finished = main(command_line.parse(Settings))
-    for name in ("valid", "test"):
-        if name in finished:
-            print(f"\n{name}\n\n{audio_reports.text(finished[name])}")
+        print(told(main(command_line.parse(Settings))))

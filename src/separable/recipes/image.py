@@ -25,7 +25,7 @@ from separable import atomic, cost, progress, store
 from separable.data import Preparation
 from separable.data.pixels import Pixels
 from separable.errors import InputError
-from separable.recipes import command_line, image_reports, learning, running
+from separable.recipes import command_line, image_reports, learning, result_page, running
 from separable.recipes.image_sets import fit_classes, open_network, open_set, our_network, sized, variation
 from separable.recipes.running import L, Running
 
@@ -281,7 +281,11 @@ def evaluate(network: nn.Module, part: Pixels, places: Tensor, preparation: Prep
     return report, list(part.take(places[wrong])) if len(wrong) else []
 
 
+def told(results: dict[str, Any]) -> str:
+    """What was measured, for a terminal."""
+    return result_page.told(results, image_reports.text)
+
+
 if __name__ == "__main__":
     with progress.shown():
-        finished = main(command_line.parse(Settings))
-    print(image_reports.text(finished) if finished else "", end="")
+        print(told(main(command_line.parse(Settings))))

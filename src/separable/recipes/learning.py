@@ -4,11 +4,14 @@ Sources: Loshchilov and Hutter 2017, arXiv:1608.03983 (cosine), 2019, arXiv:1711
 arXiv:1506.01186, section 3.3 (the search).
 """
 
+import contextlib
 import copy
+import io
 import json
 import math
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from separable.errors import InputError
 from separable.progress import say
 from separable.recipes.running import L, Running, check_free, fit, machines, quiet, world
 
-STEPS, LOWEST, HIGHEST = 100, 1e-6, 1.0  # of the search
+STEPS, LOWEST, HIGHEST, SETTLED = 100, 1e-5, 1.0, 10  # of the search
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 
 
@@ -110,11 +113,25 @@ def _search(module: L.LightningModule, settings: Running) -> dict[str, Any]:
         **machines(settings),
     )
     given = settings.learning_rate
-    search = Tuner(trainer).lr_find(
-        copy.deepcopy(module), min_lr=LOWEST, max_lr=HIGHEST, num_training=STEPS, update_attr=False
-    )
-    chosen = search.suggestion() if search else None
-    if search is None or chosen is None:
-        raise InputError("find_lr", "yes", "found no rate at which the loss falls; give --learning-rate")
-    rates, losses = (search.results[name] for name in ("lr", "loss"))
-    return {"given": given, "chosen": chosen, "rates": rates[: len(losses)], "losses": losses[: len(rates)]}
+    bar = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
+    with bar:  # it knows no other way to leave its bar away
+        search = Tuner(trainer).lr_find(
+            copy.deepcopy(module), min_lr=LOWEST, max_lr=HIGHEST, num_training=STEPS, update_attr=False
+        )
+    assert search is not None  # it gives none to a trainer of another kind alone
+    pairs = zip(search.results["lr"], search.results["loss"], strict=False)
+    rates, losses = zip(*[(rate, loss) for rate, loss in pairs if math.isfinite(loss)], strict=True)
+    return {"given": given, "chosen": steepest(rates, losses), "rates": rates, "losses": losses}
+
+
+def steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
+    """The rate at which the loss falls most for the same factor; the first few, where it is not smooth yet, are left.
+
+    Lightning's own suggestion divides by the rate rather than by its logarithm, and so prefers the smallest.
+    """
+    if len(rates) > SETTLED + 2:
+        over = torch.tensor(rates[SETTLED:-1], dtype=torch.float64).log()
+        slope = torch.gradient(torch.tensor(losses[SETTLED:-1], dtype=torch.float64), spacing=(over,))[0]
+        if slope.min() < 0:
+            return rates[SETTLED + int(slope.argmin())]
+    raise InputError("find_lr", "yes", "found no rate at which the loss falls; give --learning-rate")

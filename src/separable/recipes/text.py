@@ -25,7 +25,7 @@ from separable.data.sentences import Corpus
 from separable.errors import InputError
 from separable.models.saved_classifier import SavedClassifier
 from separable.models.sentence_classifier import SentenceClassifier, Shape
-from separable.recipes import command_line, learning, running, text_reports
+from separable.recipes import command_line, learning, result_page, running, text_reports
 from separable.recipes.running import L, Running
 from separable.recipes.text_rival import Rival
 from separable.recipes.text_teacher import Teacher, open_teacher
@@ -276,9 +276,11 @@ def evaluate(
     return {**report, "skipped": [str(bad) for bad in part.skipped], "sentences_per_s": len(part.texts) / seconds}
 
 
+def told(results: dict[str, Any]) -> str:
+    """What was measured, for a terminal."""
+    return result_page.told(results, text_reports.text)
+
+
 if __name__ == "__main__":
     with progress.shown():
-        finished = main(command_line.parse(Settings))
-    for name in ("valid", "test"):
-        if name in finished:
-            print(f"\n{name}\n\n{text_reports.text(finished[name])}")
+        print(told(main(command_line.parse(Settings))))

@@ -26,7 +26,7 @@ from separable.errors import InputError
 from separable.models.saved_tagger import SavedTagger
 from separable.models.tagger import Shape, Tagger
 from separable.models.word_encoder import WordEncoder
-from separable.recipes import command_line, learning, running, token_reports
+from separable.recipes import command_line, learning, result_page, running, token_reports
 from separable.recipes.running import L, Running
 
 MINILM = "minilm"
@@ -241,10 +241,11 @@ def evaluate(saved: SavedTagger, path: Path, strict: bool = False) -> dict[str, 
     }
 
 
+def told(results: dict[str, Any]) -> str:
+    """What was measured, for a terminal."""
+    return result_page.told(results, token_reports.text)
+
+
 if __name__ == "__main__":
     with progress.shown():
-        finished = main(command_line.parse(Settings))
-    for name in ("valid", "test"):
-        if name in finished:
-            print(f"\n{name}: entities\n\n{token_reports.text(finished[name]['entities'])}")
-            print(f"\n{name}: tokens\n\n{token_reports.text(finished[name]['tokens'])}")
+        print(told(main(command_line.parse(Settings))))
