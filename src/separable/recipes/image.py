@@ -52,7 +52,7 @@ class Settings(Running):
     width_multiplier: float = 1.0  # of the MobileNets
     reduction: int = 0  # image side over that of the last maps; 0: by the image's side
     teacher: Path | None = None  # a saved network of the same classes
-    temperature: float = 4.0
+    temperature: float = 4.0  # by which both outputs are softened in the distance to the teacher
     label_weight: float = 0.1  # of the labels beside the teacher
     augment: str = "crop,flip"  # of crop, flip, resize, trivial, erase, with commas
     pad: int = 2  # pixels around an image that is cropped

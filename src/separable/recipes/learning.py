@@ -132,6 +132,6 @@ def steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
     if len(rates) > SETTLED + 2:
         over = torch.tensor(rates[SETTLED:-1], dtype=torch.float64).log()
         slope = torch.gradient(torch.tensor(losses[SETTLED:-1], dtype=torch.float64), spacing=(over,))[0]
-        if slope.min() < 0:
+        if slope.min() < -1e-6:  # not rounding alone
             return rates[SETTLED + int(slope.argmin())]
     raise InputError("find_lr", "yes", "found no rate at which the loss falls; give --learning-rate")
