@@ -74,7 +74,7 @@ def find(module: L.LightningModule, settings: Running) -> dict[str, Any]:
     What was found is written to out/learning_rate.json, and a run that goes on takes it from there.
 
     Returns:
-        "given" and "chosen", and of each step the "rates" and the "losses", smoothed.
+        "given" and "chosen", and of each step but the first few the "rates" and the "losses", smoothed.
 
     Raises:
         InputError: the run has several processes, or the loss never fell.
@@ -88,7 +88,7 @@ def find(module: L.LightningModule, settings: Running) -> dict[str, Any]:
         found = _search(module, settings)
         with atomic.write_beside(file) as beside:
             beside.write_text(json.dumps(found), encoding="utf-8")
-    say(f"learning rate {found['chosen']:.2g}, found in {len(found['rates'])} steps (given: {found['given']:.2g})")
+    say(f"learning rate {found['chosen']:.2g}, found in {STEPS} steps (given: {found['given']:.2g})")
     for entry in fields(settings):
         if entry.name.endswith("learning_rate"):
             setattr(settings, entry.name, getattr(settings, entry.name) * found["chosen"] / found["given"])
@@ -119,19 +119,20 @@ def _search(module: L.LightningModule, settings: Running) -> dict[str, Any]:
             copy.deepcopy(module), min_lr=LOWEST, max_lr=HIGHEST, num_training=STEPS, update_attr=False
         )
     assert search is not None  # it gives none to a trainer of another kind alone
-    pairs = zip(search.results["lr"], search.results["loss"], strict=False)
-    rates, losses = zip(*[(rate, loss) for rate, loss in pairs if math.isfinite(loss)], strict=True)
+    pairs = [*zip(search.results["lr"], search.results["loss"], strict=False)][SETTLED:]  # its average begins too low
+    rates = [rate for rate, loss in pairs if math.isfinite(loss)]
+    losses = [loss for _, loss in pairs if math.isfinite(loss)]
     return {"given": given, "chosen": steepest(rates, losses), "rates": rates, "losses": losses}
 
 
 def steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
-    """The rate at which the loss falls most for the same factor; the first few, where it is not smooth yet, are left.
+    """The rate at which the loss falls most for the same factor, in two digits; the last point is left out.
 
     Lightning's own suggestion divides by the rate rather than by its logarithm, and so prefers the smallest.
     """
-    if len(rates) > SETTLED + 2:
-        over = torch.tensor(rates[SETTLED:-1], dtype=torch.float64).log()
-        slope = torch.gradient(torch.tensor(losses[SETTLED:-1], dtype=torch.float64), spacing=(over,))[0]
+    if len(rates) > 2:
+        over = torch.tensor(rates[:-1], dtype=torch.float64).log()
+        slope = torch.gradient(torch.tensor(losses[:-1], dtype=torch.float64), spacing=(over,))[0]
         if slope.min() < -1e-6:  # not rounding alone
-            return rates[SETTLED + int(slope.argmin())]
+            return float(f"{rates[int(slope.argmin())]:.2g}")
     raise InputError("find_lr", "yes", "found no rate at which the loss falls; give --learning-rate")

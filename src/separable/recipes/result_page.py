@@ -73,7 +73,7 @@ def told(results: Mapping[str, Any], text: Callable[[dict[str, Any]], str]) -> s
 
 def class_table(rows: Rows, caption: str) -> str:
     """The rows as a table of a page."""
-    cells = [[name, *(round(row[c], 3) for c in _SHARES), int(row["support"])] for name, row in rows.items()]
+    cells = [[name, *(f"{row[c]:.3f}" for c in _SHARES), int(row["support"])] for name, row in rows.items()]
     return report.table(["", *_SHARES, "support"], cells, caption)
 
 

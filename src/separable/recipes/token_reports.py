@@ -97,11 +97,9 @@ def section(name: str, part: dict[str, Any]) -> report.Section:
         result_page.class_table(part["entities"], "Entities, strict (kind and both ends)"),
         result_page.class_table(part["tokens"], "Single tokens, IOB2"),
     ]
-    mistakes = report.table(
-        ["line", "sentence", "missing", "surplus"],
-        [[e[c] for c in ("line", "sentence", "missing", "surplus")] for e in part["examples"]],
-        "The first sentences with a mistake",
-    )
+    columns = ["line", "sentence", "missing", "surplus"]
+    wrong = [[e[c] for c in columns] for e in part["examples"]]
+    mistakes = report.table(columns, wrong, "The first sentences with a mistake") if wrong else "No mistakes."
     said = [f"Left out: {line}" for line in part["skipped"][:20]]
     said += [f"Never seen in training: {', '.join(part['unseen_kinds'])}"] if part["unseen_kinds"] else []
     matrix = report.plots.confusion(part["confusion"]["counts"], part["confusion"]["classes"], title="Tokens by kind")
