@@ -46,7 +46,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "chinese": {"balance": 1.0, "epochs": 5, "batch": 64},
     "clinc150": {"epochs": 12, "batch": 128, "width": 128, "bag_rank": 150, "bag_learning_rate": 2e-3},
 }
-TAUGHT: dict[str, dict[str, Any]] = {"phrasebank": {}, "chinese": {}, "clinc150": {}}  # beside these, with a teacher
 Encode = Callable[[Sequence[str]], torch.Tensor]  # texts to vectors [N, size]
 Part = tuple[Corpus, Corpus | None, Corpus]  # train, valid, test
 
@@ -130,7 +129,7 @@ def _train(
         settings = text.Settings(out=folder / str(seed), seed=seed, accelerator="cpu", unknown_label="oos", **files)
         settings.checkpoint_every = 500
         settings.vectors = None if task == "chinese" else _vectors(data, folder)
-        for name, value in (SETTINGS[task] | (TAUGHT[task] if teacher else {})).items():
+        for name, value in SETTINGS[task].items():
             setattr(settings, name, value)
         results = text.main(settings, teacher)
         trained[seed] = SavedClassifier.load(settings.out / "network"), results
