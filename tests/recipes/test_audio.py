@@ -1,12 +1,6 @@
 """The recipe from its command line: what it reaches, that it goes on after a kill, two processes, its folder."""
 
-import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +8,7 @@ import pytest
 import soundfile
 import torch
 from tests import real_data
+from tests.recipes.runs import finish, finish_together, kill_in_mid_epoch, results
 
 from separable import store
 from separable.data import wav
@@ -21,7 +16,6 @@ from separable.errors import InputError
 from separable.recipes import audio, audio_reports, command_line
 from separable.recipes.saved_listener import Listener, evaluate, predict
 
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 NAMES = "(?P<label>[a-z]+)_(?P<take>[0-9]+)"
 DIGITS = "(?P<label>[0-9])_(?P<speaker>[a-z]+)_(?P<take>[0-9]+)"
 
@@ -50,16 +44,7 @@ def train(sounds, out, *options):
 
 
 def launch(sounds, out, *options):
-    done = subprocess.run(
-        [sys.executable, "-m", "separable.recipes.audio", *command(sounds, out, *options)],
-        env=ONE_THREAD, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def results(out):
-    return json.loads((out / "results.json").read_text())
+    return finish(["-m", "separable.recipes.audio", *command(sounds, out, *options)])
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +58,8 @@ def causal(sounds, tmp_path_factory):
 def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, sounds):
     options = ("--epochs", "3", "--checkpoint-every", "2")
     launch(sounds, tmp_path / "whole", *options)
-    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
-    words = [sys.executable, "-m", "separable.recipes.audio", *command(sounds, tmp_path / "killed", *options)]
-    process = subprocess.Popen(words, env=ONE_THREAD, stderr=subprocess.DEVNULL)
-    while not last.exists() and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
-    assert not (tmp_path / "killed" / "results.json").exists()
+    words = ["-m", "separable.recipes.audio", *command(sounds, tmp_path / "killed", *options)]
+    kill_in_mid_epoch(words, tmp_path / "killed")
     launch(sounds, tmp_path / "killed", *options, "--resume", "yes")
 
     whole, resumed = results(tmp_path / "whole"), results(tmp_path / "killed")
@@ -93,12 +71,7 @@ def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, sounds):
 
 
 def test_two_processes_train_one_network(tmp_path, sounds):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run(
-        [*torchrun, "-m", "separable.recipes.audio", *command(sounds, tmp_path, "--epochs", "8", "--devices", "2")],
-        env=ONE_THREAD, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    finish_together(["-m", "separable.recipes.audio", *command(sounds, tmp_path, "--epochs", "8", "--devices", "2")])
     assert len(results(tmp_path)["history"]) == 8
     assert results(tmp_path)["valid"]["accuracy"] > 0.8
 
@@ -145,14 +118,15 @@ def test_a_saved_causal_network_streams_and_agrees_with_itself(causal, sounds):
 
 
 def test_prediction_names_what_it_hears_and_wants_the_rate_it_knows(causal, sounds, tmp_path):
-    told = predict(causal / "network", wav.read(sounds / "high_3.wav", None))
+    listener = Listener.load(causal / "network")
+    told = predict(listener, wav.read(sounds / "high_3.wav", None))
     assert [row["file"] for row in told] == ["high_3.wav"]
     assert told[0]["label"] == "high"
     assert 1 / 3 < told[0]["probability"] <= 1
     soundfile.write(tmp_path / "other.wav", np.zeros(1600), 16000)
     with pytest.raises(InputError, match="rate = 16000: the network was trained at 8000 Hz"):
-        predict(causal / "network", wav.read(tmp_path / "other.wav", None))
-    assert len(predict(causal / "network", wav.read(tmp_path / "other.wav", None, rate=8000))) == 1
+        predict(listener, wav.read(tmp_path / "other.wav", None))
+    assert len(predict(listener, wav.read(tmp_path / "other.wav", None, rate=8000))) == 1
 
 
 def test_a_network_is_taken_up_with_its_features_and_other_classes(causal, sounds, tmp_path):

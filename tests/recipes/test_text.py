@@ -1,26 +1,19 @@
 """The text recipe: the same numbers after a kill, two processes, what is wrong in files, and a score on real text."""
 
-import json
-import os
 import random
 import re
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
 import torch.nn.functional as F
 from tests import real_data
+from tests.recipes.runs import finish, finish_together, kill_in_mid_epoch, results
 
 from separable.data.sentences import Corpus, Sentence
 from separable.errors import InputError
 from separable.models.saved_classifier import SavedClassifier
 from separable.recipes import command_line, text, text_reports, text_teacher
 from separable.recipes.text_rival import Rival
-
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def rows(count, seed):
@@ -50,15 +43,7 @@ def command(files, out, *options):
 
 
 def launch(files, out, *options):
-    done = subprocess.run(
-        [sys.executable, *command(files, out, *options)], env=ONE_THREAD, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def results(out):
-    return json.loads((out / "results.json").read_text(encoding="utf-8"))
+    return finish(command(files, out, *options))
 
 
 def train(files, out, **options):
@@ -69,15 +54,7 @@ def train(files, out, **options):
 def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, files):
     options = ("--epochs", "8", "--checkpoint-every", "5")
     launch(files, tmp_path / "whole", *options)
-    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
-    process = subprocess.Popen(
-        [sys.executable, *command(files, tmp_path / "killed", *options)], env=ONE_THREAD, stderr=subprocess.DEVNULL
-    )
-    while not last.exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    kill_in_mid_epoch(command(files, tmp_path / "killed", *options), tmp_path / "killed")
     launch(files, tmp_path / "killed", *options, "--resume", "yes")
 
     whole, resumed = results(tmp_path / "whole"), results(tmp_path / "killed")
@@ -91,12 +68,7 @@ def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, files):
 
 def test_two_processes_train_one_network(tmp_path, files):
     out = tmp_path / "two"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run(
-        [*torchrun, *command(files, out, "--epochs", "8", "--batch", "16", "--devices", "2")],
-        env=ONE_THREAD, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    finish_together(command(files, out, "--epochs", "8", "--batch", "16", "--devices", "2"))
     assert results(out)["valid"]["scores"]["network"]["accuracy"] > 0.9
 
 

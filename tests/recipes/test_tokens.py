@@ -2,17 +2,13 @@
 
 import json
 import lzma
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from tests import real_data
+from tests.recipes.runs import finish, finish_together, kill_in_mid_epoch, results
 
 from separable.data import conll
 from separable.errors import InputError
@@ -20,8 +16,6 @@ from separable.models.saved_tagger import SavedTagger
 from separable.models.sentence_encoder import Bert
 from separable.models.word_encoder import WordEncoder
 from separable.recipes import command_line, result_page, token_reports, tokens
-
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def columns(path, count, seed):
@@ -49,15 +43,7 @@ def command(files, out, *options):
 
 
 def launch(files, out, *options):
-    done = subprocess.run(
-        [sys.executable, *command(files, out, *options)], env=ONE_THREAD, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def results(out):
-    return json.loads((out / "results.json").read_text())
+    return finish(command(files, out, *options))
 
 
 def f1(out):
@@ -67,16 +53,7 @@ def f1(out):
 def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, files):
     options = ("--epochs", "3", "--checkpoint-every", "5")
     launch(files, tmp_path / "whole", *options)
-    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
-    process = subprocess.Popen(
-        [sys.executable, *command(files, tmp_path / "killed", *options)], env=ONE_THREAD, stderr=subprocess.DEVNULL
-    )
-    while not last.exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
-    assert not (tmp_path / "killed" / "results.json").exists()
+    kill_in_mid_epoch(command(files, tmp_path / "killed", *options), tmp_path / "killed")
     launch(files, tmp_path / "killed", *options, "--resume", "yes")
 
     whole, resumed = results(tmp_path / "whole"), results(tmp_path / "killed")
@@ -89,12 +66,7 @@ def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, files):
 
 def test_two_processes_train_one_network(tmp_path, files):
     out = tmp_path / "two"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run(
-        [*torchrun, *command(files, out, "--epochs", "4", "--devices", "2")],
-        env=ONE_THREAD, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    finish_together(command(files, out, "--epochs", "4", "--devices", "2"))
     assert f1(out) > 0.9
     assert len(results(out)["history"]) == 4
 

@@ -50,12 +50,11 @@ def _whole(listener: Listener, place: str) -> Iterator[Row]:
         except InputError as error:
             yield {"input": place, "error": error.rule}
             return
-        chances, classes = listener.scores([clip.samples for clip in read.clips]).softmax(1).max(1)
-    rows: list[Row] = [{"input": name, "error": reason} for name, reason in read.skipped]
-    for clip, chance, number in zip(read.clips, chances.tolist(), classes.tolist(), strict=True):
-        rows.append({"input": clip.name, "label": listener.classes[number], "probability": round(chance, 6)})
-    for row in sorted(rows, key=lambda row: row["input"]):
-        yield row | {"input": place if single else f"{place}/{row['input']}"}
+        rows: list[Row] = [{"file": name, "error": reason} for name, reason in read.skipped]
+        rows += saved_listener.predict(listener, read)
+    for row in sorted(rows, key=lambda row: row["file"]):
+        name = row.pop("file")
+        yield {"input": place if single else f"{place}/{name}", **row}
 
 
 def _streamed(listener: Listener, place: str, every: float) -> Iterator[Row]:

@@ -128,9 +128,8 @@ def evaluate(listener: Listener, clips: Sequence[Clip]) -> dict[str, Any]:
     }
 
 
-def predict(folder: Path, sounds: Clips) -> list[dict[str, Any]]:
-    """What a saved network hears in each sound: file, label and probability."""
-    listener = Listener.load(folder)
+def predict(listener: Listener, sounds: Clips) -> list[dict[str, Any]]:
+    """What it hears in each sound: file, label and probability."""
     if sounds.rate != listener.features.rate:
         rule = f"the network was trained at {listener.features.rate} Hz; read the sounds at that rate"
         raise InputError("rate", sounds.rate, rule)
