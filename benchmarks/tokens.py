@@ -28,7 +28,6 @@ from separable.recipes import token_reports, tokens
 
 RESULTS = Path(__file__).parent / "results"
 SIZE = 100
-EPOCHS = 10
 # f1 of each row of the reference report that these networks are held against
 REFERENCE = {
     "B-LOC": 0.916, "I-LOC": 0.850, "B-MISC": 0.865, "I-MISC": 0.809, "B-ORG": 0.906, "I-ORG": 0.902,
@@ -67,7 +66,7 @@ def train_one(seed: int, encoder: str, folder: Path, words: Path, runs: Path) ->
     if (out / "results.json").exists():
         return
     settings = tokens.Settings(
-        out=out, seed=seed, resume=True, context="document", precision="bf16-mixed", vectors=words, epochs=EPOCHS,
+        out=out, seed=seed, resume=True, context="document", precision="bf16-mixed", vectors=words,
         train=next(path for path in (folder / "eng.train", folder / "eng.train.xz") if path.exists()),
         valid=folder / "eng.testa",
     )  # fmt: skip

@@ -45,7 +45,7 @@ class Settings(Running):
     encoder_learning_rate: float = 0.0  # with 0 the encoder stays as it is
     strict: bool = False  # refuse a file that has a bad line, rather than leave its sentence out
     context: str = "sentence"  # or "document"
-    epochs: int = 12
+    epochs: int = 10
     batch_words: int = 600  # words of a batch
     learning_rate: float = 2e-3
     weight_decay: float = 0.01  # of AdamW
