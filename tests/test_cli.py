@@ -111,11 +111,13 @@ def test_convert_keeps_the_budget_and_counts_the_damaged_image(place, tmp_path):
 
 
 def test_evaluate_uses_the_preparation_that_was_saved(place):
-    done = run("evaluate", place / "out", "--data", place / "images", "--split", "test", "--json")
+    done = run("evaluate", place / "out", place / "images", "--split", "test", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["preparation"]["mean"] == [0.5]
     assert result["images"] == 12
+    assert sum(map(sum, result["confusion"])) == 12
+    assert list(result["rows"]) == ["class0", "class1", "class2"]
     # the same network, read and prepared by hand
     network, right = separable.load(place / "out"), 0
     images = separable.data.open_images(place / "images", {"size": 16, "mean": [0.5], "std": [0.25]}, "test")
@@ -161,12 +163,26 @@ def test_train_goes_the_way_of_the_recipe_from_files_to_a_saved_network(tmp_path
     assert (tmp_path / "o" / "network").is_dir()
 
 
+def test_predict_names_images_by_the_converted_network_and_keeps_the_reader_waiting_for_none(place):
+    files = sorted(map(str, (place / "images" / "test").rglob("*.png")))
+    done = run("predict", place / "out", place / "images" / "test")
+    assert done.returncode == 0, done.stderr
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == files
+    command = f"{sys.executable} -m separable.cli predict {place}/out {place}/images/test | head -1"
+    piped = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=300)
+    assert len(piped.stdout.splitlines()) == 1
+    assert "Broken" not in piped.stderr
+    assert "unexpected" not in piped.stderr
+
+
 def test_doctor_tells_versions_as_json():
     done = run("doctor", "--json")
     assert json.loads(done.stdout)["system"]["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize("command", ["", "profile", "convert", "evaluate", "export", "demo", "doctor", "train"])
+@pytest.mark.parametrize(
+    "command", ["", "profile", "convert", "evaluate", "predict", "export", "demo", "doctor", "train"]
+)
 def test_help_names_every_command_and_imports_no_torch(command):
     code = (
         f"import sys; sys.argv = {['separable', *command.split(), '--help']!r}\n"
@@ -224,7 +240,14 @@ MISTAKES = {
     "channels that do not fit": (["evaluate", "{place}/net.py:colour", "--data", "{place}/images/test"], "refuses it"),
     "one image to distil on": (["convert", "{place}/net.py:network", "--data", "{place}/one", "--distill", "1", "--out",
                                 "{tmp}/o"], "--distill"),
+    "nothing to evaluate on": (["evaluate", "{place}/out"], "DATA = none"),
+    "an option of another task": (["evaluate", "{place}/out", "{place}/images/test", "--unknown-label", "oos"],
+                                  "--unknown-label = oos: does not go with a network for image"),
+    "nothing to predict": (["predict", "{place}/out"], "INPUT = none"),
+    "no such input": (["predict", "{place}/out", "nowhere.png"], "INPUT = nowhere.png"),
     "no such recipe": (["train", "sound"], "TASK = sound"),
+    "a setting that is neither yes nor no": (["train", "text", "--out", "{tmp}/o", "--strict", "perhaps"],
+                                             "strict = perhaps: must be yes or no"),
     "no such setting": (["train", "text", "--out", "{tmp}/o", "--colour", "red"], "--colour"),
     "setting left out": (["train", "text", "--train", "a.csv"], "--out"),
     "setting not a number": (["train", "tokens", "--out", "{tmp}/o", "--epochs", "few"], "epochs = few"),

@@ -7,7 +7,7 @@ errors to standard error; --json prints the same result for a program to read.
 import json as json_format
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,14 +15,19 @@ from separable.errors import InputError, first_line
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
+IMAGES, TEXT, SOUND = "Images", "Sentences", "Sounds"  # headings of the help
 SOURCE = "A saved folder, timm:NAME, torchvision:NAME, or FILE.py:FACTORY."
 Source = Annotated[str, typer.Argument(help=SOURCE)]
 Weights = Annotated[Path | None, typer.Option(help="A .safetensors or torch file (tensors only) for the source.")]
 Data = Annotated[Path, typer.Option(help="A folder or tar of class/*.png, split folders or not, or idx files.")]
-Split = Annotated[str | None, typer.Option(help="Which split folder of the data, where it has several.")]
-Size = Annotated[str | None, typer.Option(help="Image size, as 224 or 240x320.")]
-Mean = Annotated[str | None, typer.Option(help="Mean of each channel, images in 0..1, as 0.485,0.456,0.406.")]
-Std = Annotated[str | None, typer.Option(help="Standard deviation of each channel.")]
+Encoding = Annotated[str | None, typer.Option(help="Of the file; utf-8 where not given.", rich_help_panel=TEXT)]
+TextColumn = Annotated[str | None, typer.Option(help="Column or key of the text.", rich_help_panel=TEXT)]
+Split = Annotated[str | None, typer.Option(help="Which split folder, where it has several.", rich_help_panel=IMAGES)]
+Size = Annotated[str | None, typer.Option(help="Image size, as 224 or 240x320.", rich_help_panel=IMAGES)]
+Mean = Annotated[
+    str | None, typer.Option(help="Mean of each channel, values 0..1, as 0.4,0.5,0.4.", rich_help_panel=IMAGES)
+]
+Std = Annotated[str | None, typer.Option(help="Standard deviation of each channel.", rich_help_panel=IMAGES)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Out = Annotated[Path, typer.Option(help="Where to write; must not exist or be empty.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace what stands there already.")]
@@ -81,19 +86,64 @@ def convert(
 @app.command()
 def evaluate(
     source: Source,
-    data: Data,
+    given: Annotated[str | None, typer.Argument(metavar="DATA", help="Labelled data of the network's task.")] = None,
+    data: Annotated[str | None, typer.Option(help="The same as DATA.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write one self-contained page.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse data of which something cannot be used.")] = False,
     weights: Weights = None,
     split: Split = None,
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="256 where not given.", rich_help_panel=IMAGES)] = None,
+    encoding: Encoding = None,
+    text_column: TextColumn = None,
+    label_column: Annotated[str | None, typer.Option(help="Column or key of the label.", rich_help_panel=TEXT)] = None,
+    unknown_label: Annotated[
+        str | None, typer.Option(help="The label that stands for none of the classes.", rich_help_panel=TEXT)
+    ] = None,
+    names: Annotated[
+        str | None, typer.Option(help="What a path says, as in training; see docs/recipes.md.", rich_help_panel=SOUND)
+    ] = None,
+    part: Annotated[str | None, typer.Option(help="Which sounds, as take=0-4.", rich_help_panel=SOUND)] = None,
     json: Json = False,
 ):
-    """Measure a network's accuracy on labelled images, prepared as was saved with it."""
+    """Measure a network on labelled data: images of any source, or the task a recipe trained it for."""
     from separable.commands import evaluate as job
 
-    show(job.run(source, data, weights, split, {"size": size, "mean": mean, "std": std}, batch_size), json)
+    images = {"weights": weights, "split": split, "size": size, "mean": mean, "std": std, "batch_size": batch_size}
+    words = {"encoding": encoding, "text_column": text_column, "label_column": label_column}
+    options = images | words | {"unknown_label": unknown_label, "names": names, "part": part, "strict": strict or None}
+    show(job.run(source, one_of(given, data), options, html), json)
+
+
+@app.command()
+def predict(
+    source: Source,
+    inputs: Annotated[
+        list[str] | None, typer.Argument(metavar="INPUT", help="Files, folders, sentences, or -.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write there rather than to standard output.")] = None,
+    weights: Weights = None,
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    encoding: Encoding = None,
+    text_column: TextColumn = None,
+    columns: Annotated[
+        bool | None, typer.Option("--columns/--sentences", help="What files hold.", rich_help_panel="Words")
+    ] = None,
+    every: Annotated[
+        float | None, typer.Option(help="Stream, and say every so many seconds what is heard.", rich_help_panel=SOUND)
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+):
+    """Say what a network makes of images, sentences, words or sounds that nobody has labelled."""
+    from separable.commands import predict as job
+
+    options: dict[str, Any] = {"weights": weights, "size": size, "mean": mean, "std": std, "encoding": encoding}
+    options |= {"text_column": text_column, "columns": columns, "every": every}
+    job.run(source, inputs or [], options, out, json)
 
 
 @app.command()
@@ -134,6 +184,13 @@ def doctor(json: Json = False):
     from separable.commands import doctor as job
 
     show(job.run(), json)
+
+
+def one_of(given: str | None, data: str | None) -> str:
+    """DATA, as an argument or an option."""
+    if (given is None) == (data is None):
+        raise InputError("DATA", given or "none", "must be given once, behind the network or as --data")
+    return given or data or ""
 
 
 def show(result, json: bool) -> None:

@@ -26,6 +26,16 @@ def shown() -> Iterator[None]:
         _shown.reset(token)
 
 
+@contextmanager
+def hidden() -> Iterator[None]:
+    """Show nothing of what is called inside: of many small pieces of one work, whose own progress is shown."""
+    token = _shown.set(False)
+    try:
+        yield
+    finally:
+        _shown.reset(token)
+
+
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
     """The items, one by one, while their progress is shown."""
     if total is None and isinstance(items, Sized):

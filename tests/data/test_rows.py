@@ -1,14 +1,11 @@
-import itertools
 import random
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from separable.data import vectors
 from separable.data.conll import Sentence
-from separable.data.rows import GAP, Corpus, other_places, pack
+from separable.data.rows import GAP, STEP, Corpus, other_places
 from separable.data.words import Lexicon, WordTable
 
 TAGS = {"O": 0, "S-PER": 1, "S-LOC": 2}
@@ -26,36 +23,53 @@ def corpus():
     return Corpus(SENTENCES, WordTable(Lexicon.of(words), vectors.none(4)), TAGS)
 
 
-@given(st.lists(st.integers(1, 30), min_size=1), st.integers(0, 80))
-def test_packed_sentences_never_come_nearer_than_the_gap(lengths, width):
-    rows, wide, starts = pack(lengths, width)
-    assert wide == max(width, *lengths)
-    taken = sorted((start, start + length) for start, length in zip(starts, lengths, strict=True))
-    assert max(end for _, end in taken) <= rows * wide
-    for (a, b), (c, _) in itertools.pairwise(taken):
-        assert b <= c
-        assert a // wide != c // wide or c - b >= GAP
-    assert all(a // wide == (b - 1) // wide for a, b in taken)
-
-
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_batch_holds_every_word_where_places_say(corpus, whole):
     numbers = [2, 0, 3]
     batch = corpus.batch(numbers, whole)
-    flat = batch.words.flatten()
     for number, places, tags in zip(numbers, batch.places.tolist(), batch.tags.tolist(), strict=True):
         sentence = SENTENCES[number]
         for word, tag, place, got in zip(sentence.words, sentence.tags, places, tags, strict=False):
-            row = batch.features[flat[place]]
+            row = batch.features[batch.words[place]]
             assert torch.equal(row, corpus.table.rows()[corpus.table.types[word]])
             assert got == TAGS[tag]
         assert places[len(sentence.words) :] == [-1] * (len(places) - len(sentence.words))
-    assert int((flat > 0).sum()) == sum(len(SENTENCES[n].words) for n in numbers)
+    assert int((batch.places >= 0).sum()) == sum(len(SENTENCES[n].words) for n in numbers)
 
 
-def test_flags_mark_first_words_and_loud_sentences(corpus):
-    batch = corpus.batch([0, 1])
-    assert batch.flags.tolist() == [[1, 0, 0], [3, 2, 0]]
+def test_words_are_filled_up_with_a_sentence_that_no_place_leads_to(corpus):
+    batch = corpus.batch([2, 0, 3], whole_documents=True)
+    real = 2 + 3 + 6
+    assert len(batch.words) == len(batch.flags) == len(batch.sentences) == len(batch.line) == STEP
+    assert len(batch.features) % STEP == 0
+    assert batch.sentences[:real].max() == 2
+    assert (batch.sentences[real:] == 3).all()
+    assert not set(batch.scopes[:real].tolist()) & set(batch.scopes[real:].tolist())
+
+
+def test_sentences_stand_the_gap_apart_on_the_line(corpus):
+    batch = corpus.batch([0, 1, 2, 3])
+    steps, change = batch.line.diff(), batch.sentences.diff() > 0
+    assert (steps[~change] == 1).all()
+    assert (steps[change] == 1 + GAP).all()
+
+
+def test_flags_mark_first_words_loud_sentences_and_in_a_document_where_they_stand(corpus):
+    assert corpus.batch([0, 1]).flags[:5].tolist() == [1, 0, 0, 3, 2]
+    assert corpus.batch([0, 1, 2, 3], True).flags[:13].tolist() == [5, 4, 4, 11, 10, 13, 12, 5, 4, 4, 4, 4, 4]
+
+
+def test_what_may_be_seen_together_is_the_document_or_the_sentence(corpus):
+    sentences = [0] * 3 + [1] * 2 + [2] * 2 + [3] * 6
+    alone, together = corpus.batch([0, 1, 2, 3]).scopes[:13], corpus.batch([0, 1, 2, 3], True).scopes[:13]
+    assert alone.tolist() == sentences
+    assert together.tolist() == [0] * 7 + [1] * 6
+
+
+def test_a_document_read_alone_is_as_its_sentences_are(corpus):
+    left, sentences = corpus.batch([0, 1, 2, 3], True, alone=1.0), corpus.batch([0, 1, 2, 3])
+    for name, value in vars(left).items():
+        assert torch.equal(value, getattr(sentences, name)), name
 
 
 def test_memory_pairs_the_places_of_a_name_within_its_document_only(corpus):
@@ -68,7 +82,7 @@ def test_memory_pairs_the_places_of_a_name_within_its_document_only(corpus):
 
 def test_memory_pairs_are_all_ordered_pairs_and_grow_linearly_in_long_documents():
     count = 200
-    pairs = other_places(torch.zeros(count, dtype=torch.long), torch.ones(count, dtype=torch.bool), torch.arange(count))
+    pairs = other_places(torch.zeros(count, dtype=torch.long), torch.ones(count, dtype=torch.bool))
     assert pairs.shape[1] == 3 * 64 * 63 + 8 * 7
     assert (pairs[0].diff() >= 0).all()
     assert {(j, i) for i, j in pairs.t().tolist()} == {(i, j) for i, j in pairs.t().tolist()}
@@ -81,21 +95,31 @@ def test_a_forgotten_word_is_forgotten_everywhere_in_its_document():
     for seed in range(20):
         torch.manual_seed(seed)
         batch = corpus.batch([0, 1], forget=6.0)  # six of it in training: an even chance
-        changes = batch.features[batch.words.flatten(), 1]
+        changes = batch.features[batch.words[:6], 1]
         assert len(changes.unique()) == 1
         seen.add(int(changes[0]))
     assert seen == {0, corpus.table.changes["rare"]}
 
 
-def test_nothing_is_forgotten_without_being_asked(corpus):
-    assert torch.equal(corpus.batch([0, 3]).features, corpus.batch([0, 3]).features)
-    assert (corpus.batch([3]).features[1:, 1] > 0).any()
+def test_a_shouted_sentence_is_read_as_its_words_in_capitals(corpus):
+    loud = corpus.batch([0], shout=1.0)
+    assert loud.flags[:3].tolist() == [3, 2, 2]
+    for place, word in enumerate(["BLAIR", "MET", "CHIRAC"]):
+        row = loud.features[loud.words[place]]
+        assert torch.equal(row, corpus.table.rows()[corpus.table.types[word]])
+
+
+def test_nothing_is_forgotten_without_being_asked():
+    words = ["Blair"] * 4
+    corpus = Corpus([Sentence(words, ["O"] * 4)], WordTable(Lexicon.of(words), vectors.none(4)), TAGS)
+    assert torch.equal(corpus.batch([0]).features, corpus.batch([0]).features)
+    assert (corpus.batch([0]).features[corpus.batch([0]).words[0], 1] > 0).all()
 
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_groups_hold_every_sentence_once_and_documents_whole(corpus, whole):
     for draw in (None, random.Random(3)):
-        groups = corpus.groups(whole, words=105 if whole else 5, draw=draw)
+        groups = corpus.groups(whole, words=8 if whole else 5, draw=draw)
         assert sorted(n for group in groups for n in group) == [0, 1, 2, 3]
         assert len(groups) > 1
         if whole:

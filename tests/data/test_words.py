@@ -53,6 +53,13 @@ def test_vectors_are_found_in_lower_case_and_the_unknown_is_zero(table):
     assert table.vectors[row(table, "zebra")[0]].tolist() == [0, 0, 0]
 
 
+def test_a_word_with_hyphens_takes_the_vector_of_a_part_a_name_if_there_is_one(table):
+    assert table.vectors[row(table, "EU-the")[0]].tolist() == [0, 1, 0]
+    assert table.vectors[row(table, "the-EU")[0]].tolist() == [0, 1, 0]
+    assert table.vectors[row(table, "zebra-the")[0]].tolist() == [1, 0, 0]
+    assert table.vectors[row(table, "7-2024-")[0]].tolist() == [0, 0, 0]
+
+
 def test_counts_are_of_the_training_set(table):
     assert [row(table, word)[COUNT] for word in ("the", "2001", "zebra")] == [3, 2, 0]
 

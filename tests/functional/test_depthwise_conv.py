@@ -81,6 +81,20 @@ def test_channels_last_stays_channels_last(padding):
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("places", [12, 13])  # a multiple of the dilation is computed as an image of columns
+def test_a_dilated_sequence_whose_channels_lie_together_equals_direct_sums(places):
+    torch.manual_seed(1)
+    x = torch.randn(2, places, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, 1, 3, dtype=torch.float64, requires_grad=True)
+    y = functional.depthwise_conv1d(x.transpose(1, 2), weight, padding=4, dilation=4)
+    beside = torch.nn.functional.pad(x, (0, 0, 4, 4))  # [2, places + 8, 6]
+    expected = sum(beside[:, 4 * n : 4 * n + places] * weight[:, 0, n] for n in range(3)).transpose(1, 2)
+    torch.testing.assert_close(y, expected, **tolerance(torch.float64, 3))
+    pairs = zip(*(torch.autograd.grad(z.square().sum(), (x, weight)) for z in (y, expected)), strict=True)
+    for got, wanted in pairs:
+        torch.testing.assert_close(got, wanted, **tolerance(torch.float64, 3))
+
+
 GRADIENT_CASES = [
     c
     for c in cases.SMALL

@@ -136,5 +136,5 @@ def test_a_folder_that_is_no_saved_classifier_is_told(tmp_path, damage):
         (folder / "network.json").write_text(json.dumps(about))
     else:
         (folder / "weights.safetensors").write_bytes(b"no weights")
-    with pytest.raises(InputError, match=r"is not a saved sentence classifier|is not a file|must be safetensors"):
+    with pytest.raises(InputError, match=r"is no saved network for text|is not a file|must be safetensors"):
         SavedClassifier.load(folder)

@@ -41,8 +41,8 @@ def corpus():
 
 @torch.no_grad()
 def test_a_sentence_reads_the_same_alone_and_packed_among_others(corpus):
-    network = make()
-    packed = network(corpus.batch([0, 1, 2, 3], whole_documents=True))
+    network = make(topic_after=(2,))
+    packed = network(corpus.batch([0, 1, 2, 3]))
     for number, sentence in enumerate(SENTENCES):
         alone = network(corpus.batch([number]))
         torch.testing.assert_close(packed[number, : len(sentence.words)], alone[0])
@@ -74,8 +74,25 @@ def test_loss_and_gradient_are_finite_without_any_pair_of_names(corpus):
 
 
 def test_the_encoder_is_made_of_separable_convolutions():
-    convolutions = [m for m in make().modules() if isinstance(m, SeparableConv1d)]
-    assert [c.conv_dw.dilation for c in convolutions] == [(1,), (1,), (2,), (4,), (1,), (2,), (4,)]
+    network = make()
+    assert [block.conv_dw.dilation for block in network.blocks] == [(1,), (2,), (4,), (1,), (2,), (4,)]
+    assert {tuple(block.conv_dw.weight.shape) for block in network.blocks} == {(16, 1, 3)}
+    assert isinstance(network.characters.conv, SeparableConv1d)
+
+
+@torch.no_grad()
+def test_what_an_encoder_says_of_a_word_reaches_it_and_its_neighbours(corpus):
+    network = make(dilations=(1,), encoder_size=5)
+    corpus.encoded = torch.zeros(len(corpus.types), 5)
+    before = network(corpus.batch([0, 1]))
+    corpus.encoded[2] = 1  # Chirac
+    changed = (network(corpus.batch([0, 1])) - before).abs().amax(2) > 1e-6
+    assert changed.tolist() == [[False, True, True, True, False, False, False], [False] * 7]
+
+
+def test_a_convolution_that_would_reach_the_next_sentence_is_refused():
+    with pytest.raises(InputError, match="must not reach further than 4 places"):
+        make(dilations=(1, 8))
 
 
 def test_it_learns_four_sentences_by_heart(corpus):
@@ -114,16 +131,25 @@ def test_empty_sentences_get_no_tags_and_lose_no_others():
 
 
 def test_sentences_of_other_documents_change_nothing():
-    saved = SavedTagger(make((2, 4)), LEXICON, WORDS, "document")
+    saved = SavedTagger(make((2, 4), topic_after=(2,)), LEXICON, WORDS, "document")
     words = [s.words for s in SENTENCES]
-    assert saved.tag(words, [0, 1, 2, 3]) == [saved.tag([w])[0] for w in words]
+    assert saved.tag(words, [5, 5, 7, 7]) == saved.tag(words[:2], [0, 0]) + saved.tag(words[2:], [0, 0])
+
+
+def test_without_documents_each_sentence_is_read_alone():
+    saved = SavedTagger(make((2, 4), topic_after=(2,)), LEXICON, WORDS, "document")
+    words = [s.words for s in SENTENCES]
+    together = saved.tag(words)
+    assert together == [saved.tag([w])[0] for w in words]
+    saved.context = "sentence"
+    assert together == saved.tag(words, [0, 0, 0, 0])
 
 
 def test_a_folder_that_is_no_tagger_is_refused(tmp_path):
-    with pytest.raises(InputError, match="is not a saved tagger"):
+    with pytest.raises(InputError, match="is no saved network for tokens"):
         SavedTagger.load(tmp_path)
     saved = SavedTagger(make(), LEXICON, WORDS, "sentence")
     saved.save(tmp_path / "tagger")
     (tmp_path / "tagger" / "weights.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0garbage")
-    with pytest.raises(InputError, match="is not a saved tagger"):
+    with pytest.raises(InputError, match="is no saved network for tokens"):
         SavedTagger.load(tmp_path / "tagger")

@@ -1,25 +1,21 @@
 """The recipe from its command line: what it reaches, that it goes on after a kill, two processes, its folder."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from tests import real_data
+from tests.recipes.runs import finish, finish_together, kill_in_mid_epoch, results
 
 from separable import store
 from separable.data import wav
 from separable.errors import InputError
-from separable.recipes import audio, running
+from separable.recipes import audio, audio_reports, command_line
 from separable.recipes.saved_listener import Listener, evaluate, predict
 
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 NAMES = "(?P<label>[a-z]+)_(?P<take>[0-9]+)"
 DIGITS = "(?P<label>[0-9])_(?P<speaker>[a-z]+)_(?P<take>[0-9]+)"
 
@@ -44,20 +40,11 @@ def command(sounds, out, *options):
 
 def train(sounds, out, *options):
     torch.set_num_threads(1)
-    return audio.main(running.parse(audio.Settings, command(sounds, out, *options)))
+    return audio.main(command_line.parse(audio.Settings, command(sounds, out, *options)))
 
 
 def launch(sounds, out, *options):
-    done = subprocess.run(
-        [sys.executable, "-m", "separable.recipes.audio", *command(sounds, out, *options)],
-        env=ONE_THREAD, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def results(out):
-    return json.loads((out / "results.json").read_text())
+    return finish(["-m", "separable.recipes.audio", *command(sounds, out, *options)])
 
 
 @pytest.fixture(scope="module")
@@ -71,15 +58,8 @@ def causal(sounds, tmp_path_factory):
 def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, sounds):
     options = ("--epochs", "3", "--checkpoint-every", "2")
     launch(sounds, tmp_path / "whole", *options)
-    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
-    words = [sys.executable, "-m", "separable.recipes.audio", *command(sounds, tmp_path / "killed", *options)]
-    process = subprocess.Popen(words, env=ONE_THREAD, stderr=subprocess.DEVNULL)
-    while not last.exists() and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
-    assert not (tmp_path / "killed" / "results.json").exists()
+    words = ["-m", "separable.recipes.audio", *command(sounds, tmp_path / "killed", *options)]
+    kill_in_mid_epoch(words, tmp_path / "killed")
     launch(sounds, tmp_path / "killed", *options, "--resume", "yes")
 
     whole, resumed = results(tmp_path / "whole"), results(tmp_path / "killed")
@@ -91,12 +71,7 @@ def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, sounds):
 
 
 def test_two_processes_train_one_network(tmp_path, sounds):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run(
-        [*torchrun, "-m", "separable.recipes.audio", *command(sounds, tmp_path, "--epochs", "8", "--devices", "2")],
-        env=ONE_THREAD, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    finish_together(["-m", "separable.recipes.audio", *command(sounds, tmp_path, "--epochs", "8", "--devices", "2")])
     assert len(results(tmp_path)["history"]) == 8
     assert results(tmp_path)["valid"]["accuracy"] > 0.8
 
@@ -110,6 +85,18 @@ def test_it_learns_and_says_so_as_table_json_and_page(causal):
     page = (causal / "report.html").read_text()
     assert "Heard, test" in page
     assert "multiply-adds a clip" in page
+
+
+def test_the_page_plays_what_was_heard_wrongly_the_surest_first(causal, sounds, tmp_path):
+    listener, found = Listener.load(causal / "network"), results(causal)
+    clips = [replace(clip, parts={**clip.parts, "label": "hum"}) for clip in wav.read(sounds, NAMES).clips[:3]]
+    found["test"] = evaluate(listener, clips)  # training never saw the label, so all three are wrong
+    found["valid"]["mistakes"] = []
+    audio_reports.write(tmp_path, found, {"test": clips, "valid": []}, listener.features.rate)
+    page = (tmp_path / "report.html").read_text()
+    played = re.findall(r"<audio[^>]*aria-label='hum, heard (\w+) \((\d+)%\): ([^']*)'", page)
+    assert sorted(name for *_, name in played) == sorted(clip.name for clip in clips)
+    assert [int(chance) for _, chance, _ in played] == sorted((int(chance) for _, chance, _ in played), reverse=True)
 
 
 def test_the_saved_folder_is_the_network_and_needs_no_pickle(causal, sounds):
@@ -131,19 +118,20 @@ def test_a_saved_causal_network_streams_and_agrees_with_itself(causal, sounds):
 
 
 def test_prediction_names_what_it_hears_and_wants_the_rate_it_knows(causal, sounds, tmp_path):
-    told = predict(causal / "network", wav.read(sounds / "high_3.wav", None))
+    listener = Listener.load(causal / "network")
+    told = predict(listener, wav.read(sounds / "high_3.wav", None))
     assert [row["file"] for row in told] == ["high_3.wav"]
     assert told[0]["label"] == "high"
     assert 1 / 3 < told[0]["probability"] <= 1
     soundfile.write(tmp_path / "other.wav", np.zeros(1600), 16000)
     with pytest.raises(InputError, match="rate = 16000: the network was trained at 8000 Hz"):
-        predict(causal / "network", wav.read(tmp_path / "other.wav", None))
-    assert len(predict(causal / "network", wav.read(tmp_path / "other.wav", None, rate=8000))) == 1
+        predict(listener, wav.read(tmp_path / "other.wav", None))
+    assert len(predict(listener, wav.read(tmp_path / "other.wav", None, rate=8000))) == 1
 
 
 def test_a_network_is_taken_up_with_its_features_and_other_classes(causal, sounds, tmp_path):
     saved = Listener.load(causal / "network")
-    settings = running.parse(audio.Settings, command(sounds, tmp_path, "--init", str(causal / "network")))
+    settings = command_line.parse(audio.Settings, command(sounds, tmp_path, "--init", str(causal / "network")))
     clips = wav.read(sounds, NAMES).clips
     same = audio.begin(settings, 8000, clips)
     assert (same.classes, same.features) == (saved.classes, saved.features)
@@ -159,7 +147,7 @@ def test_a_network_is_taken_up_with_its_features_and_other_classes(causal, sound
 
 def test_a_teacher_is_part_of_the_loss_and_not_of_the_network(causal, sounds, tmp_path):
     options = ("--teacher", str(causal / "network"), "--epochs", "1")
-    settings = running.parse(audio.Settings, command(sounds, tmp_path, *options))
+    settings = command_line.parse(audio.Settings, command(sounds, tmp_path, *options))
     _, parts = audio.read(settings)
     module = audio.ListenerTraining(audio.begin(settings, 8000, parts["rest"]), settings, parts["rest"], parts["valid"])
     assert all(name.startswith("network.") for name in module.state_dict())
@@ -193,7 +181,7 @@ def test_settings_that_leave_nothing_to_learn_are_refused(sounds, tmp_path, caus
     refused("leave 1 classes to train on", "--test", "label=low,high")
     refused("holds no class that is trained on", "--valid", "label=low")
     refused("must be one of small, medium, large, causal", "--network", "tiny")
-    settings = running.parse(audio.Settings, command(sounds, tmp_path))
+    settings = command_line.parse(audio.Settings, command(sounds, tmp_path))
     small = audio.begin(settings, 8000, wav.read(sounds, NAMES).clips)
     with pytest.raises(InputError, match='only "causal" streams'):
         small.stream()
@@ -205,10 +193,10 @@ def test_a_bad_file_is_left_out_and_told_or_refused(sounds, tmp_path):
     for file in sounds.iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "low_99.wav").touch()
-    settings = running.parse(audio.Settings, command(tmp_path, tmp_path / "out"))
+    settings = command_line.parse(audio.Settings, command(tmp_path, tmp_path / "out"))
     assert audio.read(settings)[0].skipped == [("low_99.wav", "is empty (0 bytes)")]
     with pytest.raises(InputError, match=r"low_99\.wav: is empty"):
-        audio.read(running.parse(audio.Settings, command(tmp_path, tmp_path / "out", "--strict", "yes")))
+        audio.read(command_line.parse(audio.Settings, command(tmp_path, tmp_path / "out", "--strict", "yes")))
 
 
 @pytest.mark.data
@@ -217,7 +205,7 @@ def test_half_a_minute_on_real_digits_reaches_its_score(tmp_path):
     folder = real_data.folder("fsdd")
     options = ["--names", DIGITS.replace("[a-z]+", "(?:george|jackson)"), "--valid", "take=5-9", "--test", "take=10-29"]
     words = ["--data", str(folder / "fsdd_recordings.tar.xz"), "--out", str(tmp_path), "--accelerator", "cpu"]
-    settings = running.parse(audio.Settings, [*words, *options, "--epochs", "12", "--batch", "32"])
+    settings = command_line.parse(audio.Settings, [*words, *options, "--epochs", "12", "--batch", "32"])
     torch.set_num_threads(1)
     found = audio.main(settings)
     assert len(found["skipped"]) == 2000

@@ -1,26 +1,20 @@
 """The recipe for images: what it reaches on digits, resumes after a kill, distils, takes further, and refuses."""
 
 import csv
-import json
-import os
-import signal
 import struct
-import subprocess
-import sys
-import time
 
 import numpy
 import pytest
 import torch
 from PIL import Image
+from tests.recipes.runs import finish, finish_together, kill_in_mid_epoch, results
 
 from separable import store
 from separable.commands import evaluate
 from separable.data import Preparation
 from separable.errors import InputError
-from separable.recipes import image, image_reports, image_sets, running
+from separable.recipes import command_line, image, image_reports, image_sets
 
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 SMALL = ("--widths", "8,16", "--depths", "1,1", "--batch-size", "32", "--accelerator", "cpu")
 
 
@@ -58,22 +52,17 @@ def shades(tmp_path):
 
 def settings(data, out, *options):
     given = ["--train", str(data), "--test", str(data), "--out", str(out), *SMALL, *options]
-    return running.parse(image.Settings, given)
+    return command_line.parse(image.Settings, given)
 
 
 def command(data, out, *options):
-    return [sys.executable, "-m", "separable.recipes.image", "--train", str(data), "--out", str(out), *options]
-
-
-def results(out):
-    return json.loads((out / "results.json").read_text())
+    return ["-m", "separable.recipes.image", "--train", str(data), "--out", str(out), *options]
 
 
 def test_half_a_minute_on_real_digits_reaches_its_score(tmp_path, digits):
     out = tmp_path / "out"
     options = ("--test", str(digits), "--epochs", "5", "--batch-size", "64", "--augment", "crop", "--average", "0.95")
-    done = subprocess.run(command(digits, out, *options), env=ONE_THREAD, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = finish(command(digits, out, *options))
     found = results(out)
     assert found["test"]["accuracy"] > 0.96, found["history"]
     assert (found["params"], found["images"]["train"], found["test"]["images"]) == (141_610, 3600, 1000)
@@ -90,18 +79,11 @@ def test_half_a_minute_on_real_digits_reaches_its_score(tmp_path, digits):
 def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, digits):
     options = (*SMALL, "--epochs", "2", "--checkpoint-every", "10")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(digits, whole, *options), env=ONE_THREAD, capture_output=True, check=True)
-    process = subprocess.Popen(command(digits, killed, *options), env=ONE_THREAD, stderr=subprocess.DEVNULL)
-    while not (killed / "checkpoints" / "last.ckpt").exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    finish(command(digits, whole, *options))
+    kill_in_mid_epoch(command(digits, killed, *options), killed)
     with pytest.raises(InputError, match="holds checkpoints of an earlier run"):
         image.main(settings(digits, killed, "--epochs", "2"))
-    subprocess.run(
-        command(digits, killed, *options, "--resume", "yes"), env=ONE_THREAD, capture_output=True, check=True
-    )
+    finish(command(digits, killed, *options, "--resume", "yes"))
     first, second = (folder / "network" / "model.safetensors" for folder in (whole, killed))
     assert first.read_bytes() == second.read_bytes()
     assert [row["valid_accuracy"] for row in results(whole)["history"]] == [
@@ -110,10 +92,7 @@ def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, digits):
 
 
 def test_two_processes_train_one_network(tmp_path, shades):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    given = command(shades, tmp_path / "two", *SMALL, "--epochs", "6", "--devices", "2", "--batch-size", "8")[1:]
-    done = subprocess.run([*torchrun, *given], env=ONE_THREAD, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
+    finish_together(command(shades, tmp_path / "two", *SMALL, "--epochs", "6", "--devices", "2", "--batch-size", "8"))
     assert results(tmp_path / "two")["valid"]["accuracy"] > 0.8
 
 

@@ -1,24 +1,19 @@
 """The text recipe: the same numbers after a kill, two processes, what is wrong in files, and a score on real text."""
 
-import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
+import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tests import real_data
+from tests.recipes.runs import finish, finish_together, kill_in_mid_epoch, results
 
 from separable.data.sentences import Corpus, Sentence
 from separable.errors import InputError
 from separable.models.saved_classifier import SavedClassifier
-from separable.recipes import running, text, text_reports
+from separable.recipes import command_line, text, text_reports, text_teacher
 from separable.recipes.text_rival import Rival
-
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def rows(count, seed):
@@ -48,15 +43,7 @@ def command(files, out, *options):
 
 
 def launch(files, out, *options):
-    done = subprocess.run(
-        [sys.executable, *command(files, out, *options)], env=ONE_THREAD, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def results(out):
-    return json.loads((out / "results.json").read_text(encoding="utf-8"))
+    return finish(command(files, out, *options))
 
 
 def train(files, out, **options):
@@ -67,15 +54,7 @@ def train(files, out, **options):
 def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, files):
     options = ("--epochs", "8", "--checkpoint-every", "5")
     launch(files, tmp_path / "whole", *options)
-    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
-    process = subprocess.Popen(
-        [sys.executable, *command(files, tmp_path / "killed", *options)], env=ONE_THREAD, stderr=subprocess.DEVNULL
-    )
-    while not last.exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    kill_in_mid_epoch(command(files, tmp_path / "killed", *options), tmp_path / "killed")
     launch(files, tmp_path / "killed", *options, "--resume", "yes")
 
     whole, resumed = results(tmp_path / "whole"), results(tmp_path / "killed")
@@ -89,12 +68,7 @@ def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, files):
 
 def test_two_processes_train_one_network(tmp_path, files):
     out = tmp_path / "two"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run(
-        [*torchrun, *command(files, out, "--epochs", "8", "--batch", "16", "--devices", "2")],
-        env=ONE_THREAD, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    finish_together(command(files, out, "--epochs", "8", "--batch", "16", "--devices", "2"))
     assert results(out)["valid"]["scores"]["network"]["accuracy"] > 0.9
 
 
@@ -114,7 +88,7 @@ def test_all_that_is_wrong_in_the_files_is_told_and_nothing_else_is_lost(tmp_pat
     for words in ("sideways (1)", "1 lines left out, the first: line 63", "unknown AUROC"):
         assert words in said
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "A label never seen" in page
+    assert re.search(r"A label never seen</td><td>sideways</td><td>(up|down)</td>", page)
     saved = SavedClassifier.load(tmp_path / "out" / "network")
     again = text.evaluate(saved, text.read(valid, text.Settings(out=tmp_path)), "none")
     assert again["scores"]["network"] == part["scores"]["network"]
@@ -154,13 +128,43 @@ def test_a_saved_classifier_is_gone_on_from_with_other_classes_too_and_teaches(t
     network, _ = text.begin(other, text.Settings(out=tmp_path, init=first))
     assert network.shape.classes == ["x", "y", "z"]
     assert torch.equal(network.join.weight, saved["join.weight"])
-    taught = text.teach(corpus, text.Settings(out=tmp_path, teacher=first))
+    taught = text_teacher.open_teacher(corpus, first).of_training
     guess = [["down", "up"][g] for g in taught.argmax(1).tolist()]
     assert sum(a == b for a, b in zip(guess, corpus.labels, strict=True)) > 390
     report = train(files, tmp_path / "second", teacher=first, teacher_weight=1.0, epochs=6)  # never sees a label
     assert report["valid"]["scores"]["network"]["accuracy"] > 0.9
+    assert report["valid"]["scores"]["teacher"]["accuracy"] > 0.9
     with pytest.raises(InputError, match="knows other classes than the training set has"):
-        text.teach(other, text.Settings(out=tmp_path, teacher=first))
+        text_teacher.open_teacher(other, first)
+
+
+def test_an_encoder_tells_of_each_training_sentence_without_having_been_fitted_on_it():
+    draw = torch.Generator().manual_seed(0)
+    places = {f"{label} {n}": torch.randn(8, generator=draw) for label in "xy" for n in range(40)}
+    train = Corpus([Sentence(line, line[0]) for line in places])
+
+    def encode(texts):
+        """Noise, which a fit learns by heart and nothing can foretell."""
+        return F.normalize(torch.stack([places[line] for line in texts]), dim=1)
+
+    teacher = text_teacher.EncoderTeacher(train, encode)
+    truth = torch.tensor([label == "y" for label in train.labels]).long()
+    right = [
+        (share.argmax(1) == truth).double().mean()
+        for share in (teacher.of_training, teacher.probabilities(train.texts))
+    ]
+    assert right[0] < 0.6 < right[1]
+
+
+def test_an_encoder_whose_vectors_tell_the_classes_apart_teaches_them():
+    train = Corpus([Sentence(f"{label} {n}", label) for n in range(20) for label in ("up", "down", "flat")])
+    directions = {"up": [1.0, 0.2], "down": [-1.0, 0.2], "flat": [0.0, 1.0]}
+    teacher = text_teacher.EncoderTeacher(train, lambda texts: torch.tensor([directions[t.split()[0]] for t in texts]))
+    assert [train.classes()[k] for k in teacher.of_training.argmax(1).tolist()] == train.labels
+    assert [train.classes()[k] for k in teacher.probabilities(["flat 99", "up 99"]).argmax(1).tolist()] == [
+        "flat",
+        "up",
+    ]
 
 
 def test_the_rival_averages_well_and_reads_chinese_by_characters():
@@ -170,6 +174,14 @@ def test_the_rival_averages_well_and_reads_chinese_by_characters():
     share = rival.probabilities(["增长", "下降"], ["good", "bad"])
     assert share.argmax(1).tolist() == [0, 1]
     assert torch.allclose(share.sum(1), torch.ones(2))
+
+
+def test_the_surest_mistakes_come_first():
+    part = Corpus([Sentence(t, label) for t, label in (("a", "x"), ("b", "y"), ("c", "x"), ("d", "y"))])
+    share = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7], [0.8, 0.2]])
+    report = text_reports.measure(part, {"network": share}, share.amax(1), 0.0, ["x", "y"], None)
+    shown = [(row["sentence"], row["label"], row["given"], row["probability"]) for row in report["examples"]]
+    assert shown == [("d", "y", "x", 0.8), ("c", "x", "y", 0.7), ("b", "y", "x", 0.6)]
 
 
 def test_the_unknown_is_measured_as_defined():
@@ -204,5 +216,7 @@ def test_half_a_minute_on_real_questions_reaches_its_score(tmp_path):
 
 
 def test_settings_are_read_from_the_command_line():
-    settings = running.parse(text.Settings, ["--out", "x", "--dilations", "1,4", "--rival", "yes", "--balance", "0.5"])
+    settings = command_line.parse(
+        text.Settings, ["--out", "x", "--dilations", "1,4", "--rival", "yes", "--balance", "0.5"]
+    )
     assert (settings.dilations, settings.rival, settings.balance, settings.valid) == ((1, 4), True, 0.5, None)

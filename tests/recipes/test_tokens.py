@@ -2,23 +2,20 @@
 
 import json
 import lzma
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tests import real_data
+from tests.recipes.runs import finish, finish_together, kill_in_mid_epoch, results
 
 from separable.data import conll
 from separable.errors import InputError
 from separable.models.saved_tagger import SavedTagger
-from separable.recipes import running, token_reports, tokens
-
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+from separable.models.sentence_encoder import Bert
+from separable.models.word_encoder import WordEncoder
+from separable.recipes import command_line, result_page, token_reports, tokens
 
 
 def columns(path, count, seed):
@@ -46,15 +43,7 @@ def command(files, out, *options):
 
 
 def launch(files, out, *options):
-    done = subprocess.run(
-        [sys.executable, *command(files, out, *options)], env=ONE_THREAD, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def results(out):
-    return json.loads((out / "results.json").read_text())
+    return finish(command(files, out, *options))
 
 
 def f1(out):
@@ -64,16 +53,7 @@ def f1(out):
 def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, files):
     options = ("--epochs", "3", "--checkpoint-every", "5")
     launch(files, tmp_path / "whole", *options)
-    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
-    process = subprocess.Popen(
-        [sys.executable, *command(files, tmp_path / "killed", *options)], env=ONE_THREAD, stderr=subprocess.DEVNULL
-    )
-    while not last.exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
-    assert not (tmp_path / "killed" / "results.json").exists()
+    kill_in_mid_epoch(command(files, tmp_path / "killed", *options), tmp_path / "killed")
     launch(files, tmp_path / "killed", *options, "--resume", "yes")
 
     whole, resumed = results(tmp_path / "whole"), results(tmp_path / "killed")
@@ -86,12 +66,7 @@ def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, files):
 
 def test_two_processes_train_one_network(tmp_path, files):
     out = tmp_path / "two"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run(
-        [*torchrun, *command(files, out, "--epochs", "4", "--devices", "2")],
-        env=ONE_THREAD, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    finish_together(command(files, out, "--epochs", "4", "--devices", "2"))
     assert f1(out) > 0.9
     assert len(results(out)["history"]) == 4
 
@@ -99,7 +74,7 @@ def test_two_processes_train_one_network(tmp_path, files):
 def test_a_run_is_not_begun_over_an_earlier_one(tmp_path, files):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
-    settings = running.parse(tokens.Settings, command(files, tmp_path)[2:])
+    settings = command_line.parse(tokens.Settings, command(files, tmp_path)[2:])
     with pytest.raises(InputError, match="holds checkpoints of an earlier run"):
         tokens.main(settings)
 
@@ -108,7 +83,7 @@ def test_a_training_set_without_entities_and_a_context_that_is_none_are_refused(
     (tmp_path / "plain.conll").write_text("a O\n")
     plain = (tmp_path / "plain.conll", files[1])
     with pytest.raises(InputError, match="holds no entity"):
-        tokens.main(running.parse(tokens.Settings, command(plain, tmp_path)[2:]))
+        tokens.main(command_line.parse(tokens.Settings, command(plain, tmp_path)[2:]))
     with pytest.raises(InputError, match='must be "sentence" or "document"'):
         tokens.main(tokens.Settings(out=tmp_path, train=files[0], valid=files[1], context="page"))
 
@@ -116,26 +91,72 @@ def test_a_training_set_without_entities_and_a_context_that_is_none_are_refused(
 def test_a_saved_tagger_is_gone_on_from_with_other_tags_too(tmp_path, files):
     train = conll.read(files[0])
     first = tokens.Settings(out=tmp_path, width=16)
-    saved = SavedTagger(*tokens.begin(train, first), context="sentence")
+    saved = tokens.begin(train, first)
     saved.save(tmp_path / "network")
     settings = tokens.Settings(out=tmp_path, init=tmp_path / "network")
-    network, lexicon, _ = tokens.begin(train, settings)
-    assert lexicon == saved.lexicon
+    again = tokens.begin(train, settings)
+    assert again.lexicon == saved.lexicon
     for name, value in saved.network.state_dict().items():
-        assert torch.equal(network.state_dict()[name], value)
+        assert torch.equal(again.network.state_dict()[name], value)
     other = conll.Corpus([conll.Sentence(["Kalo"], ["S-PERSON"])])
-    network, _, _ = tokens.begin(other, settings)
+    network = tokens.begin(other, settings).network
     assert network.shape.tags == ["O", "B-PERSON", "I-PERSON", "E-PERSON", "S-PERSON"]
     assert torch.equal(network.join.weight, saved.network.join.weight)
 
 
+@pytest.fixture
+def encoder_folder(tmp_path):
+    """A small BERT with random weights, under its own names."""
+    config = {
+        "model_type": "bert", "hidden_act": "gelu", "hidden_size": 12, "num_attention_heads": 3,
+        "intermediate_size": 20, "num_hidden_layers": 1, "max_position_embeddings": 64, "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.1,
+    }  # fmt: skip
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "met", "in", "on", *(f"##{c}" for c in "klmrsaeiou"), *"klmrs"]
+    config["vocab_size"] = len(pieces)
+    bert = Bert(config)
+    theirs = {"norm1": "attention.output.LayerNorm", "norm2": "output.LayerNorm", "linear1": "intermediate.dense"}
+    theirs |= {"linear2": "output.dense", "self_attn.out_proj": "attention.output.dense"}
+    state = {"embeddings.LayerNorm." + kind: getattr(bert.norm, kind).data for kind in ("weight", "bias")}
+    for ours, name in (("word", "word"), ("position", "position"), ("kind", "token_type")):
+        state[f"embeddings.{name}_embeddings.weight"] = getattr(bert, ours).weight.data
+    for name, value in bert.layers[0].state_dict().items():
+        module, kind = name.rsplit(".", 1)
+        if module == "self_attn":
+            for part, third in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                state[f"encoder.layer.0.attention.self.{part}.{kind.removeprefix('in_proj_')}"] = third.clone()
+        else:
+            state[f"encoder.layer.0.{theirs[module]}.{kind}"] = value
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "vocab.txt").write_text("\n".join(pieces))
+    save_file(state, folder / "model.safetensors")
+    return folder
+
+
+def test_an_encoder_is_heard_as_it_is_and_then_trained_further(tmp_path, files, encoder_folder):
+    def run(name, *options):
+        given = command(files, tmp_path / name, "--epochs", "1", *options)[2:]
+        settings = command_line.parse(tokens.Settings, given)
+        return tokens.main(settings), SavedTagger.load(tmp_path / name / "network").encoder.state_dict()
+
+    begun = WordEncoder.load(encoder_folder).state_dict()
+    frozen, kept = run("frozen", "--encoder", str(encoder_folder))
+    assert all(torch.equal(kept[name], value.half().float()) for name, value in begun.items())
+    tuned, moved = run("tuned", "--init", str(tmp_path / "frozen" / "network"), "--encoder-learning-rate", "1e-3")
+    assert all(not torch.equal(moved[name], value) for name, value in kept.items() if "word.weight" not in name)
+    assert tuned["trained_params"] - frozen["trained_params"] == sum(value.numel() for value in begun.values())
+    assert tuned["valid"]["entities"]["micro avg"]["f1-score"] > 0
+
+
 def test_settings_are_read_from_the_command_line():
     given = ["--out", "x", "--epochs", "3", "--dilations", "1,2", "--strict", "yes", "--learning-rate", "1e-3"]
-    settings = running.parse(tokens.Settings, given)
+    settings = command_line.parse(tokens.Settings, given)
     assert (settings.epochs, settings.dilations, settings.strict, settings.learning_rate) == (3, (1, 2), True, 1e-3)
     assert (str(settings.out), settings.test) == ("x", None)
     with pytest.raises(InputError, match="epochs = many: must be a number"):
-        running.parse(tokens.Settings, ["--out", "x", "--epochs", "many"])
+        command_line.parse(tokens.Settings, ["--out", "x", "--epochs", "many"])
 
 
 def test_reports_count_whole_entities_and_single_tokens():
@@ -155,7 +176,7 @@ def test_reports_count_whole_entities_and_single_tokens():
         "classes": ["LOC", "MISC", "ORG", "PER", "O"],
         "counts": [[1, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 2, 0], [0, 0, 0, 0, 2]],
     }
-    table = token_reports.text(report["tokens"]).splitlines()
+    table = result_page.class_lines(report["tokens"])
     assert table[0].split() == ["precision", "recall", "f1-score", "support"]
     assert table[2].split() == ["B-LOC", "1.000", "1.000", "1.000", "1"]
 

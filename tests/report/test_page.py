@@ -1,14 +1,17 @@
 """A page is whole, safe, complete in itself, and readable by those who cannot see it."""
 
+import base64
+import io
 import re
 import sys
+import wave
 from html.parser import HTMLParser
 
 import pytest
 from matplotlib.figure import Figure
 
 from separable.errors import InputError
-from separable.report import Section, figure, pictures, plots, table, write_page
+from separable.report import Section, figure, pictures, plots, sounds, table, write_page
 
 VOID = {"meta", "link", "img", "br"}
 
@@ -53,6 +56,7 @@ def full_page(file):
         Section("Numbers", ["A paragraph with <tags> & more.", table(["layer", "ms"], [["a", 1.5]], "Times")]),
         Section("Drawings", [figure(drawing(), "One", "a line"), figure(drawing(), "Two", "a line")]),
         Section("Pictures", [pictures([[[0, 255], [255, 0]]], ["a 'cat' & dog"], "examples")]),
+        Section("Sounds", [sounds([[0.0, 0.5, -0.5]], 8000, ["a 'beep' & more"], "examples")]),
     ]
     return write_page(file, "A <title>", sections, subtitle="quietly", facts=[("1.5 ms", "time")])
 
@@ -137,3 +141,16 @@ def test_a_row_of_the_wrong_length_is_refused():
 def test_each_picture_needs_a_caption():
     with pytest.raises(InputError, match="as many as the images, 1"):
         pictures([[[0]]], [], "examples")
+
+
+def test_a_sound_on_the_page_is_a_wav_file_of_its_samples_never_cut():
+    markup = sounds([[0.0, 0.5, -1.0], [0.0, 4.0, -2.0]], 8000, ["soft", "too loud"], "examples")
+    files = [base64.b64decode(data) for data in re.findall(r"data:audio/wav;base64,([^']*)", markup)]
+    found = []
+    for data in files:
+        with wave.open(io.BytesIO(data)) as file:
+            assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (8000, 1, 2)
+            found.append(list(memoryview(file.readframes(9)).cast("h")))
+    assert found == [[0, 16384, -32767], [0, 32767, -16384]]
+    with pytest.raises(InputError, match="as many as the sounds, 1"):
+        sounds([[0.0]], 8000, [], "examples")

@@ -1,17 +1,32 @@
-"""How often a network is right, on labelled images prepared as was saved with it."""
+"""How good a network is: on labelled images, or on data of any task that a recipe trained it for.
 
-from collections.abc import Iterable
+Each task's own part is in the file of its name.
+"""
+
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
-from separable.commands.network import Network, open_network, preparation_of
+from separable.commands.network import Network, call, task_of
 from separable.commands.result import Result
-from separable.data import ImageSet, open_images
+from separable.data import ImageSet
 from separable.errors import InputError, first_line
+
+
+@dataclass
+class Evaluated:
+    """What a task says of a network: plain data, the same as text, and as a section of a page with its facts."""
+
+    part: dict[str, Any]
+    text: str
+    title: str
+    section: Callable[[], Any]
+    headline: list[tuple[str, str]]
 
 
 @dataclass
@@ -40,12 +55,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accu
     try:
         with torch.inference_mode():
             for inputs, labels in batches:
-                logits = forward(model, inputs)  # [N, classes]
-                if logits.dim() != 2 or len(logits) != len(labels) or int(labels.max()) >= logits.shape[1]:
-                    rule = f"must be [{len(labels)}, classes], with a class for each label, up to {int(labels.max())}"
-                    raise InputError("network", f"output of shape {list(logits.shape)}", rule)
-                if not logits.isfinite().all():
-                    raise InputError("network", "output", "holds NaN or infinity; its accuracy would mean nothing")
+                logits = logits_of(model, inputs, labels)  # [N, classes]
                 best = logits.topk(min(5, logits.shape[1]), dim=1).indices
                 right = best == labels[:, None]
                 counts.top1_right += int(right[:, 0].sum())
@@ -57,6 +67,17 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Accu
     if not counts.examples:
         raise InputError("data", "empty", "holds no labelled example to measure on")
     return counts
+
+
+def logits_of(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    """The model's output [N, classes] for a batch with its labels [N], which it must have a class for."""
+    logits = forward(model, inputs)
+    if logits.dim() != 2 or len(logits) != len(labels) or int(labels.max()) >= logits.shape[1]:
+        rule = f"must be [{len(labels)}, classes], with a class for each label, up to {int(labels.max())}"
+        raise InputError("network", f"output of shape {list(logits.shape)}", rule)
+    if not logits.isfinite().all():
+        raise InputError("network", "output", "holds NaN or infinity; its accuracy would mean nothing")
+    return logits
 
 
 def forward(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -81,25 +102,16 @@ def check_classes(network: Network, test: ImageSet, outputs: int) -> None:
         raise InputError("data", test.path, rule)
 
 
-def run(
-    source: str, data: Path, weights: Path | None, split: str | None, images: dict[str, str | None], batch_size: int
-) -> Result:
-    network = open_network(source, weights)
-    test = open_images(data, preparation_of(network, **images), split, classes=network.classes or None)
-    test.require_labels()
-    measured = accuracy(network.model, test.batches(batch_size, description="evaluating"))
-    check_classes(network, test, measured.classes)
-    result = {
-        "network": network.name,
-        "images": measured.examples,
-        "skipped": [{"file": file, "reason": reason} for file, reason in test.skipped],
-        "top1": measured.top1,
-        "top5": measured.top5,
-        "preparation": test.preparation.to_json(),
-    }
-    table = Table(title=f"{network.name} on {data}", title_justify="left", show_header=False)
-    table.add_row("images", f"{measured.examples:,}" + (f" ({len(test.skipped)} skipped)" if test.skipped else ""))
-    table.add_row("top-1", f"{measured.top1:.2%} ({measured.top1_right:,} right)")
-    if measured.top5 is not None:
-        table.add_row("top-5", f"{measured.top5:.2%}")
-    return Result(result, [table])
+def run(source: str, data: str, options: dict[str, Any], html: Path | None) -> Result:
+    """Measure a network on data of its task; what the recipe of that task reports at its end."""
+    folder, task = task_of(source)
+    found: Evaluated = call(task.evaluate, folder, data, options)
+    name = Path(source).resolve().name if Path(source).is_dir() else source
+    told = {"network": name, "task": task.__name__.rpartition(".")[2], "data": data, **found.part}
+    closing = ""
+    if html is not None:
+        from separable import report
+
+        report.write_page(html, found.title, [found.section()], subtitle=f"{name} on {data}", facts=found.headline)
+        closing = f"Page written: {html}"
+    return Result(told, [Text(f"{name} on {data}\n\n{found.text}\n")], closing)

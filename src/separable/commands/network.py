@@ -1,8 +1,11 @@
-"""The network that a command's SOURCE names, and how images reach it."""
+"""The network that a command's SOURCE names, the task it was trained for, and how images reach it."""
 
-from collections.abc import Mapping
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -11,7 +14,10 @@ from torch import Tensor, nn
 from separable import models, store
 from separable.data.images import Preparation
 from separable.errors import InputError, first_line
+from separable.models import word_folder
 from separable.progress import say
+
+TASKS = ("audio", "image", "text", "tokens")
 
 
 @dataclass
@@ -53,6 +59,35 @@ def open_network(source: str, weights: Path | None) -> Network:
         say(f"No --weights: the weights of {read.name} are {made}")
     shape = None if read.input_shape is None else (1, *read.input_shape)
     return Network(read.model.eval(), read.name, read.preparation, shape)
+
+
+def task_of(source: str) -> tuple[str, ModuleType]:
+    """The network's own place and its task's commands; the folder that a recipe wrote around it serves too.
+
+    A source that says nothing of a task, such as timm:NAME, is for images.
+    """
+    folder = Path(source)
+    if not (folder / store.GRAPH).is_file() and (folder / "network").is_dir():
+        folder = folder / "network"
+    task = "image"
+    if folder.is_dir():
+        source = str(folder)
+        task = word_folder.task_of(folder) or store.read_about(folder).get("task", "image")
+    if task not in TASKS:
+        raise InputError("SOURCE", source, f"was trained for {task!r}, which this version does not know")
+    return source, importlib.import_module(f"separable.commands.{task}")
+
+
+def call(function: Callable[..., Any], source: str, given: Any, options: Mapping[str, Any]) -> Any:
+    """`function` with the options that were given (not None); its keywords are the options its task has."""
+    known = inspect.signature(function).parameters
+    asked = {name: value for name, value in options.items() if value is not None}
+    for name, value in asked.items():
+        if name not in known:
+            task = function.__module__.rpartition(".")[2]
+            option = "--" + name.replace("_", "-")
+            raise InputError(option, value, f"does not go with a network for {task}, as {source} is")
+    return function(source, given, **asked)
 
 
 def preparation_of(network: Network, size: str | None, mean: str | None, std: str | None) -> Any:

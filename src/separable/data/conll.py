@@ -19,7 +19,7 @@ from typing import IO
 from separable.data import entities
 from separable.errors import InputError
 
-_SEPARATOR = re.compile(r"[ \t]+")
+SEPARATOR = re.compile(r"[ \t]+")
 
 
 @dataclass
@@ -54,8 +54,8 @@ def read(path: Path | str, strict: bool = False) -> Corpus:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     is_json = bool({".json", ".jsonl", ".ndjson"} & set(suffixes))
     corpus = Corpus([])
-    with _open(path) as file:
-        lines = _lines(file, path)
+    with open_packed(path) as file:
+        lines = lines_of(file, path)
         for item in _json_lines(lines) if is_json else _columns(lines):
             if isinstance(item, Sentence):
                 corpus.sentences.append(item)
@@ -69,7 +69,8 @@ def read(path: Path | str, strict: bool = False) -> Corpus:
     return corpus
 
 
-def _open(path: Path) -> IO[bytes]:
+def open_packed(path: Path) -> IO[bytes]:
+    """A file's bytes, unpacked where its name ends in .xz or .gz."""
     opener = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix.lower(), open)
     try:
         return opener(path, "rb")  # type: ignore[operator]
@@ -77,7 +78,8 @@ def _open(path: Path) -> IO[bytes]:
         raise InputError("file", str(path), f"cannot be read: {error.strerror or error}") from None
 
 
-def _lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, str]]:
+def lines_of(file: IO[bytes], path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines of UTF-8."""
     try:
         for number, raw in enumerate(file, 1):
             yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
@@ -93,7 +95,7 @@ def _columns(lines: Iterator[tuple[int, str]]) -> Iterator[Sentence | str]:
     tags: list[str] = []
     document, begins, wrong = 0, 0, ""
     for number, line in (*lines, (0, "")):
-        fields = _SEPARATOR.split(line.strip(" \t"))  # not str.split, which would lose a wide space that is a token
+        fields = SEPARATOR.split(line.strip(" \t"))  # not str.split, which would lose a wide space that is a token
         if fields[0] in ("", "-DOCSTART-"):
             if wrong:
                 yield f"{wrong} (the sentence from line {begins} is left out)"
@@ -125,7 +127,7 @@ def _json_lines(lines: Iterator[tuple[int, str]]) -> Iterator[Sentence | str]:
         except (ValueError, KeyError, TypeError, AttributeError):
             yield f'line {number}: must be a JSON object with "tokens" and "tags"'
             continue
-        if not _are_strings(words) or not _are_strings(tags) or len(words) != len(tags):
+        if not are_strings(words) or not are_strings(tags) or len(words) != len(tags):
             yield f"line {number}: tokens and tags must be two lists of text, equally long and not empty"
         elif not all(entities.is_tag(tag) for tag in tags):
             wrong = next(tag for tag in tags if not entities.is_tag(tag))
@@ -135,5 +137,5 @@ def _json_lines(lines: Iterator[tuple[int, str]]) -> Iterator[Sentence | str]:
             yield Sentence(words, entities.bioes(entities.spans(tags), len(tags)), document, number)
 
 
-def _are_strings(value: object) -> bool:
+def are_strings(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(v, str) and v for v in value)

@@ -14,12 +14,12 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-_IDEOGRAPH = r"\u2e80-\u2fdf\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
-_LETTERS = rf"[^\W\d_{_IDEOGRAPH}]"
+IDEOGRAPH = r"\u2e80-\u2fdf\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
+_LETTERS = rf"[^\W\d_{IDEOGRAPH}]"
 _POSITION = re.compile(
-    rf"[{_IDEOGRAPH}]|\d+(?:[.,:]\d+)*|{_LETTERS}+?(?=n't\b)|n't\b|'{_LETTERS}{{1,2}}\b|{_LETTERS}+|\S"
+    rf"[{IDEOGRAPH}]|\d+(?:[.,:]\d+)*|{_LETTERS}+?(?=n't\b)|n't\b|'{_LETTERS}{{1,2}}\b|{_LETTERS}+|\S"
 )
-_CHARACTER = re.compile(rf"[{_IDEOGRAPH}]")
+_CHARACTER = re.compile(rf"[{IDEOGRAPH}]")
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?$")
 PIECES = 3, 5  # characters of the shortest and longest pieces of a word, its ends marked
 LONGEST = 3  # positions of the longest n-gram

@@ -1,36 +1,44 @@
-"""Tagged sentences as tensors: a corpus in numbers, and batches of it packed in rows.
+"""Tagged sentences as tensors: a corpus in numbers, and batches of it, word after word.
 
-A row holds one sentence or, where documents are packed, several with GAP empty places between, so that a convolution
-that reaches no further than GAP reads each as if it stood alone.
+A batch is one flat list of words, M of them; only a convolution sees room between sentences: it reads one long line in
+which GAP empty places follow each, so a convolution that reaches no further than GAP reads each as if it stood alone.
 """
 
+import functools
 import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from separable.data.conll import Sentence
 from separable.data.words import COUNT, FORM, LOWER, NAMED, WordTable
 
 GAP = 4  # the reach of kernel 3 at dilation 4
-WIDTH = 64  # of a row of packed sentences, unless one is longer
+SPOTS = 5  # where a sentence stands in its document: 0 not known, 1 first, 2 second, 3 third, 4 later
+FLAGS = 4 * SPOTS
+STEP = 64  # words of a batch, its types and its line are filled up to a multiple of it: kernels are made for each size
 _LARGEST_GROUP = 64  # places of one word that look at each other, at most
 
 
 @dataclass
 class Batch:
-    """Sentences in rows. Places count through the rows, n*L + l; -1 fills where a sentence is shorter."""
+    """M words of S sentences, one after another."""
 
-    words: Tensor  # [N, L] int64, rows of `features`; row 0 stands where no word does
+    words: Tensor  # [M] int64, rows of `features`
     features: Tensor  # [U, 3 + AFFIXES + CHARACTERS + 4] int64, see data.words.WordTable
     vectors: Tensor  # [U, D] float32, the frozen vector of each, zero where there is none
-    flags: Tensor  # [N, L] int64: 1 first of its sentence, 2 sentence without a lower-case letter, 3 both, 0 neither
-    places: Tensor  # [S, T] int64, the place of each word of each sentence
+    encoded: Tensor  # [M, E] float32, what a pretrained encoder says of each word; E = 0 without one
+    flags: Tensor  # [M] int64 < FLAGS: 1 first word, + 2 in a sentence without a lower-case letter, + 4 * spot
+    sentences: Tensor  # [M] int64, the sentence of each word, ascending
+    scopes: Tensor  # [M] int64, words with the same number may be seen together: document, or sentence read alone
+    line: Tensor  # [M] int64, ascending: where each word stands in the line that a convolution reads
+    places: Tensor  # [S, T] int64, the number of each word of each sentence; -1 beyond its length
     lengths: Tensor  # [S] int64
-    pairs: Tensor  # [2, P] int64, places (i, j): j is another place of i's word in the document, sorted by i
+    pairs: Tensor  # [2, P] int64, words (i, j): j is another place of i's word in its document, sorted by i
     tags: Tensor  # [S, T] int64; 0 where unknown
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -49,7 +57,17 @@ class Corpus:
         self.lengths = [len(s.words) for s in sentences]
         self.starts = [0, *itertools.accumulate(self.lengths)]
         self.documents = [s.document for s in sentences]
+        self.spots = [0] * len(sentences)
+        for document in self.by_document():
+            for place, number in enumerate(document, 1):
+                self.spots[number] = min(place, SPOTS - 1)
         self.flags = self._flags()
+        self.encoded = torch.zeros(len(self.types), 0)  # [M, E], set by who has an encoder
+
+    @functools.cached_property
+    def loud(self) -> Tensor:
+        """[M]: the types of the words in capitals."""
+        return torch.tensor(self.table.add(word.upper() for s in self.sentences for word in s.words))
 
     def _flags(self) -> Tensor:
         """[M]: 1 first of its sentence, 2 in a sentence without a lower-case letter (a heading, numbers), 3 both."""
@@ -69,30 +87,24 @@ class Corpus:
         return list(found.values())
 
     def groups(self, whole_documents: bool, words: int, draw: random.Random | None = None) -> list[list[int]]:
-        """Sentence numbers of each batch, about `words` words: whole documents, or sentences of like length.
+        """Sentence numbers of each batch, about `words` words: whole documents, or single sentences.
 
-        With `draw` the order is drawn: of documents anew, of sentences among those of like length, of batches.
+        With `draw` the order is drawn; without, sentences of like length stand together, which is quicker.
         """
-        found: list[list[int]] = [[]]
-        if whole_documents:
-            documents = self.by_document()
-            if draw:
-                draw.shuffle(documents)
-            for document in documents:
-                if sum(self.lengths[n] for n in found[-1]) >= words - 100:  # another would be too many more
-                    found.append([])
-                found[-1].extend(document)
-        else:
-            order = [length + (draw.random() * 3 if draw else 0) for length in self.lengths]
-            longest = 0
-            for n in sorted(range(len(order)), key=order.__getitem__):
-                longest = max(longest, self.lengths[n])
-                if found[-1] and (len(found[-1]) + 1) * longest > words:
-                    found.append([])
-                    longest = self.lengths[n]
-                found[-1].append(n)
+        units = self.by_document() if whole_documents else [[n] for n in range(len(self.lengths))]
         if draw:
-            draw.shuffle(found)
+            draw.shuffle(units)
+        elif not whole_documents:
+            units.sort(key=lambda unit: self.lengths[unit[0]])
+        found: list[list[int]] = [[]]
+        size = 0
+        for unit in units:
+            more = sum(self.lengths[n] for n in unit)
+            if found[-1] and size + more / 2 > words:
+                found.append([])
+                size = 0
+            found[-1].extend(unit)
+            size += more
         return found
 
     def batch(
@@ -100,77 +112,69 @@ class Corpus:
         numbers: Sequence[int],
         whole_documents: bool = False,
         forget: float = 0.0,
-        unlearn: float = 0.0,
+        shout: float = 0.0,
+        alone: float = 0.0,
     ) -> Batch:
-        """The sentences `numbers`, in that order, each in a row of its own.
+        """The sentences `numbers`, in that order.
 
-        whole_documents: several to a row of WIDTH, with the pairs of the documents' memory. forget: drop words to
-        unknown, a word of count c with probability forget / (forget + c), everywhere in its document at once. unlearn:
-        likewise drop only the trained change of its vector, so that it looks like a word that training never saw.
+        Args:
+            whole_documents: with the pairs of the documents' memory; else each sentence is read alone.
+            forget: drop words to unknown, a word of count c with probability forget / (forget + c), everywhere in its
+                document at once.
+            shout: the share of sentences to turn into capitals, as headings are.
+            alone: the share of documents whose sentences are read alone after all.
         """
         lengths = torch.tensor([self.lengths[n] for n in numbers])
         count, longest = len(lengths), int(lengths.max())
-        rows, wide, at = pack([self.lengths[n] for n in numbers], WIDTH if whole_documents else 0)
         within = torch.arange(longest).expand(count, longest)  # [S, T]
         inside = within < lengths[:, None]
-        flat = (torch.tensor([self.starts[n] for n in numbers])[:, None] + within)[inside]  # [M]
-        places = torch.where(inside, torch.tensor(at)[:, None] + within, -1)
-        placed = places[inside]  # [M]
-        document = torch.tensor([self.documents[n] for n in numbers])[:, None].expand(count, longest)[inside]
-        spoken = document * (int(self.forms.max()) + 1) + self.forms[flat]  # [M], a word in its document
-        words, features = self._features(self.types[flat], spoken, forget, unlearn)
+        sentences = torch.arange(count).repeat_interleave(lengths)  # [M]
+        starts = torch.tensor([self.starts[n] for n in numbers])
+        flat = (starts[:, None] + within)[inside]  # [M]
+        kinds, document = torch.unique(torch.tensor([self.documents[n] for n in numbers]), return_inverse=True)  # [S]
+        joined = (torch.rand(len(kinds)) >= alone)[document] & whole_documents  # [S]
+        loud = (torch.rand(count) < shout)[sentences]  # [M]
+        types = torch.where(loud, self.loud[flat], self.types[flat]) if shout else self.types[flat]
+        spoken = document[sentences] * (int(self.forms.max()) + 1) + self.forms[flat]  # [M], a word in its document
+        words, features = self._features(types, spoken, forget)
+        scopes = torch.where(joined, document, len(kinds) + torch.arange(count))  # [S]
+        spots = torch.tensor([self.spots[n] for n in numbers]) * joined  # [S]
+        named = ((self.named[flat] > 0) | loud) & joined[sentences]
+        scopes = torch.unique(scopes, return_inverse=True)[1]
+        features = F.pad(features, (0, 0, 0, -len(features) % STEP))
+        more = 0, -len(flat) % STEP  # words of one more sentence, which no place leads to
         return Batch(
-            words=torch.zeros(rows * wide, dtype=torch.long).index_copy(0, placed, words).view(rows, wide),
+            words=F.pad(words, more),
             features=features,
             vectors=self.table.vectors[features[:, 0]],
-            flags=torch.zeros(rows * wide, dtype=torch.long).index_copy(0, placed, self.flags[flat]).view(rows, wide),
-            places=places,
+            encoded=F.pad(self.encoded[flat].float(), (0, 0, *more)),
+            flags=F.pad((self.flags[flat] | 2 * loud) + 4 * spots[sentences], more),
+            sentences=F.pad(sentences, more, value=count),
+            scopes=F.pad(scopes[sentences], more, value=int(scopes.max()) + 1),
+            line=torch.arange(len(flat) + more[1]) + GAP * F.pad(sentences, more, value=count),
+            places=torch.full((count, longest), -1).masked_scatter(inside, torch.arange(len(flat))),
             lengths=lengths,
-            pairs=other_places(spoken, self.named[flat] > 0, placed)
-            if whole_documents
-            else torch.zeros(2, 0, dtype=torch.long),
+            pairs=other_places(spoken, named) if whole_documents else torch.zeros(2, 0, dtype=torch.long),
             tags=torch.zeros(count, longest, dtype=torch.long).masked_scatter(inside, self.tags[flat]),
         )
 
-    def _features(self, types: Tensor, spoken: Tensor, forget: float, unlearn: float) -> tuple[Tensor, Tensor]:
-        """Of each word its row of features [M], and the rows [U, ...]; row 0 is the absence of a word."""
+    def _features(self, types: Tensor, spoken: Tensor, forget: float) -> tuple[Tensor, Tensor]:
+        """Of each word its row of features [M], and the rows [U, ...]."""
         table = self.table.rows()
-        count = table[types, COUNT]
-        lost = torch.zeros_like(types)  # 1: the change, 2: vector and change
-        if forget or unlearn:
+        lost = torch.zeros_like(types, dtype=torch.bool)
+        if forget:
             distinct, which = torch.unique(spoken, return_inverse=True)
-            draw = torch.rand(2, len(distinct))[:, which]
-            lost += (draw[0] * (unlearn + count) < unlearn) + 2 * (draw[1] * (forget + count) < forget)
-        distinct, which = torch.unique(4 * types + lost, return_inverse=True)
-        features = table[distinct // 4]
-        features[distinct % 4 > 1, 0] = 0
-        features[distinct % 4 > 0, 1] = 0
-        return which + 1, torch.cat([table[:1], features])
+            lost = torch.rand(len(distinct))[which] * (forget + table[types, COUNT]) < forget
+        distinct, which = torch.unique(2 * types + lost, return_inverse=True)
+        features = table[distinct // 2]
+        features[distinct % 2 > 0, :2] = 0
+        return which, features
 
 
-def pack(lengths: Sequence[int], width: int = 0) -> tuple[int, int, list[int]]:
-    """Rows for sentences of these lengths, longest first, each into the first row that has room.
-
-    Returns how many rows, how wide, and where each sentence begins (row * width + place).
-
-    >>> pack([3, 5, 2, 2], width=12)
-    (2, 12, [9, 0, 12, 18])
-    """
-    wide, starts = max(max(lengths), width), [0] * len(lengths)
-    free: list[int] = []  # where the empty end of each row begins
-    for number in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
-        row = next((r for r, used in enumerate(free) if used + lengths[number] <= wide), len(free))
-        if row == len(free):
-            free.append(0)
-        starts[number] = row * wide + free[row]
-        free[row] += lengths[number] + GAP
-    return len(free), wide, starts
-
-
-def other_places(spoken: Tensor, named: Tensor, placed: Tensor) -> Tensor:
+def other_places(spoken: Tensor, named: Tensor) -> Tensor:
     """Pairs of places of one word in one document, of words that are somewhere in it written with a capital: [2, P].
 
-    spoken: [M] the word in its document; named: [M] bool; placed: [M] where it stands.
+    spoken: [M] the word in its document; named: [M] bool.
     """
     distinct, which = torch.unique(spoken, return_inverse=True)
     capital = torch.zeros(len(distinct), dtype=torch.bool).index_put((which[named],), torch.tensor(True))
@@ -184,5 +188,5 @@ def other_places(spoken: Tensor, named: Tensor, placed: Tensor) -> Tensor:
     first, size = (size.cumsum(0) - size).repeat_interleave(size), size.repeat_interleave(size)
     i = torch.arange(len(order)).repeat_interleave(size)
     j = first[i] + torch.arange(len(i)) - (size.cumsum(0) - size)[i]
-    pairs = placed[order[torch.stack([i, j])[:, i != j]]]
+    pairs = order[torch.stack([i, j])[:, i != j]]
     return pairs[:, torch.argsort(pairs[0], stable=True)]

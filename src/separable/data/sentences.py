@@ -22,6 +22,7 @@ from separable.errors import InputError
 
 TEXTS = ("text", "sentence", "title", "utterance", "query", "headline", "标题", "文本", "句子")
 LABELS = ("label", "category", "intent", "class", "sentiment", "正负面", "标签", "类别")
+_TABLES, _JSON = {".csv", ".tsv"}, {".json", ".jsonl", ".ndjson"}
 _BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _LONGEST = 100_000  # characters of a sentence; a field beyond is a quote that was never closed
 
@@ -104,15 +105,7 @@ def read(
             `strict`, has a bad line.
     """
     path = Path(path)
-    content = _decode(path, encoding)
-    endings = {ending.lower() for ending in path.suffixes[-2:]}
-    columns = _Columns(path, text_column, label_column)
-    if endings & {".csv", ".tsv"}:
-        items = _table(content, columns, "," if ".csv" in endings else "\t")
-    elif endings & {".json", ".jsonl", ".ndjson"}:
-        items = _json_lines(content, columns)
-    else:
-        items = _at_lines(content)
+    items = _items(path, _decode(path, encoding), _Columns(path, text_column, label_column))
     corpus = Corpus([])
     for item in items:
         item = _checked(item)
@@ -126,6 +119,31 @@ def read(
         reason = f"; the first problem: {corpus.skipped[0]}" if corpus.skipped else ""
         raise InputError("file", str(path), f"holds no labelled sentence{reason}")
     return corpus
+
+
+def read_texts(path: Path | str, encoding: str = "utf-8", text_column: str | None = None) -> list[Sentence | BadLine]:
+    """Sentences without labels, in order, an empty one too: of csv, tsv and JSON lines their text, else every line.
+
+    Raises:
+        InputError: as `read`, but that a bad line is given back in its place.
+    """
+    path = Path(path)
+    content = _decode(path, encoding)
+    if _endings(path) & (_TABLES | _JSON):
+        return list(_items(path, content, _Columns(path, text_column, None, labelled=False)))
+    lines = content.removesuffix("\n").split("\n") if content else []
+    return [Sentence(line.strip(), "", number) for number, line in enumerate(lines, 1)]
+
+
+def _endings(path: Path) -> set[str]:
+    return {ending.lower() for ending in path.suffixes[-2:]}
+
+
+def _items(path: Path, content: str, columns: "_Columns") -> Iterator[Sentence | BadLine]:
+    endings = _endings(path)
+    if endings & _TABLES:
+        return _table(content, columns, "," if ".csv" in endings else "\t")
+    return _json_lines(content, columns) if endings & _JSON else _at_lines(content)
 
 
 def _checked(item: Sentence | BadLine) -> Sentence | BadLine:
@@ -190,11 +208,13 @@ def _is(raw: bytes, encoding: str) -> bool:
 class _Columns:
     """Which of a file's names hold the text and the label; decided once, by the first names seen."""
 
-    def __init__(self, path: Path, text: str | None, label: str | None):
-        self.path, self.text, self.label = path, text, label
+    def __init__(self, path: Path, text: str | None, label: str | None, labelled: bool = True):
+        self.path, self.text, self.label, self.labelled = path, text, label, labelled
 
     def choose(self, names: Sequence[str]) -> tuple[str, str]:
-        return self._one("text_column", self.text, TEXTS, names), self._one("label_column", self.label, LABELS, names)
+        """The columns of text and label; of the text twice, where no label is wanted."""
+        text = self._one("text_column", self.text, TEXTS, names)
+        return text, self._one("label_column", self.label, LABELS, names) if self.labelled else text
 
     def _one(self, argument: str, given: str | None, usual: Sequence[str], names: Sequence[str]) -> str:
         there = {name.strip().lower(): name for name in names}

@@ -124,6 +124,28 @@ def read(path: str | Path, names: str | None = FOLDERS, *, rate: int | None = No
     return _at_one_rate(path, sorted(read_clips, key=lambda item: item[0].name), skipped, rate)
 
 
+def pieces(path: str | Path, rate: int, seconds: float = 1.0) -> Iterator[Tensor]:
+    """One file, however long, in pieces of about `seconds`, float32 [n] in -1..1; of another rate, it is read whole.
+
+    Raises:
+        InputError: the file is missing or cannot be read to its end.
+    """
+    path = Path(path)
+    soundfile = _soundfile()
+    if not path.is_file():
+        raise InputError("data", str(path), "is no sound file")
+    try:
+        with soundfile.SoundFile(path) as file:
+            if file.samplerate == rate:
+                for block in file.blocks(max(1, round(seconds * rate)), dtype="float32", always_2d=True):
+                    yield torch.from_numpy(block).mean(1)
+                return
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].split(">: ")[-1]
+        raise InputError("data", str(path), f"cannot be decoded: {reason}") from None
+    yield from read(path, None, rate=rate).clips[0].samples.split(max(1, round(seconds * rate)))
+
+
 def _pattern(names: str | None) -> re.Pattern | None:
     if names is None:
         return None

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from separable.data.vectors import Vectors
 
-CHARACTERS = 20  # of a word are read: the first 10 and the last 10 of longer ones
+CHARACTERS = 16  # of a word are read: the first 8 and the last 8 of longer ones
 AFFIXES = 8  # prefixes of 1, 2, 3, 4 characters, then suffixes
 CASINGS = 8
 COUNT, FORM, NAMED, LOWER = -4, -3, -2, -1  # columns of a row of the table
@@ -55,6 +55,12 @@ def affixes(word: str) -> list[str]:
     ]
 
 
+def _names(word: str) -> list[str]:
+    """Under which a word may have a vector, the likeliest first; of "Moscow-backed" at last "moscow", then "backed"."""
+    parts = sorted(word.split("-"), key=str.islower)
+    return [word.lower(), number_form(word), *(part.lower() for part in parts if any(c.isalpha() for c in part))]
+
+
 @dataclass
 class Lexicon:
     """What was seen in training: each list gives its members the places 1, 2, 3, ...; 0 is unknown."""
@@ -65,7 +71,7 @@ class Lexicon:
     counts: dict[str, int]  # occurrences of each number form in training
 
     @classmethod
-    def of(cls, words: Iterable[str], change_from: int = 2, affix_from: int = 3) -> "Lexicon":
+    def of(cls, words: Iterable[str], change_from: int = 4, affix_from: int = 3) -> "Lexicon":
         """Learn from the words of the training set, with repetitions."""
         seen = Counter(words)
         counts: Counter[str] = Counter()
@@ -121,12 +127,11 @@ class WordTable:
 
     def _row(self, word: str) -> list[int]:
         form = number_form(word)
-        lower = word.lower()
-        vector = self.vector_places.get(lower, self.vector_places.get(form, -1)) + 1
+        vector = next((self.vector_places[name] for name in _names(word) if name in self.vector_places), -1) + 1
         parts = [places.get(part, 0) for places, part in zip(self.parts, affixes(word), strict=True)]
         half = CHARACTERS // 2
         kept = word if len(word) <= CHARACTERS else word[:half] + word[-half:]
         characters = [self.characters.get(c, 1) for c in kept] + [0] * (CHARACTERS - len(kept))
         known = [vector, self.changes.get(form, 0), casing(word), *parts, *characters]
         number = self.forms.setdefault(form, len(self.forms))
-        return [*known, self.counts.get(form, 0), number, word != lower, any(c.islower() for c in word)]
+        return [*known, self.counts.get(form, 0), number, word != word.lower(), any(c.islower() for c in word)]

@@ -24,6 +24,13 @@ def _conv1d(input, weight, bias=None, stride=(1,), padding=(0,), dilation=(1,), 
         return F.conv1d(input, weight, bias, stride, padding, dilation, groups)
     if weight.shape[2] == groups == stride[0] == 1 and padding[0] == 0:
         return F.linear(input.transpose(1, 2), weight[:, :, 0], bias).transpose(1, 2)
+    apart = dilation[0]
+    if apart > 1 == stride[0] and not (input.shape[2] % apart or padding[0] % apart):
+        # places `apart` apart form a column of an image that is a view, so nothing is dilated: forward and backward of
+        # 880 places of 256 channels at dilation 4 take 0.5 ms so, 3.1 ms dilated
+        image = input.transpose(1, 2).unflatten(1, (-1, apart)).permute(0, 3, 1, 2)  # [N, C, L/apart, apart]
+        y = F.conv2d(image, weight.unsqueeze(3), bias, 1, (padding[0] // apart, 0), 1, groups)
+        return y.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2)
     image, filters = input.unsqueeze(2), weight.unsqueeze(2)  # [N, C, 1, L], [O, C/groups, 1, k]
     y = F.conv2d(image, filters, bias, (1, *stride), (0, *padding), (1, *dilation), groups)
     return y.squeeze(2)

@@ -1,32 +1,27 @@
-"""A trained sentence classifier as a folder: weights, vectors and one JSON; and classifying with it.
+"""A trained sentence classifier as a folder (see word_folder), and classifying with it.
 
-Holds network.json (shape, lexicon, how the unknown is told), weights.safetensors and vectors.safetensors; no pickle is
-ever read. How known a sentence looks is its largest logit plus its largest cosine to a training sentence, each in
+How known a sentence looks is its largest logit plus NEAREST times its largest cosine to a training sentence, each in
 standard deviations over known sentences; below the threshold, it belongs to no class.
 Source: Hendrycks et al. 2019, arXiv:1911.11132 (largest logit); Sun et al. 2022, arXiv:2204.06507 (nearest neighbours).
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from separable import atomic
-from separable.data import vectors
 from separable.data.sentence_rows import SentenceRows, SentenceTable
-from separable.data.vectors import Vectors
 from separable.data.words import Lexicon
-from separable.errors import InputError
+from separable.models import word_folder
 from separable.models.sentence_classifier import SentenceClassifier, Shape
 from separable.progress import track
 
+TASK = "text"
 NEIGHBOURS = 20_000  # training sentences kept at most
+NEAREST = 0.25  # weight of the cosine beside the logit, in standard deviations of both; by the validation of CLINC150
 
 
 @dataclass
@@ -64,7 +59,7 @@ class SavedClassifier:
         saved = cls(network, train.table, torch.zeros(0, network.shape.width), Known())
         step = -(-len(train) // NEIGHBOURS)
         _, found = saved._run(train)
-        saved.neighbours = F.normalize(found[::step], dim=1)
+        saved.neighbours = F.normalize(found[::step], dim=1).half().float()  # as they will be saved
         if valid is not None and len(valid) > 1:
             logits, vector = saved._run(valid)
             logit, cosine = logits.amax(1), saved._nearest(vector)
@@ -105,19 +100,16 @@ class SavedClassifier:
         return torch.cat([(part @ self.neighbours.T).amax(1) for part in parts]) if parts else torch.zeros(0)
 
     def _score(self, logits: Tensor, vector: Tensor) -> Tensor:
-        return logits.amax(1) / self.known.logit_spread + self._nearest(vector) / self.known.cosine_spread
+        logit, cosine = logits.amax(1) / self.known.logit_spread, self._nearest(vector) / self.known.cosine_spread
+        return logit + NEAREST * cosine
 
     def save(self, folder: Path | str, overwrite: bool = False) -> None:
         """Write the folder, whole or not at all."""
-        with atomic.folder_beside(folder, overwrite=overwrite, mark="network.json") as beside:
-            state = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-            state |= {"rarity": self.table.rarity, "neighbours": self.neighbours.half()}
-            save_file(state, beside / "weights.safetensors")
-            words = self.table.vectors
-            vectors.save(Vectors(words.places, words.table.half()), beside / "vectors.safetensors")
-            about = {"shape": asdict(self.network.shape), "lexicon": asdict(self.table.lexicon)}
-            about["known"] = asdict(self.known) | {"threshold": max(self.known.threshold, -1e9)}  # JSON has no infinity
-            (beside / "network.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+        state = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        state |= {"rarity": self.table.rarity, "neighbours": self.neighbours.half()}
+        about = {"shape": asdict(self.network.shape), "lexicon": asdict(self.table.lexicon)}
+        about["known"] = asdict(self.known) | {"threshold": max(self.known.threshold, -1e9)}  # JSON has no infinity
+        word_folder.write(folder, TASK, about, state, self.table.vectors, overwrite)
 
     @classmethod
     def load(cls, folder: Path | str) -> "SavedClassifier":
@@ -126,18 +118,10 @@ class SavedClassifier:
         Raises:
             InputError: the folder is not a saved classifier, or its parts do not fit each other.
         """
-        folder = Path(folder)
-        try:
-            about = json.loads((folder / "network.json").read_text(encoding="utf-8"))
-            state = load_file(folder / "weights.safetensors")
+        with word_folder.reading(folder, TASK) as found:
+            about, state, prefix = found.about, found.state, "network."
             network = SentenceClassifier(Shape(**about["shape"]))
-            prefix = "network."
             network.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
-            words = vectors.read(folder / "vectors.safetensors")
-            lexicon, known = Lexicon(**about["lexicon"]), Known(**about["known"])
-            table = SentenceTable(lexicon, words, state["rarity"].tolist(), network.shape.piece_buckets)
-            neighbours = state["neighbours"].float()
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError("folder", str(folder), f"is not a saved sentence classifier: {reason}") from None
-        return cls(network, table, neighbours, known)
+            lexicon, rarity = Lexicon(**about["lexicon"]), state["rarity"].tolist()
+            table = SentenceTable(lexicon, found.words, rarity, network.shape.piece_buckets)
+            return cls(network, table, state["neighbours"].float(), Known(**about["known"]))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from separable.data.positions import FLAGS
 from separable.data.sentence_rows import SentenceBatch
 from separable.data.words import CASINGS
-from separable.models.tagger import GatedBlock, row_dropout
+from separable.layers import SeparableConv1d
 
 
 @dataclass
@@ -117,3 +117,25 @@ class Bag(nn.Module):
     def forward(self, batch: SentenceBatch) -> Tensor:
         weights = F.dropout(batch.bag_weights * self.scale, self.dropout, self.training)
         return self.decide(self.table(batch.bag, batch.bag_starts, per_sample_weights=weights)) + self.bias
+
+
+class GatedBlock(nn.Module):
+    """x + gated(separable convolution(norm(x))), zero where no word stands: [N, L, C] -> [N, L, C]."""
+
+    def __init__(self, width: int, kernel_size: int, dilation: int, dropout: float):
+        super().__init__()
+        self.norm, self.dropout = nn.LayerNorm(width), dropout
+        self.conv = SeparableConv1d(width, 2 * width, kernel_size, padding="same", dilation=dilation)
+
+    def forward(self, x: Tensor, present: Tensor) -> Tensor:
+        y = row_dropout(self.norm(x), self.dropout, self.training) * present
+        y = self.conv(y.transpose(1, 2)).transpose(1, 2)  # [N, L, 2C]; channels stay together in memory
+        return x + F.glu(y, 2)
+
+
+def row_dropout(x: Tensor, probability: float, training: bool) -> Tensor:
+    """Variational dropout: a channel falls away in a whole row. Source: Gal and Ghahramani 2016, arXiv:1512.05287."""
+    if not training or probability == 0:
+        return x
+    kept = torch.rand(x.shape[0], 1, x.shape[2], device=x.device) >= probability
+    return x * (kept / (1 - probability))

@@ -9,8 +9,6 @@ chosen on `valid`; `test` is read once, at the end. docs/recipes.md has what it 
 Source: Zhang et al. 2017, arXiv:1711.07128; Majumdar and Ginsburg 2020, arXiv:2004.08531.
 """
 
-import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +23,7 @@ from separable.data import wav
 from separable.data.features import Features
 from separable.data.sound_variation import Clipped, Variation, vary_spectrum
 from separable.errors import InputError
-from separable.recipes import audio_reports, running
+from separable.recipes import audio_reports, command_line, learning, result_page, running
 from separable.recipes.running import L, Running
 from separable.recipes.saved_listener import Listener, build, evaluate
 
@@ -37,7 +35,7 @@ class Settings(Running):
     data: Path = Path("sounds")  # a folder, a tar
     names: str = wav.FOLDERS  # what a path says; see data.wav
     valid: str = "10%"  # a share by name, or a part of the names: split=valid, take=5-9
-    test: str | None = None
+    test: str | None = None  # likewise; read once, at the end
     rate: int | None = None  # samples a second; without, that of most files
     strict: bool = False  # refuse a set with a bad file, rather than leave the file out
     network: str = "small"  # or medium, large, causal
@@ -46,13 +44,13 @@ class Settings(Running):
     teaching: float = 0.7  # share of the teacher in the loss
     seconds: float = 1.0  # of the window a clip stands in
     epochs: int = 24
-    batch: int = 32
+    batch: int = 32  # clips of a batch
     learning_rate: float = 1e-2
-    weight_decay: float = 0.02
+    weight_decay: float = 0.02  # of matrices and filters
     smoothing: float = 0.05  # of the labels
     average: float = 0.99
     speeds: Sequence[int] = field(default_factory=lambda: (100, 80, 90, 110, 120))  # percent
-    vary: bool = True
+    vary: bool = True  # speed, place, loudness, noise, masks
 
 
 class ListenerTraining(L.LightningModule):
@@ -140,15 +138,8 @@ class ListenerTraining(L.LightningModule):
             {"params": whole, "weight_decay": self.settings.weight_decay},
             {"params": single, "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.settings.learning_rate, fused=True)
-        total = self.settings.epochs * len(self.batches(0))
-        warm = max(1, total // 20)
-
-        def share(step: int) -> float:
-            return min(1.0, (step + 1) / warm) * max(0.005, 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        share = learning.half_cosine(self.settings.epochs * len(self.batches(0)), least=0.005)
+        return learning.adamw(groups, self.settings, share)
 
 
 def lay_out(network: torch.nn.Module, memory_format: torch.memory_format) -> None:
@@ -166,31 +157,25 @@ def main(settings: Settings) -> dict[str, Any]:
     sounds, parts = read(settings)
     listener = begin(settings, sounds.rate, parts["rest"])
     module = ListenerTraining(listener, settings, parts["rest"], parts["valid"])
-    began = time.perf_counter(), time.process_time()
-    best = running.fit(module, settings, monitor="valid_likelihood")
-    spent = [(now - then) / 60 for now, then in zip((time.perf_counter(), time.process_time()), began, strict=True)]
-    if running.world()[0]:
+    trained = learning.train(module, settings, monitor="valid_likelihood")
+    if trained is None:
         return {}  # one process saves and reports
-    module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
-    lay_out(module.cpu().network, torch.contiguous_format)
+    lay_out(module.network, torch.contiguous_format)
     listener.save(settings.out / "network", overwrite=True)
     counted = cost.count(listener.network.folded(), listener.features(torch.zeros(1, listener.window)))
     results: dict[str, Any] = {
-        "settings": {name: str(value) for name, value in vars(settings).items()},
+        **trained,
         "classes": listener.classes,
         "params": counted.params,
         "macs": counted.macs,
-        "minutes": spent[0],
-        "processor_minutes": spent[1],
         "clips": {name: len(some) for name, some in parts.items()},
         "skipped": sounds.skipped,
         "resampled": sounds.resampled,
-        "history": module.history,
     }
     for name in ("valid", "test"):
         if name in parts:
             results[name] = evaluate(listener, parts[name])
-    audio_reports.write(settings.out, results)
+    audio_reports.write(settings.out, results, parts, sounds.rate)
     return results
 
 
@@ -242,9 +227,11 @@ def go_on(settings: Settings, rate: int, classes: list[str]) -> Listener:
     return saved
 
 
+def told(results: dict[str, Any]) -> str:
+    """What was measured, for a terminal."""
+    return result_page.told(results, audio_reports.text)
+
+
 if __name__ == "__main__":
     with progress.shown():
-        finished = main(running.parse(Settings))
-    for name in ("valid", "test"):
-        if name in finished:
-            print(f"\n{name}\n\n{audio_reports.text(finished[name])}")
+        print(told(main(command_line.parse(Settings))))

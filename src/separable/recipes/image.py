@@ -25,7 +25,7 @@ from separable import atomic, cost, progress, store
 from separable.data import Preparation
 from separable.data.pixels import Pixels
 from separable.errors import InputError
-from separable.recipes import image_reports, running
+from separable.recipes import command_line, image_reports, learning, result_page, running
 from separable.recipes.image_sets import fit_classes, open_network, open_set, our_network, sized, variation
 from separable.recipes.running import L, Running
 
@@ -34,37 +34,35 @@ from separable.recipes.running import L, Running
 class Settings(Running):
     """What can be set; the defaults are those of docs/recipes.md for Fashion-MNIST."""
 
-    train: str = ""
-    valid: str = ""
-    test: str = ""
+    train: str = ""  # a folder or tar of class/file, a .csv, idx files, or torchvision:NAME:FOLDER
+    valid: str = ""  # likewise
+    test: str = ""  # likewise; read once, at the end
     valid_share: float = 0.1  # of train, held out where valid is not given; 0: train on all, keep the last epoch
     strict: bool = False  # refuse images of which one cannot be used, rather than leave it out
     size: int = 0  # side of the images in pixels; 0: as the network wants them, or as they are
     channels: int = 0  # 1 or 3; 0: as the network wants them, or 1 where no image has colour
-    network: str = (
-        "compact"  # or mobilenetv1, mobilenetv2, mobilenetv3_small, mobilenetv3_large, xception, timm:NAME, ...
-    )
+    network: str = "compact"  # or mobilenetv1, -v2, -v3_small, -v3_large, xception, timm:NAME, FILE.py:FACTORY, ...
     weights: Path | None = None  # for timm:NAME, torchvision:NAME or FILE.py:FACTORY
-    init: Path | None = None  # a saved network, in place of `network`
-    widths: Sequence[int] = field(default_factory=lambda: (48, 96))  # of the compact network, as the next three
-    depths: Sequence[int] = field(default_factory=lambda: (2, 3))
-    kernel_size: int = 3
-    expand_ratio: int = 2
-    dropout: float = 0.0
+    init: Path | None = None  # a saved network, a converted one too, in place of `network`
+    widths: Sequence[int] = field(default_factory=lambda: (48, 96))  # channels of each stage of the compact network
+    depths: Sequence[int] = field(default_factory=lambda: (2, 3))  # blocks of each stage
+    kernel_size: int = 3  # of the compact network
+    expand_ratio: int = 2  # likewise
+    dropout: float = 0.0  # before the last layer of the compact network
     width_multiplier: float = 1.0  # of the MobileNets
     reduction: int = 0  # image side over that of the last maps; 0: by the image's side
     teacher: Path | None = None  # a saved network of the same classes
-    temperature: float = 4.0
+    temperature: float = 4.0  # by which both outputs are softened in the distance to the teacher
     label_weight: float = 0.1  # of the labels beside the teacher
-    augment: str = "crop,flip"
-    pad: int = 2
+    augment: str = "crop,flip"  # of crop, flip, resize, trivial, erase, with commas
+    pad: int = 2  # pixels around an image that is cropped
     together: int = 4  # images that are varied alike
     epochs: int = 14
-    batch_size: int = 128
+    batch_size: int = 128  # images of a batch
     learning_rate: float = 1e-2
-    weight_decay: float = 0.05
+    weight_decay: float = 0.05  # of matrices and filters
     warm_up: float = 0.2  # of all steps
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.1  # share of each label given to all classes
 
 
 class Teacher:
@@ -161,8 +159,6 @@ class ImageTraining(L.LightningModule):
         matrices = [p for p in self.network.parameters() if p.requires_grad and p.dim() >= 2]
         decay = self.settings.weight_decay
         groups = [{"params": matrices, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
-        fused = self.settings.precision == "32-true"  # Lightning cannot clip mixed precision for the fused one
-        optimizer = torch.optim.AdamW(groups, lr=self.settings.learning_rate, fused=fused)
         total = self.settings.epochs * len(self.plan(0))
         warm = max(1, round(total * self.settings.warm_up))
 
@@ -170,8 +166,7 @@ class ImageTraining(L.LightningModule):
             """Up along a line, then down along a line to nothing: one cycle."""
             return (step + 1) / warm if step < warm else max(0.0, (total - step) / max(1, total - warm))
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return learning.adamw(groups, self.settings, share)
 
 
 def main(settings: Settings) -> dict[str, Any]:
@@ -203,27 +198,20 @@ def main(settings: Settings) -> dict[str, Any]:
         fit_classes(network, len(train.classes), example)
     network = network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     module = ImageTraining(network, settings, train, valid, preparation)
-    began = time.perf_counter(), time.process_time()
     monitor = "valid_accuracy" if len(module.valid_places) else "epochs_done"
-    best = running.fit(module, settings, monitor=monitor)
-    spent = [(now - then) / 60 for now, then in zip((time.perf_counter(), time.process_time()), began, strict=True)]
-    if running.world()[0]:
+    trained = learning.train(module, settings, monitor)
+    if trained is None:
         return {}  # one process saves and reports
-    module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
-    network = module.network.cpu().eval()
+    network = module.network.eval()
     about = {"preparation": preparation, "classes": train.classes}
     counted = cost.count(network, example)
     results: dict[str, Any] = {
-        "settings": {name: str(value) for name, value in vars(settings).items()},
+        **trained,
         "classes": train.classes,
         "params": counted.params,
         "macs": counted.macs,
-        "minutes": spent[0],
-        "processor_minutes": spent[1],
-        "threads": torch.get_num_threads(),
         "images": {"train": len(module.train_places), "grey": train.grey},
         "skipped": {"train": train.skipped},
-        "history": module.history,
         "saved": save(network, settings.out / "network", example, about),
     }
     pictures = {}
@@ -293,7 +281,11 @@ def evaluate(network: nn.Module, part: Pixels, places: Tensor, preparation: Prep
     return report, list(part.take(places[wrong])) if len(wrong) else []
 
 
+def told(results: dict[str, Any]) -> str:
+    """What was measured, for a terminal."""
+    return result_page.told(results, image_reports.text)
+
+
 if __name__ == "__main__":
     with progress.shown():
-        finished = main(running.parse(Settings))
-    print(image_reports.text(finished) if finished else "", end="")
+        print(told(main(command_line.parse(Settings))))

@@ -1,6 +1,5 @@
 """What a network for images is judged by: accuracy, each class, what is taken for what; as data, text and a page."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from separable import atomic, report
+from separable import report
+from separable.recipes import result_page
 
+TITLE = "Images told apart"
 _SHOWN = 24  # mistakes with their picture
+_CLASSES = 40  # of the largest matrix that is drawn
 
 
 def measure(labels: Tensor, chances: Tensor, classes: Sequence[str]) -> dict[str, Any]:
@@ -48,25 +50,11 @@ def _mistake(image: int, true: str, guessed: str, chance: float) -> dict[str, An
     return {"image": image, "true": true, "guessed": guessed, "chance": round(chance, 4)}
 
 
-def text(results: dict[str, Any]) -> str:
-    """The classification report of each part as the table people know, and what the network costs."""
-    lines = []
-    for part in ("valid", "test"):
-        if part in results:
-            lines += [f"\n{part}: {results[part]['accuracy']:.4f} of {results[part]['images']:,} images", ""]
-            lines += _rows(results[part]["rows"])
-    cost = f"{results['params']:,} parameters, {results['macs'] / 1e6:.2f} M multiply-adds"
-    time = f"{results['minutes']:.1f} minutes of training, {results['processor_minutes']:.1f} of processor time"
-    return "\n".join([*lines, "", f"{cost}; {time}", ""])
-
-
-def _rows(rows: dict[str, dict[str, float]]) -> list[str]:
-    wide = max(len(name) for name in rows) + 1
-    head = " " * wide + "  precision    recall  f1-score   support"
-    return [head, "", *(
-        f"{name:>{wide}}  {row['precision']:9.3f} {row['recall']:9.3f} {row['f1-score']:9.3f} {int(row['support']):9d}"
-        for name, row in rows.items()
-    )]  # fmt: skip
+def text(part: dict[str, Any]) -> str:
+    """The classification report of a part as the table people know."""
+    top5 = f", top-5 {part['top5']:.4f}" if "top5" in part else ""
+    said = f"accuracy {part['accuracy']:.4f}{top5} ({part['right']:,} of {part['images']:,} images)"
+    return "\n".join([*result_page.class_lines(part["rows"]), "", said])
 
 
 def write(folder: Path, results: dict[str, Any], pictures: dict[str, list[Tensor]]) -> None:
@@ -75,44 +63,35 @@ def write(folder: Path, results: dict[str, Any], pictures: dict[str, list[Tensor
     Args:
         pictures: of each part the images of its mistakes, bytes [C, H, W], in their order.
     """
-    with atomic.write_beside(folder / "results.json") as beside:
-        beside.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
-    sections = [report.Section("Training", [*_curves(results["history"]), _settings(results["settings"])])]
-    sections += [_section(part, results[part], pictures[part]) for part in ("valid", "test") if part in results]
-    part = next((part for part in ("test", "valid") if part in results), None)
-    facts = [(f"{results[part]['accuracy']:.2%}", f"accuracy, {part}")] if part else []
+    history, parts = results["history"], [name for name in ("test", "valid") if name in results]
+    curves = result_page.curve(history, {"loss": "loss"}, "nats", "Training loss")
+    curves += result_page.curve(history, {"valid": "valid_accuracy"}, "accuracy", "Images held out")
+    facts = headline(parts[0], results[parts[0]]) if parts else []
     facts += [
         (f"{results['params']:,}", "parameters"),
         (f"{results['macs'] / 1e6:.2f} M", "multiply-adds an image"),
-        (f"{results['minutes']:.1f} min", f"training ({results['processor_minutes']:.1f} of processor time)"),
     ]
-    facts += [(f"{results[part]['images_per_s']:,.0f}", "images a second")] if part else []
-    report.write_page(folder / "report.html", "Images told apart", sections, facts=facts)
+    sections = [section(name, results[name], pictures[name]) for name in parts]
+    left = [f"{file} {reason}" for file, reason in results["skipped"]["train"]]
+    result_page.write(folder, TITLE, results, sections, curves, facts, left)
 
 
-def _curves(history: Sequence[dict[str, float]]) -> list[str]:
-    curves: list[str] = []
-    for key, name, title in (("loss", "nats", "Training loss"), ("valid_accuracy", "accuracy", "Images held out")):
-        points = [(row["epoch"], row[key]) for row in history if key in row]
-        if points:
-            across, up = zip(*points, strict=True)
-            curves.append(report.plots.curves({key: (across, up)}, x="epoch", y=name, title=title))
-    return curves
+def headline(name: str, part: dict[str, Any]) -> list[tuple[str, str]]:
+    """(value, what it is) of one part."""
+    return [
+        (f"{part['accuracy']:.2%}", f"accuracy, {name}"),
+        (f"{part['images_per_s']:,.0f}", "images a second"),
+    ]
 
 
-def _settings(settings: dict[str, str]) -> str:
-    return report.table(["setting", "value"], [[k, v] for k, v in settings.items()], "Settings")
-
-
-def _section(name: str, part: dict[str, Any], pictures: Sequence[Tensor]) -> report.Section:
-    columns = ["", "precision", "recall", "f1-score", "support"]
-    rows = [[k, *(round(v[c], 3) for c in columns[1:4]), int(v["support"])] for k, v in part["rows"].items()]
+def section(name: str, part: dict[str, Any], pictures: Sequence[Tensor]) -> report.Section:
+    """One part for a page, with the pictures of its mistakes, bytes [C, H, W]."""
     said = [f"{part['right']:,} of {part['images']:,} images are right."]
     said += [f"Left out: {file} {reason}" for file, reason in part["skipped"][:20]]
     said += [f"No image shows: {', '.join(part['empty'])}"] if part["empty"] else []
-    shown = [*said, report.table(columns, rows, "Each class")]
+    shown = [*said, result_page.class_table(part["rows"], "Each class")]
     classes = list(part["rows"])
-    if len(classes) <= 40:
+    if len(classes) <= _CLASSES:
         shown.append(report.plots.confusion(part["confusion"], classes, title="What is taken for what"))
     if pictures:
         images = [image[0] if len(image) == 1 else image.permute(1, 2, 0) for image in pictures]

@@ -88,8 +88,11 @@ def sized(size: int, about: Preparation | None) -> Preparation:
 def open_network(name: str, weights: Path | None, init: Path | None) -> tuple[nn.Module | None, Preparation | None]:
     """The saved network of the folder `init`, or one from timm, torchvision or a file; (None, None) for one of ours."""
     if init is not None:
-        about = store.read_about(init).get("preparation")
-        return store.load(init), Preparation.from_json(about) if about else None
+        about = store.read_about(init)
+        if about.get("task", "image") != "image":
+            raise InputError("init", str(init), f"holds a network for {about['task']}, not for images")
+        known = about.get("preparation")
+        return store.load(init), Preparation.from_json(known) if known else None
     if name == "compact" or name in _OWN:
         return None, None
     if ":" not in name:

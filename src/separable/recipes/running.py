@@ -6,15 +6,13 @@ checkpoint, in the middle of an epoch, to the same final numbers. Several proces
 command by torchrun.
 """
 
-import argparse
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,15 +36,17 @@ class Running:
     """Settings that all recipes share."""
 
     out: Path  # everything is written below this folder
-    epochs: int = 10
-    seed: int = 1
+    epochs: int = 10  # times that all of `train` is seen
+    learning_rate: float = 1e-3  # the highest; it rises to it and falls from it
+    find_lr: bool = False  # search the learning rate first, in 100 steps, by Lightning's finder
+    seed: int = 1  # of every draw
     resume: bool = False  # go on from the last checkpoint below `out`, where there is one
     precision: str = "32-true"  # Lightning's words: "bf16-mixed", "16-mixed" on a GPU
-    clip: float = 5.0  # largest norm of the gradient
+    clip: float = 5.0  # largest norm of the gradient; 0 for no limit
     average: float = 0.995  # share of the old in the running average of weights; 0 for none
     patience: int = 0  # epochs without a better validation score after which to stop; 0 for never
     checkpoint_every: int = 100  # steps
-    accelerator: str = "auto"
+    accelerator: str = "auto"  # or cpu, gpu
     devices: int = 1  # processes on each machine
     nodes: int = 1  # machines
 
@@ -103,12 +103,9 @@ def fit(module: L.LightningModule, settings: Running, monitor: str) -> Path:
 
     Writes checkpoints to out/checkpoints and TensorBoard's files to out/tensorboard.
     """
+    check_free(settings)
     folder = settings.out / "checkpoints"
     last, best = folder / "last.ckpt", folder / "best.ckpt"
-    if last.exists() and not settings.resume:
-        raise InputError(
-            "out", str(settings.out), "holds checkpoints of an earlier run; go on with resume, or choose another"
-        )
     keep_last = callbacks.ModelCheckpoint(
         folder,
         "last",
@@ -119,7 +116,7 @@ def fit(module: L.LightningModule, settings: Running, monitor: str) -> Path:
     keep_best = callbacks.ModelCheckpoint(
         folder, "best", monitor=monitor, mode="max", enable_version_counter=False, auto_insert_metric_name=False
     )
-    _quiet()
+    quiet()
     watching: list[callbacks.Callback] = [keep_last, keep_best]
     watching += [callbacks.RichProgressBar(console_kwargs={"stderr": True})] if sys.stderr.isatty() else [Lines()]
     watching += [Averaging(settings.average)] if settings.average else []
@@ -139,6 +136,13 @@ def fit(module: L.LightningModule, settings: Running, monitor: str) -> Path:
     )
     trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=True)
     return best
+
+
+def check_free(settings: Running) -> None:
+    """Refuse to begin a run over an earlier one."""
+    if (settings.out / "checkpoints" / "last.ckpt").exists() and not settings.resume:
+        rule = "holds checkpoints of an earlier run; go on with resume, or choose another"
+        raise InputError("out", str(settings.out), rule)
 
 
 def machines(settings: Running) -> dict[str, Any]:
@@ -162,39 +166,9 @@ def world() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """What Lightning says of loaders without workers and of its own tips is not about a user's work."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for told in (".*does not have many workers.*", ".*litlogger.*", ".*LeafSpec.*", ".*exists and is not empty.*"):
+    ignored = ("does not have many workers", "litlogger", "LeafSpec", "exists and is not empty", "the logging interval")
+    for told in (f".*{words}.*" for words in ignored):
         warnings.filterwarnings("ignore", message=told)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError("settings", self.prog, message)
-
-
-def parse(settings: type, arguments: list[str] | None = None, program: str | None = None) -> Any:
-    """Settings from a command line: --name value for each field, lists with commas."""
-    parser = _Parser(prog=program or settings.__module__, allow_abbrev=False, usage="%(prog)s --SETTING VALUE ...")
-    for entry in fields(settings):
-        needed = entry.default is MISSING and entry.default_factory is MISSING
-        shown = "needed" if needed else "" if entry.default in (None, MISSING) else f"{entry.default} where not given"
-        option = "--" + entry.name.replace("_", "-")
-        parser.add_argument(option, dest=entry.name, metavar="VALUE", help=shown.replace("%", "%%"), required=needed)
-    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-    hints = get_type_hints(settings)
-    return settings(**{name: _convert(name, value, hints[name]) for name, value in given.items()})
-
-
-def _convert(name: str, value: str, kind: Any) -> Any:
-    kinds = [kind, *get_args(kind)]
-    try:
-        if get_origin(kind) is Sequence:
-            return tuple(int(part) for part in value.split(",") if part)
-        for known in (bool, int, float, Path):
-            if known in kinds:
-                return value.lower() in ("1", "true", "yes") if known is bool else known(value)
-    except ValueError:
-        raise InputError(name, value, "must be a number") from None
-    return value

@@ -100,7 +100,7 @@ class Listener:
 
 
 def evaluate(listener: Listener, clips: Sequence[Clip]) -> dict[str, Any]:
-    """Accuracy, a row a class, confusion, mistakes, labels that training never saw (counted wrong), clips a second."""
+    """Accuracy, a row a class, confusion, mistakes, the surest first, unseen labels (counted wrong), clips a second."""
     from sklearn.metrics import classification_report, confusion_matrix
 
     began = time.perf_counter()
@@ -116,6 +116,7 @@ def evaluate(listener: Listener, clips: Sequence[Clip]) -> dict[str, Any]:
         for clip, label, said, chance in zip(clips, truth, guess, chances.amax(1), strict=True)
         if label != said
     ]
+    mistakes.sort(key=lambda mistake: -mistake["probability"])
     return {
         "clips": len(clips),
         "accuracy": 1 - len(mistakes) / len(clips),
@@ -127,9 +128,8 @@ def evaluate(listener: Listener, clips: Sequence[Clip]) -> dict[str, Any]:
     }
 
 
-def predict(folder: Path, sounds: Clips) -> list[dict[str, Any]]:
-    """What a saved network hears in each sound: file, label and probability."""
-    listener = Listener.load(folder)
+def predict(listener: Listener, sounds: Clips) -> list[dict[str, Any]]:
+    """What it hears in each sound: file, label and probability."""
     if sounds.rate != listener.features.rate:
         rule = f"the network was trained at {listener.features.rate} Hz; read the sounds at that rate"
         raise InputError("rate", sounds.rate, rule)

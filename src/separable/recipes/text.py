@@ -7,7 +7,6 @@ Everything is chosen on `valid`; without it, the last epoch is kept. `test` is r
 of TF-IDF with a linear SVM, alone and together with the network. docs/recipes.md has what it reaches.
 """
 
-import math
 import random
 import time
 from collections.abc import Sequence
@@ -26,45 +25,47 @@ from separable.data.sentences import Corpus
 from separable.errors import InputError
 from separable.models.saved_classifier import SavedClassifier
 from separable.models.sentence_classifier import SentenceClassifier, Shape
-from separable.recipes import running, text_reports
+from separable.recipes import command_line, learning, result_page, running, text_reports
 from separable.recipes.running import L, Running
 from separable.recipes.text_rival import Rival
+from separable.recipes.text_teacher import Teacher, open_teacher
 
 
 @dataclass
 class Settings(Running):
     """What can be set, with what docs/recipes.md was measured with."""
 
-    train: Path = Path("train.csv")
-    valid: Path | None = None
-    test: Path | None = None
+    train: Path = Path("train.csv")  # csv, tsv, JSON lines or text@label; packed or not
+    valid: Path | None = None  # chooses the best epoch; without, the last is kept
+    test: Path | None = None  # read once, at the end
     vectors: Path | None = None  # text or safetensors; without, words are learned from the training set alone
-    encoding: str = "utf-8"
+    encoding: str = "utf-8"  # of all three files
     text_column: str | None = None  # of csv, tsv and JSON lines; without, the usual names are looked for
-    label_column: str | None = None
+    label_column: str | None = None  # likewise
     unknown_label: str | None = None  # stands for none of the classes; such sentences are never trained on
     init: Path | None = None  # a saved classifier to go on from; its words and shape are kept, classes may differ
-    teacher: Path | None = None  # a saved classifier of the same classes, whose probabilities are learned from too
+    teacher: Path | None = None  # a saved classifier of the same classes, or minilm: see text_teacher
     teacher_weight: float = 0.5  # of them in the loss
     strict: bool = False  # refuse a file that has a bad line, rather than leave the line out
-    rival: bool = False
+    rival: bool = False  # also measure TF-IDF with a linear SVM, alone and together
     epochs: int = 12
-    batch: int = 32
+    batch: int = 32  # sentences of a batch
     learning_rate: float = 4e-3
     bag_share: float = 1.0  # of the linear half's logits in the sum; 0 for none
-    bag_learning_rate: float = 6e-4
-    weight_decay: float = 0.01
+    bag_rank: int = 64  # of its matrix, where there are more classes than that
+    bag_learning_rate: float = 6e-4  # of the linear half
+    weight_decay: float = 0.01  # of AdamW
     average: float = 0.99
     smoothing: float = 0.1  # of labels
     halves: float = 0.5  # weight of each half's own loss beside that of their sum
     balance: float = 0.0  # weight of a class is (1 / its share) to this power: 1 where classes matter equally
-    width: int = 96
-    dilations: Sequence[int] = field(default_factory=lambda: (1, 2))
-    word_dropout: float = 0.1
-    input_dropout: float = 0.2
-    block_dropout: float = 0.1
-    output_dropout: float = 0.3
-    bag_dropout: float = 0.2
+    width: int = 96  # channels of the blocks
+    dilations: Sequence[int] = field(default_factory=lambda: (1, 2))  # of the blocks, one each
+    word_dropout: float = 0.1  # of a word's vector, at once
+    input_dropout: float = 0.2  # of what enters the blocks
+    block_dropout: float = 0.1  # inside each block
+    output_dropout: float = 0.3  # of the sentence's vector
+    bag_dropout: float = 0.2  # of the linear half
 
 
 TABLES = (torch.nn.Embedding, torch.nn.EmbeddingBag)
@@ -159,23 +160,15 @@ class ClassifierTraining(L.LightningModule):
             {"params": rest, "lr": self.settings.learning_rate},
             {"params": bag, "lr": self.settings.bag_learning_rate},
         ]
-        optimizer = torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay, fused=True)
-        total = self.settings.epochs * len(self.plan(0))
-        warm = max(1, total // 20)
-
-        def share(step: int) -> float:
-            """Up in a twentieth of the steps, then down along a half cosine."""
-            return min(1.0, (step + 1) / warm) * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        share = learning.half_cosine(self.settings.epochs * len(self.plan(0)))
+        return learning.adamw(groups, self.settings, share, weight_decay=self.settings.weight_decay)
 
 
-def main(settings: Settings) -> dict[str, Any]:
+def main(settings: Settings, teacher: Teacher | None = None) -> dict[str, Any]:
     """Read, train, choose the best epoch on valid, save the network, report on valid and test.
 
-    Writes below settings.out: network/ (see models.saved_classifier), results.json, report.html, checkpoints/,
-    tensorboard/.
+    `teacher` is one at hand, in place of that which the settings name. Writes below settings.out: network/ (see
+    models.saved_classifier), results.json, report.html, checkpoints/, tensorboard/.
     """
     train = known(read(settings.train, settings), settings)
     train.check_trainable(settings.train)
@@ -185,28 +178,24 @@ def main(settings: Settings) -> dict[str, Any]:
     places = {label: place for place, label in enumerate(network.shape.classes)}
     rows = SentenceRows(train.texts, [places[label] for label in train.labels], table)
     held = held_out(valid, places, table, settings) if valid else None
-    module = ClassifierTraining(network, settings, rows, held, teach(train, settings))
-    began = time.perf_counter(), time.process_time()
-    best = running.fit(module, settings, monitor="valid_score")
-    spent = [(now - then) / 60 for now, then in zip((time.perf_counter(), time.process_time()), began, strict=True)]
-    if running.world()[0]:
+    if teacher is None and settings.teacher:
+        teacher = open_teacher(train, settings.teacher)
+    module = ClassifierTraining(network, settings, rows, held, teacher.of_training if teacher else None)
+    trained = learning.train(module, settings, monitor="valid_score")
+    if trained is None:
         return {}  # one process saves and reports
-    module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
-    saved = SavedClassifier.of(network.cpu(), rows, held)
+    saved = SavedClassifier.of(network, rows, held)
     saved.save(settings.out / "network", overwrite=True)
     results: dict[str, Any] = {
-        "settings": {name: str(value) for name, value in vars(settings).items()},
+        **trained,
         "trained_params": sum(p.numel() for p in network.parameters()),
         "table_params": sum(m.weight.numel() for m in network.modules() if isinstance(m, TABLES)),
-        "minutes": spent[0],
-        "processor_minutes": spent[1],
         "skipped": {"train": [str(bad) for bad in train.skipped]},
-        "history": module.history,
     }
     rival = Rival(train.texts, train.labels) if settings.rival else None
     for name, path in (("valid", settings.valid), ("test", settings.test)):
         if path:
-            results[name] = evaluate(saved, read(path, settings), settings.unknown_label, rival)
+            results[name] = evaluate(saved, read(path, settings), settings.unknown_label, rival, teacher)
     text_reports.write(settings.out, results)
     return results
 
@@ -228,16 +217,6 @@ def held_out(valid: Corpus, places: dict[str, int], table: SentenceTable, settin
         rule = f"none of its labels {', '.join(valid.classes()[:5])} is a class of the training set"
         raise InputError("valid", str(settings.valid), rule)
     return SentenceRows([s.text for s in there], [places[s.label] for s in there], table)
-
-
-def teach(train: Corpus, settings: Settings) -> Tensor | None:
-    """What the teacher makes of the training sentences: [N, K] probabilities."""
-    if not settings.teacher:
-        return None
-    teacher = SavedClassifier.load(settings.teacher)
-    if teacher.network.shape.classes != train.classes():
-        raise InputError("teacher", str(settings.teacher), "knows other classes than the training set has")
-    return teacher.run(train.texts).logits.softmax(1)
 
 
 def begin(train: Corpus, settings: Settings) -> tuple[SentenceClassifier, SentenceTable]:
@@ -264,6 +243,7 @@ def begin(train: Corpus, settings: Settings) -> tuple[SentenceClassifier, Senten
         output_dropout=settings.output_dropout,
         bag_dropout=settings.bag_dropout,
         bag_share=settings.bag_share,
+        bag_rank=settings.bag_rank,
     )
     table = SentenceTable.learn(train.texts, words, shape.bag_buckets if shape.bag_share else 0, shape.piece_buckets)
     shape.changes = len(table.lexicon.changes)
@@ -271,7 +251,11 @@ def begin(train: Corpus, settings: Settings) -> tuple[SentenceClassifier, Senten
 
 
 def evaluate(
-    saved: SavedClassifier, part: Corpus, unknown_label: str | None = None, rival: Rival | None = None
+    saved: SavedClassifier,
+    part: Corpus,
+    unknown_label: str | None = None,
+    rival: Rival | None = None,
+    teacher: Teacher | None = None,
 ) -> dict[str, Any]:
     """Reports on labelled sentences; what was left out of them; labels that training never saw; sentences a second.
 
@@ -286,13 +270,17 @@ def evaluate(
     if rival is not None:
         ways["TF-IDF and SVM"] = rival.probabilities(part.texts, classes)
         ways["together"] = (share + ways["TF-IDF and SVM"]) / 2
+    if teacher is not None:
+        ways["teacher"] = teacher.probabilities(part.texts)
     report = text_reports.measure(part, ways, found.known, saved.known.threshold, classes, unknown_label)
     return {**report, "skipped": [str(bad) for bad in part.skipped], "sentences_per_s": len(part.texts) / seconds}
 
 
+def told(results: dict[str, Any]) -> str:
+    """What was measured, for a terminal."""
+    return result_page.told(results, text_reports.text)
+
+
 if __name__ == "__main__":
     with progress.shown():
-        finished = main(running.parse(Settings))
-    for name in ("valid", "test"):
-        if name in finished:
-            print(f"\n{name}\n\n{text_reports.text(finished[name])}")
+        print(told(main(command_line.parse(Settings))))

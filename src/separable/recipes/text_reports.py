@@ -5,7 +5,6 @@ refused at the threshold that kept 95 % of validation. Source: Larson et al. 201
 Classification and Out-of-Scope Prediction", arXiv:1909.02027.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from separable import atomic, report
+from separable import report
 from separable.data.sentences import Corpus
+from separable.recipes import result_page
 
+TITLE = "Classes of sentences"
 SHOWN_CLASSES = 30  # a confusion matrix of more is drawn of those most often confused
 
 
@@ -55,7 +56,7 @@ def measure(
         "unseen_labels": dict(sorted(unseen.items())),
         "classes_without_sentence": sorted(set(classes) - set(truth)),
         "confusion": confusion(truth, first),
-        "examples": mistakes(part, inside, first),
+        "examples": mistakes(part, inside, first, next(iter(ways.values())).amax(1)),
     }
     if truth:
         rows = classification_report(truth, first, output_dict=True, zero_division=0)
@@ -97,12 +98,17 @@ def confusion(truth: Sequence[str], guess: Sequence[str]) -> dict[str, Any]:
     return {"classes": names, "counts": [[pairs[a, b] for b in names] for a in names]}
 
 
-def mistakes(part: Corpus, inside: Sequence[int], guess: Sequence[str], count: int = 20) -> list[dict[str, str]]:
-    """The first sentences with a wrong label."""
-    wrong = [
-        (part.sentences[n], given) for n, given in zip(inside, guess, strict=True) if part.sentences[n].label != given
+def mistakes(
+    part: Corpus, inside: Sequence[int], guess: Sequence[str], sure: Tensor, count: int = 20
+) -> list[dict[str, Any]]:
+    """The sentences with a wrong label whose probability (`sure`, [N]) is largest."""
+    pairs = zip(inside, guess, strict=True)
+    wrong = [(float(sure[n]), part.sentences[n], given) for n, given in pairs if part.sentences[n].label != given]
+    wrong.sort(key=lambda found: -found[0])
+    return [
+        {"line": str(s.line), "sentence": s.text, "label": s.label, "given": given, "probability": round(chance, 4)}
+        for chance, s, given in wrong[:count]
     ]
-    return [{"line": str(s.line), "sentence": s.text, "label": s.label, "given": given} for s, given in wrong[:count]]
 
 
 def text(part: Mapping[str, Any]) -> str:
@@ -133,53 +139,40 @@ def said(part: Mapping[str, Any]) -> list[str]:
 
 def write(folder: Path, results: dict[str, Any]) -> None:
     """results.json and report.html, each whole or not at all."""
-    with atomic.write_beside(folder / "results.json") as beside:
-        beside.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
-    history = results["history"]
-    epochs = [row["epoch"] for row in history]
-    settings = report.table(["setting", "value"], [[k, v] for k, v in results["settings"].items()], "Settings")
-    curves = report.plots.curves
-    drawn = [curves({"loss": (epochs, [r["loss"] for r in history])}, x="epoch", y="nats", title="Training loss")]
+    history, parts = results["history"], [name for name in ("test", "valid") if name in results]
+    curves = result_page.curve(history, {"loss": "loss"}, "nats", "Training loss")
     if "valid" in results:
-        scores = {"valid": (epochs, [r["valid_score"] for r in history])}
-        drawn.append(curves(scores, x="epoch", y="macro F1", title="Validation"))
-    left = [f"Left out of training: {line}" for line in results["skipped"]["train"][:20]]
-    sections = [report.Section("Training", [*left, *drawn, settings])]
-    sections += [_section(name, results[name]) for name in ("valid", "test") if name in results]
-    facts = [
-        (f"{(results['trained_params'] - results['table_params']) / 1e6:.2f} M", "parameters beside the tables"),
-        (f"{results['minutes']:.1f} min", f"training ({results['processor_minutes']:.1f} of processor time)"),
+        curves += result_page.curve(history, {"valid": "valid_score"}, "macro F1", "Validation")
+    facts = headline(parts[0], results[parts[0]]) if parts else []
+    own = (results["trained_params"] - results["table_params"]) / 1e6
+    facts.append((f"{own:.2f} M", "parameters beside the tables"))
+    sections = [section(name, results[name]) for name in parts]
+    result_page.write(folder, TITLE, results, sections, curves, facts, results["skipped"]["train"])
+
+
+def headline(name: str, part: dict[str, Any]) -> list[tuple[str, str]]:
+    """(value, what it is) of one part."""
+    score = part["scores"]["network"]
+    return [
+        (f"{score['accuracy']:.4f}", f"accuracy, {name}"),
+        (f"{score['macro_f1']:.4f}", f"macro F1, {name}"),
+        (f"{part['sentences_per_s']:,.0f}", "sentences a second"),
     ]
-    for name in ("test", "valid"):
-        if name in results:
-            score = results[name]["scores"]["network"]
-            facts = [
-                (f"{score['accuracy']:.4f}", f"accuracy, {name}"),
-                (f"{score['macro_f1']:.4f}", "macro F1"),
-                *facts,
-            ]
-            facts.append((f"{results[name]['sentences_per_s']:.0f}", "sentences a second"))
-            break
-    report.write_page(folder / "report.html", "Classes of sentences", sections, facts=facts)
 
 
-def _section(name: str, part: dict[str, Any]) -> report.Section:
+def section(name: str, part: dict[str, Any]) -> report.Section:
+    """One part for a page."""
     scores = [[way, round(row["accuracy"], 4), round(row["macro_f1"], 4)] for way, row in part["scores"].items()]
     parts: list[str] = [*said(part), report.table(["", "accuracy", "macro F1"], scores, "Scores")]
     if "unknown" in part:
         rows = [[key.replace("_", " "), round(value, 4)] for key, value in part["unknown"].items()]
         parts.append(report.table(["", "value"], rows, "Sentences of no class"))
     if "classes" in part:
-        columns = ["", "precision", "recall", "f1-score", "support"]
-        rows = [
-            [label, *(round(row[c], 3) for c in columns[1:4]), int(row["support"])]
-            for label, row in part["classes"].items()
-        ]
-        parts.append(report.table(columns, rows, "Classes"))
+        parts.append(result_page.class_table(part["classes"], "Classes"))
     matrix = part["confusion"]
     if matrix["classes"]:
         parts.append(report.plots.confusion(matrix["counts"], matrix["classes"], title="Sentences by class"))
-    columns = ["line", "sentence", "label", "given"]
+    columns = ["line", "sentence", "label", "given", "probability"]
     wrong = [[example[c] for c in columns] for example in part["examples"]]
-    parts.append(report.table(columns, wrong, "The first mistakes") if wrong else "No mistakes.")
+    parts.append(report.table(columns, wrong, "The surest mistakes") if wrong else "No mistakes.")
     return report.Section(name, parts)

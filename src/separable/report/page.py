@@ -1,7 +1,7 @@
 """One self-contained page: HTML from one template, figures as inline SVG, nothing fetched when it is read.
 
-Callers hand over plain data. Text is escaped; what `table`, `figure` and `pictures` give is markup already. jinja2 and
-matplotlib are imported when a page is made, so that the core does without them.
+Callers hand over plain data. Text is escaped; what `table`, `figure`, `pictures` and `sounds` give is markup already.
+jinja2 and matplotlib are imported when a page is made, so that the core does without them.
 """
 
 import base64
@@ -9,6 +9,7 @@ import html
 import importlib
 import io
 import re
+import wave
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -150,6 +151,31 @@ def pictures(images: Sequence[Any], captions: Sequence[str], title: str) -> Mark
         cells.append(f"<figure><img src='{source}' alt='{said}'><figcaption>{said}</figcaption></figure>")
     return Markup(
         f"<div class='pictures' role='group' aria-label='{html.escape(title, quote=True)}'>{''.join(cells)}</div>"
+    )
+
+
+def sounds(samples: Sequence[Any], rate: int, captions: Sequence[str], title: str) -> Markup:
+    """Sounds to be played, each with its caption; samples are arrays or tensors [n] between -1 and 1, `rate` a second.
+
+    A sound that is louder than that is made softer as a whole, not cut.
+    """
+    numpy = needs("numpy")
+    if len(samples) != len(captions):
+        raise InputError("captions", len(captions), f"must be as many as the sounds, {len(samples)}")
+    cells = []
+    for values, caption in zip(samples, captions, strict=True):
+        array = numpy.asarray(values, dtype=numpy.float64)
+        array = 32767 * array / max(1.0, float(numpy.abs(array).max(initial=0.0)))
+        buffer = io.BytesIO()
+        with wave.open(buffer, "wb") as file:
+            file.setparams((1, 2, rate, 0, "NONE", ""))
+            file.writeframes(array.round().astype("<i2").tobytes())
+        data, said = base64.b64encode(buffer.getvalue()).decode(), html.escape(caption, quote=True)
+        source = f"data:audio/wav;base64,{data}"
+        player = f"<audio controls preload='none' aria-label='{said}' src='{source}'></audio>"
+        cells.append(f"<figure>{player}<figcaption>{said}</figcaption></figure>")
+    return Markup(
+        f"<div class='sounds' role='group' aria-label='{html.escape(title, quote=True)}'>{''.join(cells)}</div>"
     )
 
 

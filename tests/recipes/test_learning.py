@@ -1,0 +1,178 @@
+"""What the recipes share in training: the search of a learning rate, clipping in mixed precision, and their help."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from separable import conversion, store
+from separable.errors import InputError
+from separable.recipes import audio, command_line, image, learning, text, tokens
+from separable.recipes.running import Running
+
+
+@pytest.fixture
+def said(tmp_path):
+    rows = [f"{word} {verb}@{label}" for word in ("oil", "milk", "rent") * 20 for verb, label in RISES]
+    (tmp_path / "said.txt").write_text("\n".join(rows))
+    return tmp_path / "said.txt"
+
+
+RISES = (("rises", "up"), ("falls", "down"), ("climbs", "up"), ("drops", "down"))
+
+
+@pytest.fixture
+def shades(tmp_path):
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    for label, grey in (("dark", 60), ("light", 190)):
+        (tmp_path / "shades" / label).mkdir(parents=True)
+        for i in range(24):
+            pixels = (draw.integers(-50, 50, (12, 12)) + grey).astype("uint8")
+            Image.fromarray(pixels).save(tmp_path / "shades" / label / f"{i}.png")
+    return tmp_path / "shades"
+
+
+def settings(recipe, out, *options):
+    given = [*map(str, options), "--out", str(out), "--epochs", "1", "--accelerator", "cpu"]
+    return command_line.parse(recipe.Settings, given)
+
+
+def test_the_steepest_fall_is_found_for_the_same_factor_and_not_for_the_same_step():
+    rates = [10 ** (-5 + 5 * i / 99) for i in range(100)]
+    losses = [1 / (1 + math.exp(4 * (math.log10(rate) + 2))) for rate in rates]  # steepest at 1e-2
+    assert learning.steepest(rates, losses) == pytest.approx(1e-2, rel=0.15)
+    for flat in ([1.0] * 100, [float(i) for i in range(100)]):
+        with pytest.raises(InputError, match="no rate at which the loss falls"):
+            learning.steepest(rates, flat)
+    with pytest.raises(InputError, match="no rate at which the loss falls"):
+        learning.steepest(rates[:2], losses[:2])
+
+
+def test_a_learning_rate_is_searched_told_drawn_and_taken_up_again(tmp_path, said):
+    options = ("--train", said, "--width", "16", "--learning-rate", "0.004", "--find-lr", "yes", "--batch", "16")
+    wanted = settings(text, tmp_path / "out", *options)
+    results = text.main(wanted)
+    found = results["learning_rate_search"]
+    assert found["given"] == 0.004
+    assert 1e-5 < found["chosen"] < 1
+    assert float(results["settings"]["learning_rate"]) == pytest.approx(found["chosen"])
+    bag = text.Settings.bag_learning_rate * found["chosen"] / 0.004
+    assert float(results["settings"]["bag_learning_rate"]) == pytest.approx(bag)
+    assert "Search of the learning rate" in (tmp_path / "out" / "report.html").read_text()
+    assert not list((tmp_path / "out").glob(".lr_find*"))
+    # a run that goes on takes what was found, whatever stands there
+    kept = tmp_path / "out" / "learning_rate.json"
+    kept.write_text(json.dumps(found | {"chosen": 0.123}))
+    again = settings(text, tmp_path / "out", *options, "--resume", "yes")
+    text.main(again)
+    assert again.learning_rate == pytest.approx(0.123)
+
+
+def test_the_search_leaves_the_network_as_it_was(tmp_path, shades):
+    wanted = settings(image, tmp_path / "out", "--train", shades, "--widths", "8", "--depths", "1", "--batch-size", "8")
+    part = image.Pixels(image.open_set(str(shades), "train", image.sized(0, None)))
+    network = image.our_network(wanted, 2, part.shape)
+    module = image.ImageTraining(network, wanted, part, part, image.measured(part))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    learning.find(module, wanted)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert module.history == []
+
+
+def test_the_search_is_refused_in_several_processes(tmp_path):
+    with pytest.raises(InputError, match="find_lr = yes: is a search in one process"):
+        learning.find(None, Running(out=tmp_path, devices=2))
+
+
+def test_mixed_precision_is_clipped_in_every_recipe(tmp_path, said, shades):
+    import soundfile
+
+    draw = np.random.default_rng(0)
+    (tmp_path / "sounds").mkdir()
+    for label, hertz in (("low", 300), ("high", 1500)):
+        for take in range(6):
+            samples = 0.3 * np.sin(2 * np.pi * hertz * np.arange(4000) / 8000) + 0.01 * draw.standard_normal(4000)
+            soundfile.write(tmp_path / "sounds" / f"{label}_{take}.wav", samples, 8000)
+    (tmp_path / "tags").write_text("Ada B-PER\nmet O\nUlm B-LOC\n\nBo B-PER\nmet O\nUlm B-LOC\n\n" * 20)
+    heard = ("--data", tmp_path / "sounds", "--names", "(?P<label>[a-z]+)_(?P<take>[0-9]+)", "--valid", "take=0-1")
+    given = {
+        text: ("--train", said, "--width", "16"),
+        tokens: ("--train", tmp_path / "tags", "--valid", tmp_path / "tags", "--width", "16", "--context", "document"),
+        audio: (*heard, "--network", "causal", "--batch", "4"),
+        image: ("--train", shades, "--widths", "8", "--depths", "1", "--batch-size", "8"),
+    }
+    for recipe, options in given.items():
+        out = tmp_path / recipe.__name__
+        results = recipe.main(settings(recipe, out, *options, "--precision", "bf16-mixed", "--clip", "0.5"))
+        assert all(math.isfinite(row["loss"]) for row in results["history"] if "loss" in row)
+        assert (out / "network").is_dir()
+
+
+def test_a_converted_network_is_taken_further_with_its_classes_or_with_others(tmp_path, shades):
+    dense = nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 12, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3),
+    )  # fmt: skip
+    drawn = torch.Generator().manual_seed(0)
+    made = conversion.convert(dense, torch.rand(32, 1, 12, 12, generator=drawn), {"macs": 0.6})
+    about = {"preparation": {"mean": [0.5], "std": [0.25], "channels": 1}, "classes": ["a", "b", "c"]}
+    store.save(made.model, tmp_path / "converted", example=torch.zeros(1, 1, 12, 12), about=about)
+    wanted = settings(image, tmp_path / "out", "--train", shades, "--init", tmp_path / "converted", "--batch-size", "8")
+    results = image.main(wanted)
+    network = store.load(tmp_path / "out" / "network")
+    assert results["saved"] == "network"
+    assert network(torch.zeros(2, 1, 12, 12)).shape == (2, 2)
+    assert store.read_about(tmp_path / "out" / "network")["preparation"]["mean"] == [0.5]
+    kinds = [type(module).__name__ for module in network.modules()]
+    assert "SeparableConv2d" in kinds
+    assert results["params"] < sum(p.numel() for p in dense.parameters())
+
+
+@pytest.mark.parametrize("recipe", [audio, text, tokens])
+def test_a_network_for_images_cannot_begin_another_recipe(recipe, tmp_path, said):
+    store.save(nn.Linear(2, 2), tmp_path / "net", example=torch.zeros(1, 2))
+    rule = {audio: "was not trained on sound", text: "no saved network for text", tokens: "no saved network for tokens"}
+    wanted = settings(recipe, tmp_path / "out", "--init", tmp_path / "net")
+    with pytest.raises(InputError, match=rule[recipe]):
+        begun(recipe, wanted, said)
+
+
+def test_a_network_that_hears_cannot_begin_the_one_for_images(tmp_path):
+    about = {"task": "audio", "preparation": {"rate": 8000}}
+    store.save(nn.Linear(2, 2), tmp_path / "net", example=torch.zeros(1, 2), about=about)
+    with pytest.raises(InputError, match="holds a network for audio, not for images"):
+        image.open_network("compact", None, tmp_path / "net")
+
+
+def begun(recipe, wanted, said):
+    if recipe is audio:
+        return audio.go_on(wanted, 8000, ["no", "yes"])
+    if recipe is text:
+        return text.begin(text.read(said, wanted), wanted)
+    return tokens.begin(tokens.conll.Corpus([tokens.conll.Sentence(["Ada"], ["S-PER"])]), wanted)
+
+
+@pytest.mark.parametrize("recipe", [audio, image, text, tokens])
+def test_help_says_what_every_setting_means(recipe, capsys):
+    with pytest.raises(SystemExit):
+        command_line.parse(recipe.Settings, ["--help"], "separable train x")
+    shown = capsys.readouterr().out
+    told = command_line.meanings(Running)
+    for name in ("out", "find_lr", "precision", "patience"):
+        assert told[name]
+        assert told[name].split(";")[0][:40] in " ".join(shown.split())
+    assert "yes|no" in shown
+    assert shown.index("of this recipe:") < shown.index("of every recipe:")
+
+
+def test_a_setting_without_its_meaning_is_none_of_ours():
+    for recipe in (audio, image, text, tokens):
+        told = command_line.meanings(Running)
+        own = command_line.meanings(recipe.Settings)
+        missing = [name for name, words in own.items() if not words and not told.get(name)]
+        assert not missing, f"{recipe.__name__}: {missing}"
