@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from separable.functional import arguments
+from separable import _native
+from separable.errors import InputError
+from separable.functional import arguments, depthwise_conv_operator
 from separable.functional.arguments import Padding, Size, Window
 
 
@@ -148,11 +150,43 @@ def _depthwise_conv(
     activation: str | None,
     impl: str,
 ) -> Tensor:
-    arguments.check_impl(impl)
+    arguments.check_impl(impl, native=True)
     arguments.check_activation("activation", activation)
     arguments.check_tensors(input, dims, weight=weight, bias=bias)
     arguments.check_kernel("weight", weight, dims, "[C*m, 1, k...]")
     groups = groups_of(input.shape[1], weight)
     arguments.check_bias("bias", bias, weight.shape[0])
     window = arguments.window(input.shape[2:], weight.shape[2:], stride, padding, dilation)
-    return reference(input, weight, bias, window, groups, activation)
+    if impl == "reference":
+        return reference(input, weight, bias, window, groups, activation)
+    obstacle = _native.missing or obstacle_to_native(input, weight, bias)
+    if impl == "native" and obstacle:
+        raise InputError("impl", impl, f"cannot run here: {obstacle}")
+    if obstacle or (impl == "auto" and not native_wins(input, weight, window)):
+        return reference(input, weight, bias, window, groups, activation)
+    return _native_conv(input, weight, bias, window, activation)
+
+
+def obstacle_to_native(input: Tensor, weight: Tensor, bias: Tensor | None) -> str:
+    """Why the native kernels cannot compute this; empty where they can."""
+    if input.device.type != "cpu":
+        return f"the native kernels run on the CPU, and the input is on {input.device}"
+    if input.dtype != torch.float32 or weight.dtype != torch.float32:
+        return f"the native kernels compute float32, and the input is {input.dtype}"
+    if weight.shape[0] != input.shape[1]:
+        return "no multiplier"
+    return _native.obstacle()
+
+
+def native_wins(input: Tensor, weight: Tensor, window: Window) -> bool:
+    """True where the native kernels are known to beat torch's own on this kind of shape."""
+    return False
+
+
+def _native_conv(input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, activation: str | None) -> Tensor:
+    """Through an operator with derivatives where one is asked for, else through the one that fuses the activation."""
+    flat = (window.stride, [side for pair in window.pairs for side in pair], window.dilation)
+    operators = torch.ops.separable
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias)):
+        return arguments.activate(operators.depthwise_conv(input, weight, bias, *flat), activation)
+    return operators.depthwise_conv_inference(input, weight, bias, *flat, depthwise_conv_operator.number_of(activation))

@@ -1,0 +1,94 @@
+// The one place where instruction sets differ: a vector of kLanes floats and what can be done with it.
+#pragma once
+#include <stdint.h>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#elif defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#define SEP_INLINE static inline __attribute__((always_inline))
+
+namespace {
+
+#if defined(__AVX512F__)
+enum { kLanes = 16, kRegisters = 32 };
+#elif defined(__AVX2__)
+enum { kLanes = 8, kRegisters = 16 };
+#elif defined(__aarch64__)
+enum { kLanes = 4, kRegisters = 32 };
+#else
+enum { kLanes = 4, kRegisters = 16 };
+#endif
+
+typedef float V __attribute__((vector_size(kLanes * 4)));                            // in a register
+typedef int32_t VI __attribute__((vector_size(kLanes * 4)));
+typedef float VMemory __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));  // anywhere in memory
+typedef int32_t VIMemory __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+typedef uint16_t VHalf __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));  // kLanes bfloat16
+typedef uint32_t VU __attribute__((vector_size(kLanes * 4)));
+
+SEP_INLINE V splat(float a) { return a - V{}; }
+SEP_INLINE V load(const float* p) { return *(const VMemory*)p; }
+SEP_INLINE void store(float* p, V a) { *(VMemory*)p = a; }
+
+// a * b + c, rounded once where the processor can.
+SEP_INLINE V fma(V a, V b, V c) {
+#if defined(__AVX512F__)
+  return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+  return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+// The first n (0 <= n <= kLanes) floats; zeros after them. Memory after them is not touched.
+SEP_INLINE V load_tail(const float* p, int64_t n) {
+#if defined(__AVX512F__)
+  return (V)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#else
+  V a = {};
+  for (int64_t i = 0; i < n; ++i) a[i] = p[i];
+  return a;
+#endif
+}
+SEP_INLINE void store_tail(float* p, V a, int64_t n) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)a);
+#else
+  for (int64_t i = 0; i < n; ++i) p[i] = a[i];
+#endif
+}
+
+// bfloat16 is the upper half of a float32; rounding to nearest, ties to even, NaN kept.
+SEP_INLINE V from_half(VHalf h) { return (V)(__builtin_convertvector(h, VU) << 16); }
+SEP_INLINE V load(const uint16_t* p) { return from_half(*(const VHalf*)p); }
+SEP_INLINE void store(uint16_t* p, V a) {
+  VU bits = (VU)a;
+  VU rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  VU nan = (VU)(a != a);
+  *(VHalf*)p = __builtin_convertvector((rounded & ~nan) | (((bits >> 16) | 0x40u) & nan), VHalf);
+}
+SEP_INLINE V load_tail(const uint16_t* p, int64_t n) {
+  VHalf h = {};
+  for (int64_t i = 0; i < n; ++i) h[i] = p[i];
+  return from_half(h);
+}
+SEP_INLINE void store_tail(uint16_t* p, V a, int64_t n) {
+  uint16_t all[kLanes];
+  store(all, a);
+  for (int64_t i = 0; i < n; ++i) p[i] = all[i];
+}
+
+// Where the condition (all bits or none, from a comparison of vectors) holds, a, else b.
+SEP_INLINE V select(VI condition, V a, V b) { return (V)((condition & (VI)a) | (~condition & (VI)b)); }
+SEP_INLINE V maximum(V a, V b) { return select((VI)(a < b), b, a); }  // a's NaN stays
+SEP_INLINE V minimum(V a, V b) { return select((VI)(a > b), b, a); }
+
+}  // namespace

@@ -1,0 +1,129 @@
+"""torch.ops.separable.depthwise_conv*: schema, shapes, derivatives, vmap and FLOPs of the native depthwise convolution.
+
+Three operators: `depthwise_conv` has derivatives; `depthwise_conv_inference` has none and fuses the activation;
+`depthwise_conv_backward` gives all three gradients in one pass. Padding is flat, (before, after) for each dimension.
+The result lies in memory as the input does: channels last where neighbouring channels are neighbours, else contiguous.
+Without the library the same operators run the reference, so that a saved graph that names them still loads.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from separable import _native
+from separable.functional import arguments
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_WINDOW = "SymInt[] stride, SymInt[] padding, SymInt[] dilation"
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+_ACTIVATIONS = (None, *arguments.ACTIVATIONS)  # the numbers of csrc/kernels.h
+
+Ints = Sequence[int]
+
+
+def number_of(activation: str | None) -> int:
+    """The number by which the kernels know an activation."""
+    return _ACTIVATIONS.index(activation)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """True where the channels of one place of x [N, C, ...] lie together; such an input gives such a result."""
+    return x.stride(1) == 1 and x.shape[1] > 1
+
+
+def strides(shape: Ints, channels_last: bool) -> tuple[int, ...]:
+    """Of a dense tensor [N, C, ...] in one of the two layouts."""
+    order = [1, *range(len(shape) - 1, 1, -1), 0] if channels_last else range(len(shape) - 1, -1, -1)
+    found, step = [0] * len(shape), 1
+    for dim in order:
+        found[dim] = step
+        step = step * shape[dim]
+    return tuple(found)
+
+
+def result_shape(x: Tensor, weight: Tensor, stride: Ints, padding: Ints, dilation: Ints) -> tuple[int, ...]:
+    """[N, F, ...] for input [N, C, ...] and weight [F, C/groups, k...]; kernel sizes are fixed in a captured graph."""
+    kernel = [int(k) for k in weight.shape[2:]]
+    before, after = padding[::2], padding[1::2]
+    size = [
+        (x.shape[2 + i] + before[i] + after[i] - dilation[i] * (k - 1) - 1) // stride[i] + 1
+        for i, k in enumerate(kernel)
+    ]
+    return (x.shape[0], weight.shape[0], *size)
+
+
+def _groups(x: Tensor, weight: Tensor) -> int:
+    return x.shape[1] // weight.shape[1]
+
+
+def _padded(x: Tensor, padding: Ints) -> Tensor:
+    pairs = tuple(zip(padding[::2], padding[1::2], strict=True))
+    return arguments.pad(x, pairs)
+
+
+def _in_layout(y: Tensor, channels_last: bool) -> Tensor:
+    """y's values in memory that is its own and lies exactly as the kernels write it."""
+    return torch.empty_strided(y.shape, strides(y.shape, channels_last), dtype=y.dtype, device=y.device).copy_(y)
+
+
+def _reference(x, weight, bias, stride, padding, dilation) -> Tensor:
+    return _CONV[x.dim() - 2](_padded(x, padding), weight, bias, stride, 0, dilation, _groups(x, weight))
+
+
+def _forward(x, weight, bias, stride, padding, dilation):
+    return _in_layout(_reference(x, weight, bias, stride, padding, dilation), is_channels_last(x))
+
+
+def _inference(x, weight, bias, stride, padding, dilation, activation):
+    y = arguments.activate(_reference(x, weight, bias, stride, padding, dilation), _ACTIVATIONS[activation])
+    return _in_layout(y, is_channels_last(x))
+
+
+def _fake(x, weight, bias, stride, padding, dilation, activation=0):
+    shape = result_shape(x, weight, stride, padding, dilation)
+    return x.new_empty_strided(shape, strides(shape, is_channels_last(x)))
+
+
+def _aten_backward(grad, x, weight, stride, padding, dilation, mask):
+    """The three gradients by torch's own operator, which is differentiable again; None where `mask` says no."""
+    zeros, bias = [0] * len(stride), [weight.shape[0]]
+    padded = _padded(x, padding)
+    gradients = torch.ops.aten.convolution_backward(
+        grad, padded, weight, bias, stride, zeros, dilation, False, zeros, _groups(x, weight), mask
+    )
+    if mask[0] and padded is not x:
+        for dim in range(2, x.dim()):
+            gradients = (gradients[0].narrow(dim, padding[2 * dim - 4], x.shape[dim]), *gradients[1:])
+    return gradients
+
+
+def _setup(ctx, inputs, output) -> None:
+    x, weight, bias, *ctx.window = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(x, weight)
+
+
+def _autograd(ctx, grad):
+    x, weight = ctx.saved_tensors
+    mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]]
+    stride, padding, dilation = map(list, ctx.window)
+    return (*_aten_backward(grad, x, weight, stride, padding, dilation, mask), None, None, None)
+
+
+for _name, _more in (("depthwise_conv", ""), ("depthwise_conv_inference", ", int activation")):
+    _native.operators.define(
+        f"{_name}(Tensor input, Tensor weight, Tensor? bias, {_WINDOW}{_more}) -> Tensor", tags=_TAGS
+    )
+    torch.library.register_fake(f"separable::{_name}", _fake, lib=_native.operators)
+_native.operators.impl("depthwise_conv", _forward, "CompositeExplicitAutograd")
+_native.operators.impl("depthwise_conv_inference", _inference, "CompositeExplicitAutograd")
+torch.library.register_autograd("separable::depthwise_conv", _autograd, setup_context=_setup, lib=_native.operators)
+
+
+@register_flop_formula([torch.ops.separable.depthwise_conv, torch.ops.separable.depthwise_conv_inference])
+def _flops(x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
+    return 2 * math.prod(out_shape) * math.prod(weight_shape[1:])
