@@ -1,6 +1,7 @@
 // Fused chains, tile by tile: expanded rows, their depthwise output and its product, by the kernels of the same instruction set.
 #include "separable_conv.h"
 
+#include "depthwise_tile.h"
 #include "vec.h"
 
 namespace {
@@ -20,7 +21,7 @@ SEP_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Sizes that follow from the arguments. Rows are rows of pixels; `in` what is read, `mid` after the first step, `out` the result.
 struct Plan {
   bool expand, depthwise, project;
-  int64_t in_channels, mid_channels, deep_channels, out_channels;  // of x, of what the depthwise step reads and writes, of y
+  int64_t in_channels, mid_channels, out_channels;  // of x, of what lies between, of y
   int64_t height, width, out_height, out_width;
   int64_t tile_rows, tiles;       // rows of output in a tile, tiles in an image
   int64_t group_columns, groups;  // of the product: a tile's is split where images have few tiles and weights are large
@@ -28,25 +29,24 @@ struct Plan {
 };
 
 int64_t rows_read(const Args* a, int64_t rows) {  // by `rows` rows of output
-  const sep_depthwise_conv_args& d = a->depthwise;
-  return a->has_depthwise ? (rows - 1) * d.stride[1] + (int64_t)(d.kernel[1] - 1) * d.dilation[1] + 1 : rows;
+  const Step& d = a->depthwise;
+  return a->depthwise.weight ? (rows - 1) * d.stride[0] + (int64_t)(d.kernel[0] - 1) * d.dilation[0] + 1 : rows;
 }
 
 int64_t middle_bytes(const Args* a, const Plan& p, int64_t rows) {
   const int64_t kept = p.expand ? least(p.height, rows_read(a, rows)) * p.width * p.mid_channels : 0;
-  const int64_t deep = p.depthwise && p.project ? rows * p.out_width * p.deep_channels : 0;
+  const int64_t deep = p.depthwise && (p.project || !p.expand) ? rows * p.out_width * p.mid_channels : 0;
   return (kept + deep) * 4;
 }
 
 Plan plan(const Args* a) {
-  const sep_depthwise_conv_args& d = a->depthwise;
+  const Step& d = a->depthwise;
   Plan p;
-  p.expand = a->expand.weight, p.depthwise = a->has_depthwise, p.project = a->project.weight;
+  p.expand = a->expand.weight, p.depthwise = a->depthwise.weight, p.project = a->project.weight;
   p.in_channels = p.expand ? a->expand.c_in : d.channels;
   p.mid_channels = p.expand ? a->expand.c_out : d.channels;
-  p.deep_channels = p.depthwise ? d.filters : p.mid_channels;
-  p.out_channels = p.project ? a->project.c_out : p.deep_channels;
-  p.height = d.size[1], p.width = d.size[2], p.out_height = d.out[1], p.out_width = d.out[2];
+  p.out_channels = p.project ? a->project.c_out : p.mid_channels;
+  p.height = d.size[0], p.width = d.size[1], p.out_height = d.out[0], p.out_width = d.out[1];
   int64_t rows = 1;
   while (rows < p.out_height && middle_bytes(a, p, rows + 1) <= kTileBytes) ++rows;
   p.tiles = ceil_div(p.out_height, rows);
@@ -56,7 +56,7 @@ Plan plan(const Args* a) {
   p.group_columns = p.out_channels;
   // A second thread makes the tile's depthwise output again, which costs little beside the product; an expansion would not.
   if (p.project && !p.expand && p.tiles * d.batch < 8) {
-    const int64_t panel = 2 * kLanes, work = p.tile_rows * p.out_width * p.deep_channels * panel;
+    const int64_t panel = 2 * kLanes, work = p.tile_rows * p.out_width * p.mid_channels * panel;
     const int64_t panels = most(ceil_div(kUnitWork, most(work, 1)), ceil_div(p.out_channels, 8 * panel));
     p.group_columns = least(p.out_channels, panels * panel);
   }
@@ -80,7 +80,7 @@ Pointwise rows_of(const Pointwise& step, int64_t rows) {
 
 int64_t kept_bytes(const Plan& p) { return p.expand ? aligned(p.kept_rows * p.width * p.mid_channels * 4) : 0; }
 int64_t deep_bytes(const Plan& p) {
-  return p.depthwise && p.project ? aligned(p.tile_rows * p.out_width * p.deep_channels * 4) : 0;
+  return p.depthwise && p.project ? aligned(p.tile_rows * p.out_width * p.mid_channels * 4) : 0;
 }
 
 int64_t scratch_bytes(const Args* a) {
@@ -125,16 +125,6 @@ void expand_rows(const Args* a, const Plan& p, Held& h, int64_t image, int64_t f
   h.image = image, h.first = first, h.last = most(last, have);
 }
 
-// Output rows [first, last) of the depthwise step into `to`.
-void convolve_rows(const Args* a, const Plan& p, const Held& h, int64_t image, int64_t first, int64_t last, float* to) {
-  sep_depthwise_conv_args d = a->depthwise;
-  const int64_t row = p.width * p.mid_channels;
-  d.batch = 1;
-  d.x = p.expand ? h.kept - h.first * row : a->x + image * p.height * row;  // where the image's first row is or would be
-  d.y = to - first * p.out_width * p.deep_channels;
-  SEP_TABLE(depthwise_conv).forward(&d, first, last);
-}
-
 void add_rows(const float* y, int64_t rows, int64_t channels, float* sums) {
   for (int64_t c = 0; c < channels; c += kLanes) {
     const int64_t n = least(kLanes, channels - c);
@@ -160,7 +150,7 @@ void project_rows(const Args* a, const Plan& p, const Held& h, const float* x, i
 
 void run(const Args* a, void* scratch, int64_t begin, int64_t end) {
   const Plan p = plan(a);
-  const sep_depthwise_conv_args& d = a->depthwise;
+  const Step& d = a->depthwise;
   char* memory = (char*)scratch;
   Held h = {-1, 0, 0, (float*)memory, (float*)(memory + kept_bytes(p)), memory + kept_bytes(p) + deep_bytes(p)};
   int64_t made = -1;  // the tile whose depthwise output is in h.deep
@@ -169,17 +159,22 @@ void run(const Args* a, void* scratch, int64_t begin, int64_t end) {
     const int64_t first = tile % p.tiles * p.tile_rows, last = least(p.out_height, first + p.tile_rows);
     const int64_t pixel = (image * p.out_height + first) * p.out_width, pixels = (last - first) * p.out_width;
     if (tile != made && p.expand) {
-      const int64_t top = p.depthwise ? first * d.stride[1] - d.padding[1] : first;
+      const int64_t top = p.depthwise ? first * d.stride[0] - d.padding[0] : first;
       expand_rows(a, p, h, image, least(most(0, top), p.height), least(p.height, most(0, top + rows_read(a, last - first))));
     }
-    float* deep = p.project ? h.deep : a->y + pixel * p.deep_channels;
-    if (tile != made && p.depthwise) convolve_rows(a, p, h, image, first, last, deep);
+    float* deep = p.project ? h.deep : a->y + pixel * p.mid_channels;
+    if (tile != made && p.depthwise) {
+      const int64_t row = p.width * p.mid_channels;
+      const float* top = p.expand ? h.kept - h.first * row : a->x + image * p.height * row;  // the image's row 0
+      convolve_rows(d, top, deep, first, last);
+    }
     made = tile;
-    if (!p.project && a->sums) add_rows(deep, pixels, p.deep_channels, a->sums + unit * p.deep_channels);
+    if (!p.project && a->sums) add_rows(deep, pixels, p.mid_channels, a->sums + unit * p.mid_channels);
     if (p.project) project_rows(a, p, h, p.depthwise ? deep : h.kept, pixel, pixels, unit % p.groups);
   }
 }
 
 }  // namespace
 
-extern "C" const sep_separable_conv_kernels SEP_TABLE(separable_conv) = {units, scratch_bytes, run};
+extern "C" const sep_separable_conv_kernels SEP_TABLE(separable_conv) = {packed_floats, pack_depthwise, units,
+                                                                          scratch_bytes, run};
