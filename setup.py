@@ -31,7 +31,7 @@ elif MACHINE in ("aarch64", "arm64"):
     ISAS |= {"neon": ""}
 # A template of the standard library, instantiated here with AVX-512, could be the copy that the linker keeps for all:
 # kernels include no standard header and make no weak symbol (csrc/kernels.h).
-KERNEL_FLAGS = ["-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics"]
+KERNEL_FLAGS = ["-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics", "-Wno-maybe-uninitialized"]
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10: the oldest whose stable ABI has all we call
 
 
@@ -61,7 +61,7 @@ def objects(torch: Path) -> dict[str, tuple[Path, list[str]]]:
     for source in sorted((HERE / "csrc").glob("*.cpp")):
         if source.stem.startswith("ops"):
             found[source.stem] = (source, [*base, TORCH_TARGET, f"-isystem{torch / 'include'}"])
-        elif source.stem == "dispatch":
+        elif source.stem in ("dispatch", "program"):
             found[source.stem] = (source, base)
         else:
             for isa, flags in ISAS.items():
