@@ -273,8 +273,25 @@ uint16_t rounded(float a) {
   return all[0];
 }
 
+// Rows of weights as torch has them, kLanes outputs by kLanes channels at a time: a few bytes a cycle, so that a call may pack.
+void pack_rows(const float* weight, int64_t out_stride, int64_t c_in, int64_t c_out, float* packed) {
+  for (int64_t column = 0; column < packed_columns(c_out); column += kLanes) {
+    const int64_t panel = column / kPanel * kPanel, width = least(kPanel, packed_columns(c_out) - panel);
+    float* to = packed + panel * c_in + (column - panel);
+    for (int64_t c = 0; c < c_in; c += kLanes) {
+      const int64_t n = least(kLanes, c_in - c);
+      V rows[kLanes];
+      for (int64_t l = 0; l < kLanes; ++l)
+        rows[l] = column + l < c_out ? load_tail(weight + (column + l) * out_stride + c, n) : V{};
+      transpose(rows);
+      for (int64_t i = 0; i < n; ++i) store(to + (c + i) * width, rows[i]);
+    }
+  }
+}
+
 void pack_weight(const float* weight, int64_t out_stride, int64_t in_stride, int64_t c_in, int64_t c_out, int32_t product,
                  void* packed) {
+  if (product == SEP_F32 && in_stride == 1) return pack_rows(weight, out_stride, c_in, c_out, (float*)packed);
   const int64_t each = product == SEP_BF16 ? 2 : 1, steps = ceil_div(c_in, each), all = packed_columns(c_out);
   for (int64_t column = 0; column < all; column += kPanel) {
     const int64_t width = least(kPanel, all - column);
