@@ -53,6 +53,7 @@ SEP_INLINE V load_tail(const float* p, int64_t n) {
 #if defined(__AVX512F__)
   return (V)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
 #else
+  if (n == kLanes) return load(p);
   V a = {};
   for (int64_t i = 0; i < n; ++i) a[i] = p[i];
   return a;
@@ -62,6 +63,7 @@ SEP_INLINE void store_tail(float* p, V a, int64_t n) {
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)a);
 #else
+  if (n == kLanes) return store(p, a);
   for (int64_t i = 0; i < n; ++i) p[i] = a[i];
 #endif
 }
@@ -76,9 +78,13 @@ SEP_INLINE void store(uint16_t* p, V a) {
   *(VHalf*)p = __builtin_convertvector((rounded & ~nan) | (((bits >> 16) | 0x40u) & nan), VHalf);
 }
 SEP_INLINE V load_tail(const uint16_t* p, int64_t n) {
-  VHalf h = {};
-  for (int64_t i = 0; i < n; ++i) h[i] = p[i];
-  return from_half(h);
+#if defined(__AVX512F__)
+  return from_half((VHalf)_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p));
+#else
+  uint16_t all[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) all[i] = p[i];
+  return load(all);
+#endif
 }
 SEP_INLINE void store_tail(uint16_t* p, V a, int64_t n) {
   uint16_t all[kLanes];
@@ -86,9 +92,52 @@ SEP_INLINE void store_tail(uint16_t* p, V a, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = all[i];
 }
 
+// Lane l gets a[index[l]]; 0 <= index < kLanes.
+SEP_INLINE V permute(V a, VI index) {
+#if defined(__AVX512F__)
+  return (V)_mm512_permutexvar_ps((__m512i)index, (__m512)a);
+#elif defined(__AVX2__)
+  return (V)_mm256_permutevar8x32_ps((__m256)a, (__m256i)index);
+#else
+  return __builtin_shuffle(a, index);
+#endif
+}
+
+SEP_INLINE VI iota() {
+  VI a;
+  for (int i = 0; i < kLanes; ++i) a[i] = i;
+  return a;
+}
+
+// rows[i][j] <-> rows[j][i]: each of log2(kLanes) rounds is a perfect shuffle of the rows.
+SEP_INLINE void transpose(V rows[kLanes]) {
+  VI low, high;  // the halves of two vectors, interleaved
+  for (int i = 0; i < kLanes; ++i) {
+    low[i] = i / 2 + (i % 2) * kLanes;
+    high[i] = kLanes / 2 + i / 2 + (i % 2) * kLanes;
+  }
+  for (int round = 1; round < kLanes; round *= 2) {
+    V next[kLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], low);
+      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], high);
+    }
+    for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
+  }
+}
+
 // Where the condition (all bits or none, from a comparison of vectors) holds, a, else b.
 SEP_INLINE V select(VI condition, V a, V b) { return (V)((condition & (VI)a) | (~condition & (VI)b)); }
+#if defined(__AVX512F__)  // where either is NaN these give the second, which is a
+SEP_INLINE V maximum(V a, V b) { return (V)_mm512_max_ps((__m512)b, (__m512)a); }
+SEP_INLINE V minimum(V a, V b) { return (V)_mm512_min_ps((__m512)b, (__m512)a); }
+#elif defined(__AVX2__)
+SEP_INLINE V maximum(V a, V b) { return (V)_mm256_max_ps((__m256)b, (__m256)a); }
+SEP_INLINE V minimum(V a, V b) { return (V)_mm256_min_ps((__m256)b, (__m256)a); }
+#else
 SEP_INLINE V maximum(V a, V b) { return select((VI)(a < b), b, a); }  // a's NaN stays
 SEP_INLINE V minimum(V a, V b) { return select((VI)(a > b), b, a); }
+#endif
 
 }  // namespace

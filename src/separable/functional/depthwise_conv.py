@@ -171,10 +171,8 @@ def obstacle_to_native(input: Tensor, weight: Tensor, bias: Tensor | None) -> st
     """Why the native kernels cannot compute this; empty where they can."""
     if input.device.type != "cpu":
         return f"the native kernels run on the CPU, and the input is on {input.device}"
-    if input.dtype != torch.float32 or weight.dtype != torch.float32:
-        return f"the native kernels compute float32, and the input is {input.dtype}"
-    if weight.shape[0] != input.shape[1]:
-        return "no multiplier"
+    if input.dtype not in (torch.float32, torch.bfloat16) or input.dtype != weight.dtype:
+        return f"the native kernels compute float32 and bfloat16, and the input is {input.dtype}"
     return _native.obstacle()
 
 

@@ -18,7 +18,6 @@ from separable import _native
 from separable.functional import arguments
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_WINDOW = "SymInt[] stride, SymInt[] padding, SymInt[] dilation"
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 _ACTIVATIONS = (None, *arguments.ACTIVATIONS)  # the numbers of csrc/kernels.h
 
@@ -88,42 +87,97 @@ def _fake(x, weight, bias, stride, padding, dilation, activation=0):
     return x.new_empty_strided(shape, strides(shape, is_channels_last(x)))
 
 
-def _aten_backward(grad, x, weight, stride, padding, dilation, mask):
+def _aten_gradients(grad, x, weight, stride, padding, dilation, mask) -> list[Tensor | None]:
     """The three gradients by torch's own operator, which is differentiable again; None where `mask` says no."""
     zeros, bias = [0] * len(stride), [weight.shape[0]]
     padded = _padded(x, padding)
-    gradients = torch.ops.aten.convolution_backward(
-        grad, padded, weight, bias, stride, zeros, dilation, False, zeros, _groups(x, weight), mask
-    )
+    window = (list(stride), zeros, list(dilation), False, zeros)
+    gx, *others = torch.ops.aten.convolution_backward(grad, padded, weight, bias, *window, _groups(x, weight), mask)
     if mask[0] and padded is not x:
         for dim in range(2, x.dim()):
-            gradients = (gradients[0].narrow(dim, padding[2 * dim - 4], x.shape[dim]), *gradients[1:])
-    return gradients
+            gx = gx.narrow(dim, padding[2 * dim - 4], x.shape[dim])
+    return [gx, *others]
 
 
-def _setup(ctx, inputs, output) -> None:
+def _backward(grad, x, weight, stride, padding, dilation, *mask):
+    gx, gw, gb = _aten_gradients(grad, x, weight, stride, padding, dilation, mask)
+    return (
+        _in_layout(gx, is_channels_last(x)) if mask[0] else x.new_empty(0),
+        gw.contiguous() if mask[1] else x.new_empty(0),
+        gb if mask[2] else x.new_empty(0),
+    )
+
+
+def _fake_backward(grad, x, weight, stride, padding, dilation, *mask):
+    return (
+        x.new_empty_strided(x.shape, strides(x.shape, is_channels_last(x))) if mask[0] else x.new_empty(0),
+        weight.new_empty(weight.shape) if mask[1] else x.new_empty(0),
+        weight.new_empty(weight.shape[0]) if mask[2] else x.new_empty(0),
+    )
+
+
+def _keep(ctx, inputs, output) -> None:
     x, weight, bias, *ctx.window = inputs
     ctx.has_bias = bias is not None
     ctx.save_for_backward(x, weight)
 
 
-def _autograd(ctx, grad):
+def _gradients(ctx, grad):
     x, weight = ctx.saved_tensors
     mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.has_bias and ctx.needs_input_grad[2]]
-    stride, padding, dilation = map(list, ctx.window)
-    return (*_aten_backward(grad, x, weight, stride, padding, dilation, mask), None, None, None)
+    found = torch.ops.separable.depthwise_conv_backward(grad, x, weight, *ctx.window, *mask)
+    gradients = [g if needed else None for g, needed in zip(found, mask, strict=True)]
+    return (*gradients, None, None, None)
 
 
+def _keep_for_second(ctx, inputs, output) -> None:
+    grad, x, weight, *ctx.window, ctx.need_x, ctx.need_weight, ctx.need_bias = inputs
+    ctx.save_for_backward(grad, x, weight)
+
+
+def _second_gradients(ctx, ggx, ggw, ggb):
+    """Of the gradients, which are linear in each of grad, x and weight; by torch's own operators, so to any order."""
+    grad, x, weight = ctx.saved_tensors
+    of_grad = of_x = of_weight = None
+    if ctx.need_x:  # gx is linear in grad and weight
+        of_grad = _reference(ggx, weight, None, *ctx.window)
+        of_weight = _aten_gradients(grad, ggx, weight, *ctx.window, [False, True, False])[1]
+    if ctx.need_weight:  # gw is linear in grad and x
+        more = _reference(x, ggw, None, *ctx.window)
+        of_grad = more if of_grad is None else of_grad + more
+        of_x = _aten_gradients(grad, x, ggw, *ctx.window, [True, False, False])[0]
+    if ctx.need_bias:  # gb is the sum of grad
+        more = ggb.reshape(1, -1, *[1] * (grad.dim() - 2)).expand_as(grad)
+        of_grad = more if of_grad is None else of_grad + more
+    return (of_grad, of_x, of_weight, *[None] * 6)
+
+
+_library = _native.operators
+_WINDOW = "SymInt[] stride, SymInt[] padding, SymInt[] dilation"
 for _name, _more in (("depthwise_conv", ""), ("depthwise_conv_inference", ", int activation")):
-    _native.operators.define(
-        f"{_name}(Tensor input, Tensor weight, Tensor? bias, {_WINDOW}{_more}) -> Tensor", tags=_TAGS
-    )
-    torch.library.register_fake(f"separable::{_name}", _fake, lib=_native.operators)
-_native.operators.impl("depthwise_conv", _forward, "CompositeExplicitAutograd")
-_native.operators.impl("depthwise_conv_inference", _inference, "CompositeExplicitAutograd")
-torch.library.register_autograd("separable::depthwise_conv", _autograd, setup_context=_setup, lib=_native.operators)
+    _arguments = f"Tensor input, Tensor weight, Tensor? bias, {_WINDOW}{_more}"
+    _library.define(f"{_name}({_arguments}) -> Tensor", tags=_TAGS)
+    torch.library.register_fake(f"separable::{_name}", _fake, lib=_library)
+_arguments = f"Tensor grad, Tensor input, Tensor weight, {_WINDOW}, bool need_input, bool need_weight, bool need_bias"
+_library.define(f"depthwise_conv_backward({_arguments}) -> (Tensor, Tensor, Tensor)", tags=_TAGS)
+torch.library.register_fake("separable::depthwise_conv_backward", _fake_backward, lib=_library)
+for _name, _implementation in (
+    ("depthwise_conv", _forward),
+    ("depthwise_conv_inference", _inference),
+    ("depthwise_conv_backward", _backward),
+):
+    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
+torch.library.register_autograd("separable::depthwise_conv", _gradients, setup_context=_keep, lib=_library)
+torch.library.register_autograd(
+    "separable::depthwise_conv_backward", _second_gradients, setup_context=_keep_for_second, lib=_library
+)
 
 
 @register_flop_formula([torch.ops.separable.depthwise_conv, torch.ops.separable.depthwise_conv_inference])
 def _flops(x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
     return 2 * math.prod(out_shape) * math.prod(weight_shape[1:])
+
+
+@register_flop_formula(torch.ops.separable.depthwise_conv_backward)
+def _backward_flops(grad_shape, x_shape, weight_shape, stride, padding, dilation, *mask, out_shape=None) -> int:
+    return 2 * math.prod(grad_shape) * math.prod(weight_shape[1:]) * (bool(mask[0]) + bool(mask[1]))

@@ -4,10 +4,17 @@ Source: Howard et al. 2017, "MobileNets", arXiv:1704.04861, section 3.1 (depthwi
 "Rethinking Depthwise Separable Convolutions", arXiv:2003.13549, section 3 (pointwise first).
 """
 
+import torch
 from torch import Tensor
 
+from separable import _native
 from separable.errors import InputError
-from separable.functional import arguments, depthwise_conv
+from separable.functional import (
+    arguments,
+    depthwise_conv,
+    depthwise_conv_operator,
+    separable_conv_operator,  # noqa: F401 - defines the operator
+)
 from separable.functional.arguments import Padding, Size, Window
 
 ORDERS = ("depthwise_first", "pointwise_first")
@@ -63,7 +70,8 @@ def separable_conv2d(
         order: "depthwise_first" (MobileNet, Xception) or "pointwise_first" (BSConv at m = 1).
         inner_activation: applied between the halves.
         activation: applied to the result.
-        impl: "auto" takes the fastest way known for this shape, "reference" plain torch.
+        impl: "auto" takes the fastest way known for this shape, "reference" plain torch, "native" the fused kernels: for
+            inference, in one and two dimensions, at depth multiplier 1.
 
     Returns:
         [N, C_out, H', W'] with H' as in `depthwise_conv2d`. Work in multiply-adds, depthwise first:
@@ -158,7 +166,7 @@ def _separable_conv(
     impl: str,
 ) -> Tensor:
     (dw_weight, pw_weight), (dw_bias, pw_bias) = weights, biases
-    arguments.check_impl(impl)
+    arguments.check_impl(impl, native=True)
     check_order(order)
     arguments.check_activation("inner_activation", activations[0])
     arguments.check_activation("activation", activations[1])
@@ -169,4 +177,42 @@ def _separable_conv(
     arguments.check_bias("dw_bias", dw_bias, dw_weight.shape[0])
     arguments.check_bias("pw_bias", pw_bias, pw_weight.shape[0])
     window = arguments.window(input.shape[2:], dw_weight.shape[2:], stride, padding, dilation)
+    if impl != "reference":
+        obstacle = _native.missing or obstacle_to_native(input, weights, biases)
+        if not obstacle:
+            return _native_conv(input, weights, biases, window, order, activations)
+        if impl == "native":
+            raise InputError("impl", impl, f"cannot run here: {obstacle}")
     return reference(input, weights, biases, window, order, activations)
+
+
+def obstacle_to_native(
+    input: Tensor, weights: tuple[Tensor, Tensor], biases: tuple[Tensor | None, Tensor | None]
+) -> str:
+    """Why the fused kernels cannot compute this; empty where they can."""
+    tensors = [t for t in (input, *weights, *biases) if t is not None]
+    if input.device.type != "cpu":
+        return f"the native kernels run on the CPU, and the input is on {input.device}"
+    if input.dim() > 4 or weights[0].shape[0] != weights[0].shape[1] * min(input.shape[1], weights[1].shape[0]):
+        return "the fused kernels have one or two dimensions and depth multiplier 1"
+    if any(t.dtype != torch.float32 for t in tensors):
+        return f"the fused kernels compute float32, and the input is {input.dtype}"
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return "the fused kernels have no derivatives; call them under torch.no_grad()"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast chooses its own dtype"
+    return _native.obstacle()
+
+
+def _native_conv(
+    input: Tensor,
+    weights: tuple[Tensor, Tensor],
+    biases: tuple[Tensor | None, Tensor | None],
+    window: Window,
+    order: str,
+    activations: tuple[str | None, str | None],
+) -> Tensor:
+    flat = (window.stride, [side for pair in window.pairs for side in pair], window.dilation)
+    inner, last = map(depthwise_conv_operator.number_of, activations)
+    first = order == "pointwise_first"
+    return torch.ops.separable.separable_conv_inference(input, *weights, *biases, *flat, first, inner, last)
