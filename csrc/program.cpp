@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "dense_conv.h"
+#include "depthwise_conv.h"
 #include "elementwise.h"
 #include "layer_norm.h"
 #include "pointwise_conv.h"
@@ -60,6 +61,22 @@ struct Reader {
   }
 };
 
+// Of (batch, H, W, channels).
+sep_view channels_last(void* data, int64_t channels, const int64_t* size) {
+  return {data, {size[1] * size[2] * channels, 1, size[1] * size[2] * channels, size[2] * channels, channels}};
+}
+
+void read(Reader& r, sep_depthwise_conv_args& a) {
+  r.pointers(a.x.data, a.packed, a.bias, a.y.data);
+  r.numbers(a.batch, a.channels, a.filters);
+  for (int64_t* size : {a.size, a.out}) size[0] = 1, r.numbers(size[1], size[2]);
+  for (int32_t* of : {a.kernel, a.stride, a.padding, a.dilation}) of[0] = of != a.padding, r.numbers(of[1], of[2]);
+  r.number(a.activation);
+  a.x = channels_last(a.x.data, a.channels, a.size);
+  a.y = channels_last(a.y.data, a.filters, a.out);
+  a.dtype = SEP_F32;
+}
+
 void read(Reader& r, sep_dense_conv_args& a) {
   r.pointers(a.x, a.weight, a.bias, a.residual, a.y);
   r.numbers(a.batch, a.channels, a.filters, a.size, a.out, a.x_stride, a.kernel, a.stride, a.padding, a.dilation);
@@ -105,6 +122,7 @@ void read(Reader& r, sep_relayout_args& a) {
 }
 
 // The next few functions give every kind one face: its table, its units, its scratch memory, one call of it, its weights.
+const sep_depthwise_conv_kernels* table(const sep_depthwise_conv_args&) { return sep_depthwise_conv(); }
 const sep_dense_conv_kernels* table(const sep_dense_conv_args&) { return sep_dense_conv(); }
 const sep_pointwise_conv_kernels* table(const sep_pointwise_conv_args&) { return sep_pointwise_conv(); }
 const sep_separable_conv_kernels* table(const sep_separable_conv_args&) { return sep_separable_conv(); }
@@ -130,6 +148,15 @@ void run_part(const Args& a, char* scratch, int64_t begin, int64_t end) {
 }
 
 // A call of `visit` for each weight of a step: its packed size and how to pack it.
+template <class Visit>
+void each_weight(const sep_depthwise_conv_args& a, Visit visit) {
+  visit(table(a)->packed_floats(&a) * 4, a.packed, [&](const float* from, void* to) {
+    sep_depthwise_conv_args b = a;
+    b.weight = from;
+    b.packed = static_cast<float*>(to);
+    table(a)->pack_weight(&b);
+  });
+}
 template <class Visit>
 void each_weight(const sep_dense_conv_args& a, Visit visit) {
   visit(table(a)->packed_bytes(&a), a.weight, [&](const float* from, void* to) { table(a)->pack_weight(&a, from, to); });
@@ -170,6 +197,7 @@ int64_t each_step(const int64_t* program, int64_t length, char* const* bases, in
     Reader r{program + i + 2, program + i + 2 + fields, bases, base_count};
     bool good = false;
     switch (program[i]) {
+      case SEP_STEP_DEPTHWISE: good = use<sep_depthwise_conv_args>(r, with); break;
       case SEP_STEP_DENSE: good = use<sep_dense_conv_args>(r, with); break;
       case SEP_STEP_POINTWISE: good = use<sep_pointwise_conv_args>(r, with); break;
       case SEP_STEP_SEPARABLE: good = use<sep_separable_conv_args>(r, with); break;

@@ -8,6 +8,7 @@
 #include "kernels.h"
 
 enum {
+  SEP_STEP_DEPTHWISE,
   SEP_STEP_DENSE,
   SEP_STEP_POINTWISE,
   SEP_STEP_SEPARABLE,

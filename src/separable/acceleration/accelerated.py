@@ -86,36 +86,44 @@ class Accelerated(nn.Module):
 
     def plan(self, *args: Any, **kwargs: Any) -> None:
         """Plan for inputs of these shapes, as a call would."""
-        leaves, structure = pytree.tree_flatten((args, kwargs))
-        self._plan_of(_key(leaves, structure), leaves, args, kwargs)
+        leaves, key = _leaves_and_key(args, kwargs)
+        self._latest = self._plan_of(key, leaves, args, kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model returns, without gradients."""
-        leaves, structure = pytree.tree_flatten((args, kwargs))
-        plan = self._plan_of(_key(leaves, structure), leaves, args, kwargs)
-        with torch.no_grad():
-            if isinstance(plan, str):
-                return self.model(*args, **kwargs)
-            made = plan.run([leaf for leaf in leaves if isinstance(leaf, Tensor)])
+        """What the model returns, without gradients.
+
+        Raises:
+            InputError: an input requires a gradient.
+        """
+        leaves, key = _leaves_and_key(args, kwargs)
+        if torch.is_grad_enabled():
+            if any(leaf.requires_grad for leaf in leaves if isinstance(leaf, Tensor)):
+                rule = "must not; an accelerated network gives no gradients"
+                raise InputError("input", "a tensor that requires grad", rule)
+            with torch.no_grad():
+                return self._run(key, leaves, args, kwargs)
+        return self._run(key, leaves, args, kwargs)
+
+    def _run(self, key: Any, leaves: list[Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        plan = self._plans.get(key) or self._plan_of(key, leaves, args, kwargs)
+        if isinstance(plan, str):
+            return self.model(*args, **kwargs)
+        made = plan.run([leaf for leaf in leaves if isinstance(leaf, Tensor)])
         return pytree.tree_unflatten(made, plan.tape.structure)
 
     def _plan_of(self, key: Any, leaves: list[Any], args: tuple, kwargs: dict[str, Any]) -> Plan | str:
-        plan = self._plans.get(key)
-        if plan is not None:
-            return plan
-        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in leaves):
-            raise InputError(
-                "input", "a tensor that requires grad", "must not; an accelerated network gives no gradients"
-            )
         with self._lock:
             if key not in self._plans:
                 if len(self._plans) >= _MOST_PLANS:
                     self._plans.pop(next(iter(self._plans)))
-                self._plans[key] = self._make(args, kwargs)
+                self._plans[key] = self._make(leaves, args, kwargs)
             self._latest = self._plans[key]
             return self._latest
 
-    def _make(self, args: tuple, kwargs: dict[str, Any]) -> Plan | str:
+    def _make(self, leaves: list[Any], args: tuple, kwargs: dict[str, Any]) -> Plan | str:
+        """The plan, or why there is none."""
+        if any(leaf.numel() == 0 for leaf in leaves if isinstance(leaf, Tensor)):
+            return "its input is empty"
         if _native.missing:
             warnings.warn(f"accelerate has no native kernels: {_native.missing}", stacklevel=4)
         try:
@@ -146,15 +154,16 @@ class Accelerated(nn.Module):
         self._start()
 
 
-def _key(leaves: list[Any], structure: Any) -> Any:
-    """What a plan depends on: shapes and strides of tensors, other arguments themselves, the instruction set."""
-    found: list[Any] = [_native.isa(), structure]
+def _leaves_and_key(args: tuple, kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
+    """The arguments flat, and what a plan depends on: shapes and strides, instruction set and number of threads."""
+    if not kwargs and all(type(arg) is Tensor for arg in args):  # as good as always, and much faster
+        leaves, structure = list(args), None
+    else:
+        leaves, structure = pytree.tree_flatten((args, kwargs))
+    found: list[Any] = [_native.isa(), torch.get_num_threads(), structure]
     for leaf in leaves:
-        if isinstance(leaf, Tensor):
-            found += [leaf.shape, leaf.stride(), leaf.dtype, leaf.device]
-        else:
-            found.append(leaf)
-    return tuple(found)
+        found += [leaf.shape, leaf.stride(), leaf.dtype, leaf.device] if isinstance(leaf, Tensor) else [leaf]
+    return leaves, tuple(found)
 
 
 def _check_evaluation(model: nn.Module) -> None:

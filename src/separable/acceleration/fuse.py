@@ -110,6 +110,7 @@ def _scale_into_pointwise(fusion: Fusion, step: Step) -> bool:
     if scale is None or scale.kind != "scale" or scale.activation or step.normalize or step.x_stride != step.c_in:
         return False
     step.x, step.x_offset, step.gate = scale.x, scale.x_offset, scale.gate
+    step.image_rows = scale.image_rows  # rows that share a gate
     step.covers = scale.covers + step.covers
     fusion.remove(scale)
     return True

@@ -35,13 +35,14 @@ class Node:
     linear       weight [O, I], bias; maps the last dimension
     affine       x * weight + bias along `dim`, then activation; each may be missing
     norm         weight, bias or None, eps: layer norm of the last dimension
-    mean         over H and W of [N, C, H, W], which stay as ones
+    mean         over H and W of [N, C, H, W], which stay as ones or go
     pool         window, kernel, average, counts_padding: largest or mean of each window
     add          of two values of one shape
+    multiply     of two values of one shape
     scale        [N, C, H, W] times a gate [N, C, 1, 1]
     cat          along `dim`
     pad          window.pairs, value
-    view         call: permute, reshape and their kin, or identity
+    view         call: permute, reshape, split and their kin, or identity
     torch        call, left alone for `reason`
     """
 
@@ -72,8 +73,8 @@ class Node:
         self.kind, self.reason = "torch", reason
 
     def is_depthwise(self) -> bool:
-        """One filter a channel, or several of one channel: weight [C*m, 1, kh, kw]."""
-        return self.kind == "conv" and self.weight is not None and self.groups > 1 and self.weight.shape[1] == 1
+        """Groups of channels filtered on their own: [C*m, 1, kh, kw] makes m maps of each, [C/m, m, kh, kw] sums m."""
+        return self.kind == "conv" and self.groups > 1
 
     def is_pointwise(self) -> bool:
         """A map of each pixel's channels: kernel and stride 1, nothing padded."""

@@ -64,9 +64,11 @@ def _lower_call(tape: Tape, call: Call) -> Node:
         wrong = [v for v in (tape.values[n] for n in (*reads, *results)) if v.dtype != torch.float32]
         if wrong:
             raise _LeaveAloneError(f"it works on {wrong[0].dtype}".replace("torch.", ""))
-        if len(results) != 1:
-            raise _LeaveAloneError(f"{call.name} makes {len(results)} results")
-        return lowering(_Arguments(tape, call, results[0]))
+        node = lowering(_Arguments(tape, call, results[0]))
+        if len(results) != 1 and node.kind != "view":
+            raise _LeaveAloneError(f"it makes {len(results)} results")
+        node.outputs = results
+        return node
     except _LeaveAloneError as error:
         left_alone.reason = str(error)
         return left_alone
@@ -136,12 +138,19 @@ def _conv(a: _Arguments) -> Node:
         pairs = tuple((p, p) for p in _pair(a["padding"]))
     if 0 in images.shape[1:]:
         raise _LeaveAloneError("its input is empty")
-    if a["groups"] != 1 and not weight.shape[1] == 1:
-        raise _LeaveAloneError(f"its {a['groups']} groups each mix {weight.shape[1]} channels")
-    if a["groups"] != 1 and weight.shape[0] != images.shape[1]:
-        raise _LeaveAloneError("it makes several maps of each channel")
+    _check_groups(a["groups"], images.shape[1], weight.shape[0])
     window = Window(stride, pairs, dilation)
     return a.node("conv", "input", weight=weight, bias=a.constant("bias"), window=window, groups=a["groups"])
+
+
+def _check_groups(groups: int, channels: int, filters: int) -> None:
+    """Depthwise kernels make up to four maps of a channel, or sum up to four filtered ones."""
+    if groups not in (1, min(channels, filters)):
+        raise _LeaveAloneError(
+            f"its {groups} groups each make {filters // groups} maps of {channels // groups} channels"
+        )
+    if groups > 1 and max(channels, filters) > 4 * groups:
+        raise _LeaveAloneError(f"its depth multiplier is {max(channels, filters) // groups}, more than 4")
 
 
 def _linear(a: _Arguments) -> Node:
@@ -193,8 +202,8 @@ def _gelu(a: _Arguments) -> Node:
 
 def _mean(a: _Arguments) -> Node:
     shape = _images(a, "self").shape
-    if not a["keepdim"] or {d % 4 for d in a["dim"] or ()} != {2, 3} or 0 in shape:
-        raise _LeaveAloneError("it is no mean over height and width that keeps them as ones")
+    if {d % 4 for d in a["dim"] or ()} != {2, 3} or 0 in shape:
+        raise _LeaveAloneError("it is no mean over height and width")
     return a.node("mean", "self")
 
 
@@ -247,11 +256,25 @@ def _mul(a: _Arguments) -> Node:
         variable = "other" if constants[0] is this else "self"
         return _affine_by(a, variable, constants[0], "weight")
     shapes = {name: a.value(name).shape for name in ("self", "other")}
+    if shapes["self"] == shapes["other"]:
+        return a.node("multiply", "self", "other")
     for wide, gate in (("self", "other"), ("other", "self")):
         shape = shapes[wide]
         if len(shape) == 4 and shapes[gate] == (*shape[:2], 1, 1) and shape == a.made.shape:
             return a.node("scale", wide, gate)
     raise _LeaveAloneError("it is no product with one factor a channel")
+
+
+def _sub(a: _Arguments) -> Node:
+    if isinstance(a["other"], Ref):
+        raise _LeaveAloneError("it subtracts a value of the network")
+    return _affine_by(a, "self", -a["alpha"] * a["other"], "bias")
+
+
+def _div(a: _Arguments) -> Node:
+    if isinstance(a["other"], Ref) or a.given.get("rounding_mode"):
+        raise _LeaveAloneError("it divides by a value of the network, or rounds")
+    return _affine_by(a, "self", 1 / a["other"], "weight")
 
 
 def _affine_by(a: _Arguments, variable: str, by: Any, what: str) -> Node:
@@ -292,6 +315,12 @@ def _pad(a: _Arguments) -> Node:
     return a.node("pad", "self", window=window, value=float(value or 0.0))
 
 
+def _to(a: _Arguments) -> Node:
+    if a.value("self").dtype != a.made.dtype:
+        raise _LeaveAloneError("it changes the type")
+    return _identity(a)
+
+
 def _identity(a: _Arguments) -> Node:
     name = "self" if "self" in a.given else "input"
     if a.value(name).shape != a.made.shape:
@@ -312,18 +341,8 @@ def _view(a: _Arguments) -> Node:
 
 
 _PADS = ("aten::pad", "aten::constant_pad_nd")
-_VIEWS = (
-    "permute",
-    "reshape",
-    "view",
-    "_unsafe_view",
-    "flatten",
-    "transpose",
-    "squeeze",
-    "unsqueeze",
-    "slice",
-    "select",
-)
+_VIEWS = ("permute", "reshape", "view", "_unsafe_view", "flatten", "unflatten", "transpose", "squeeze", "unsqueeze")
+_PIECES = ("slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind")
 _NAMED_ACTIVATIONS = {
     "relu": "relu",
     "relu6": "relu6",
@@ -351,15 +370,21 @@ _LOWERINGS: dict[str, Callable[[_Arguments], Node]] = {
     "aten::add_": _add,
     "aten::mul": _mul,
     "aten::mul_": _mul,
+    "aten::sub": _sub,
+    "aten::sub_": _sub,
+    "aten::div": _div,
+    "aten::div_": _div,
     "aten::cat": _cat,
     **dict.fromkeys(_PADS, _pad),
     "aten::dropout": _dropout,
     "aten::feature_dropout": _dropout,
     "aten::contiguous": _identity,
     "aten::clone": _identity,
+    "aten::to": _to,
+    "aten::type_as": _to,
     "aten::detach": _identity,
     "aten::alias": _identity,
-    **{f"aten::{name}": _view for name in _VIEWS},
+    **{f"aten::{name}": _view for name in (*_VIEWS, *_PIECES)},
     **{f"aten::{name}": _activation(ours) for name, ours in _NAMED_ACTIVATIONS.items()},
     **{f"aten::{name}_": _activation(ours) for name, ours in _NAMED_ACTIVATIONS.items()},
 }

@@ -21,7 +21,7 @@ _native.operators.define(
     "program_run(Tensor program, Tensor(a!) workspace, int floats, int scratch_bytes, Tensor(b!)[] tensors) -> ()"
 )
 
-_KINDS = ("dense", "pointwise", "separable", "elementwise", "layer_norm", "pool", "relayout")
+_KINDS = ("depthwise", "dense", "pointwise", "separable", "elementwise", "layer_norm", "pool", "relayout")
 _MEASURES, _WEIGHTS = 5, 3
 _NULL = -1
 _LINE = 16  # floats in 64 bytes
@@ -99,6 +99,11 @@ class _Writer:
         return [_KINDS.index(kind), len(fields), *fields]
 
     def _depthwise(self, s: Step) -> list[int]:
+        pointers = [self.pointer(s.x, s.x_offset), self.weight(), self.constants.vector(s.bias), self.pointer(s.y)]
+        images = [s.batch, s.c_in, s.c_out, *s.size, *s.out]
+        return [*pointers, *images, *s.kernel, *s.stride, *s.padding, *s.dilation, _CODES[s.activation]]
+
+    def _depthwise_part(self, s: Step) -> list[int]:
         pointers = [self.weight(), self.constants.vector(s.bias)]
         if s.kind == "affine":  # of one tap, on rows taken as an image of some width
             width = next(w for w in range(56, 0, -1) if s.rows % w == 0)
@@ -128,7 +133,7 @@ class _Writer:
         absent = [_NULL] * 7 + [0] * 12
         expand = self._pointwise(first) if first.kind == "pointwise" else absent
         if deep is not None:
-            depthwise = self._depthwise(deep)
+            depthwise = self._depthwise_part(deep)
         else:  # its sizes say how the rows lie: as one image of one column
             depthwise = [_NULL, _NULL, 1, first.c_out, first.rows, 1, first.rows, 1, 1, 1, 1, 1, 0, 0, 1, 1, 0]
         project = self._pointwise(last) if last.kind == "pointwise" else absent
@@ -184,7 +189,9 @@ def _kernel(step: Step) -> str:
     """Which kernel computes it. The one that multiplies and adds channel by channel is a depthwise one of one tap."""
     if step.kind == "affine" and step.bias is not None:
         return "separable"
-    others = {"depthwise": "separable", "norm": "layer_norm", "affine": "elementwise", "add": "elementwise"}
+    if step.kind == "depthwise" and step.c_in == step.c_out:
+        return "separable"
+    others = {"norm": "layer_norm", "affine": "elementwise", "add": "elementwise"}
     return {**others, "scale": "elementwise"}.get(step.kind, step.kind)
 
 

@@ -65,7 +65,7 @@ def _padded(step: Step, x: Tensor, value: float) -> Tensor:
 
 def _conv(step: Step, runs: Runs) -> Tensor:
     assert step.weight is not None
-    groups = step.c_in if step.kind == "depthwise" else 1
+    groups = min(step.c_in, step.c_out) if step.kind == "depthwise" else 1
     x = _padded(step, _images(step, runs), 0.0)
     return F.conv2d(x, step.weight, step.bias, step.stride, 0, step.dilation, groups).permute(0, 2, 3, 1)
 

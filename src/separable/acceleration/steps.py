@@ -245,16 +245,31 @@ class Layout:
         self._row_step(node, "norm", len(self.shape(node.inputs[0])) - 1)
 
     def _add(self, node: Node) -> None:
+        step = self._of_two(node, "add")
+        step.other = self._second(node)
+        self._last(step)
+
+    def _multiply(self, node: Node) -> None:
+        step = self._of_two(node, "scale")  # with a gate for each row
+        step.gate, step.image_rows = self._second(node), 1
+        self._last(step)
+
+    def _last(self, step: Step) -> None:
+        """After the copies that it needs."""
+        self.steps.remove(step)
+        self.steps.append(step)
+
+    def _of_two(self, node: Node, kind: str) -> Step:
         shape = self.shape(node.output)
         strides = self.places[node.inputs[0]].strides
         dim = next((i for i, (s, n) in enumerate(zip(strides, shape, strict=True)) if s == 1 and n > 1), len(shape) - 1)
-        step = self._row_step(node, "add", dim)
-        other = self.ordered(node.inputs[1], self.places[node.output].strides)
-        if other.offset:
-            other = self.copy(other, shape, self.places[node.output].strides)
-        step.other = other.memory
-        self.steps.remove(step)  # after the copies that it needs
-        self.steps.append(step)
+        return self._row_step(node, kind, dim)
+
+    def _second(self, node: Node) -> Memory:
+        """The second operand in the order of the first, from the start of its memory."""
+        strides = self.places[node.output].strides
+        other = self.ordered(node.inputs[1], strides)
+        return other.memory if not other.offset else self.copy(other, self.shape(node.output), strides).memory
 
     def _scale(self, node: Node) -> None:
         shape, gated = self.shape(node.inputs[0]), self.shape(node.inputs[1])
@@ -270,7 +285,8 @@ class Layout:
         shape = self.shape(node.inputs[0])
         place = self.ordered(node.inputs[0], channels_last(shape))
         made = self.shape(node.output)
-        step = self._emit(node, "pool", place, channels_last(made), batch=shape[0], c_in=shape[1], c_out=shape[1])
+        strides = channels_last(made) if len(made) == 4 else contiguous(made)
+        step = self._emit(node, "pool", place, strides, batch=shape[0], c_in=shape[1], c_out=shape[1])
         step.size, step.kernel, step.average = (shape[2], shape[3]), (shape[2], shape[3]), True
 
     def _pool(self, node: Node) -> None:
@@ -305,10 +321,12 @@ class Layout:
             place = self.copy(place, shape, contiguous(shape))
             seen = _seen(node, shape, place)
         assert seen is not None
-        self.places[node.output] = seen
+        self.places.update(zip(node.outputs, seen, strict=True))
 
 
 _IDENTITIES = (
+    "aten::to",
+    "aten::type_as",
     "aten::contiguous",
     "aten::clone",
     "aten::detach",
@@ -332,8 +350,8 @@ def _follows(shape: tuple[int, ...], strides: Strides, wanted: Strides, dim: int
     return sorted(others, key=lambda i: -strides[i]) == sorted(others, key=lambda i: -wanted[i])
 
 
-def _seen(node: Node, shape: tuple[int, ...], place: Place) -> Place | None:
-    """Where the view's value lies, if it can be a view of memory in this order."""
+def _seen(node: Node, shape: tuple[int, ...], place: Place) -> list[Place] | None:
+    """Where the view's results lie, if they can be views of memory in this order."""
     stored = torch.empty_strided(shape, place.strides, device="meta")
     arguments = list(node.call.args)
     arguments[0] = stored
@@ -341,6 +359,7 @@ def _seen(node: Node, shape: tuple[int, ...], place: Place) -> Place | None:
         view = node.call.target(*arguments, **node.call.kwargs)
     except RuntimeError:
         return None
-    if not torch._C._is_alias_of(view, stored):  # type: ignore[attr-defined]
+    views = [view] if isinstance(view, torch.Tensor) else list(view)
+    if not all(torch._C._is_alias_of(view, stored) for view in views):  # type: ignore[attr-defined]
         return None
-    return Place(place.memory, place.offset + view.storage_offset(), tuple(view.stride()))
+    return [Place(place.memory, place.offset + view.storage_offset(), tuple(view.stride())) for view in views]
