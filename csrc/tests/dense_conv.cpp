@@ -40,7 +40,7 @@ void judge_case(const Case& c, bool channels_last, Judge& judge) {
             const int64_t column = j * c.stride[2] + kx * c.dilation[2] - c.before[2];
             if (row < 0 || row >= height || column < 0 || column >= width) continue;
             const double product = (double)x[n * stride[0] + ch * stride[1] + row * stride[2] + column * stride[3]] *
-                                   w[((f * c.channels + ch) * c.kernel[1] + ky) * c.kernel[2] + kx];
+                                   w[((f * c.kernel[1] + ky) * c.kernel[2] + kx) * c.channels + ch];
             sum += product, magnitude += std::fabs(product);
           }
       judge.value(c.name, y[place * filters + f], activated(sum, SEP_SILU), rounding(patch, magnitude));
