@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ operators = torch.library.Library("separable", "DEF")
 path: Path | None = None  # of the library that runs, or None
 missing = ""  # why there is none
 _library: ctypes.CDLL | None = None
+_standard_only = ContextVar("standard_only", default=False)
 
 
 def load() -> None:
@@ -67,9 +69,21 @@ def obstacle() -> str:
         return missing
     if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
         return "an exported or traced graph holds standard operators only"
+    if _standard_only.get():
+        return "a network that is being followed shows standard operators only"
     if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return "forward-mode derivatives and functorch's transforms go through torch's own operators"
     return ""
+
+
+@contextmanager
+def standard_operators() -> Iterator[None]:
+    """Run torch's own operators alone while this is open: what follows a network knows them and no others."""
+    token = _standard_only.set(True)
+    try:
+        yield
+    finally:
+        _standard_only.reset(token)
 
 
 def isas() -> list[str]:

@@ -69,7 +69,6 @@ class Accelerated(nn.Module):
         self._plans: dict[Any, Plan | str] = {}  # of shapes that could not be planned, the reason
         self._latest: Plan | str | None = None
         self._lock = threading.Lock()
-        self._register_load_state_dict_pre_hook(lambda *_: self._plans.clear())
 
     @property
     def report(self) -> Report:
@@ -144,6 +143,10 @@ class Accelerated(nn.Module):
     def _apply(self, fn, recurse=True):
         self._plans.clear()
         return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self._plans.clear()
+        return super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_plans", "_latest", "_lock")

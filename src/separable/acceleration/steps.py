@@ -362,4 +362,4 @@ def _seen(node: Node, shape: tuple[int, ...], place: Place) -> list[Place] | Non
     views = [view] if isinstance(view, torch.Tensor) else list(view)
     if not all(torch._C._is_alias_of(view, stored) for view in views):  # type: ignore[attr-defined]
         return None
-    return [Place(place.memory, place.offset + view.storage_offset(), tuple(view.stride())) for view in views]
+    return [Place(place.memory, place.offset + int(view.storage_offset()), tuple(view.stride())) for view in views]

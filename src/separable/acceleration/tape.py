@@ -18,7 +18,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from separable import _native
 from separable.cost.trace import ModuleStack
+from separable.errors import InputError
 
 _READS_VALUES = ("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal")
 _READS_VALUES_IN_PYTHON = (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.data_ptr, Tensor.storage)
@@ -88,12 +90,16 @@ def record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Tape:
     inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
+        stack.enter_context(_native.standard_operators())
         stack.enter_context(recorder.stack.watch())
         stack.enter_context(recorder.keeping_hooked_modules_whole(model))
         stack.enter_context(_NoValues(recorder))
         stack.enter_context(recorder)
         numbers = [recorder.add_input(tensor) for tensor in inputs]
-        output = model(*args, **kwargs)
+        try:
+            output = model(*args, **kwargs)
+        except InputError as error:  # told again, where it is the caller's, when the model itself runs
+            raise CannotRecordError(str(error)) from error
         leaves, structure = pytree.tree_flatten(output)
         outputs = [Ref(recorder.number_of(leaf)) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     tape = Tape(recorder.values, recorder.calls, numbers, outputs, structure, set())
