@@ -69,7 +69,7 @@ def obstacle() -> str:
         return missing
     if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
         return "an exported or traced graph holds standard operators only"
-    if _standard_only.get():
+    if not torch.compiler.is_compiling() and _standard_only.get():  # dynamo cannot trace the variable
         return "a network that is being followed shows standard operators only"
     if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return "forward-mode derivatives and functorch's transforms go through torch's own operators"

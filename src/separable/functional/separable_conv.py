@@ -70,8 +70,8 @@ def separable_conv2d(
         order: "depthwise_first" (MobileNet, Xception) or "pointwise_first" (BSConv at m = 1).
         inner_activation: applied between the halves.
         activation: applied to the result.
-        impl: "auto" takes the fastest way known for this shape, "reference" plain torch, "native" the fused kernels: for
-            inference, in one and two dimensions, at depth multiplier 1.
+        impl: "auto" takes the fastest way known for this shape, "reference" plain torch, "native" the fused kernels:
+            inference, one or two dimensions, depth multiplier 1.
 
     Returns:
         [N, C_out, H', W'] with H' as in `depthwise_conv2d`. Work in multiply-adds, depthwise first:
@@ -178,22 +178,23 @@ def _separable_conv(
     arguments.check_bias("pw_bias", pw_bias, pw_weight.shape[0])
     window = arguments.window(input.shape[2:], dw_weight.shape[2:], stride, padding, dilation)
     if impl != "reference":
-        obstacle = _native.missing or obstacle_to_native(input, weights, biases)
-        if not obstacle:
+        obstacle = _native.missing or obstacle_to_native(input, weights, biases, order)
+        if not obstacle and (impl == "native" or native_wins(input)):
             return _native_conv(input, weights, biases, window, order, activations)
-        if impl == "native":
+        if obstacle and impl == "native":
             raise InputError("impl", impl, f"cannot run here: {obstacle}")
     return reference(input, weights, biases, window, order, activations)
 
 
 def obstacle_to_native(
-    input: Tensor, weights: tuple[Tensor, Tensor], biases: tuple[Tensor | None, Tensor | None]
+    input: Tensor, weights: tuple[Tensor, Tensor], biases: tuple[Tensor | None, Tensor | None], order: str
 ) -> str:
     """Why the fused kernels cannot compute this; empty where they can."""
     tensors = [t for t in (input, *weights, *biases) if t is not None]
     if input.device.type != "cpu":
         return f"the native kernels run on the CPU, and the input is on {input.device}"
-    if input.dim() > 4 or weights[0].shape[0] != weights[0].shape[1] * min(input.shape[1], weights[1].shape[0]):
+    single = weights[0].shape[1] == 1 and (order == "pointwise_first" or weights[0].shape[0] == input.shape[1])
+    if input.dim() > 4 or not single:
         return "the fused kernels have one or two dimensions and depth multiplier 1"
     if any(t.dtype != torch.float32 for t in tensors):
         return f"the fused kernels compute float32, and the input is {input.dtype}"
@@ -202,6 +203,16 @@ def obstacle_to_native(
     if torch.is_autocast_enabled("cpu"):
         return "autocast chooses its own dtype"
     return _native.obstacle()
+
+
+def native_wins(input: Tensor) -> bool:
+    """True where the fused kernels are known to beat torch's own: on channels-last memory, which they read as it is.
+
+    Where a dispatch mode watches operation by operation, as a layer-by-layer profile does, the halves stay apart.
+    """
+    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    return input.stride(1) == 1 and input.shape[1] > 1
 
 
 def _native_conv(
