@@ -243,3 +243,23 @@ def test_compiled_and_scripted_parts_stand_whole():
     network, x = Parts().eval(), torch.randn(1, 3, 6, 6)
     with torch.no_grad():
         torch.testing.assert_close(accelerate(network)(x), network(x), rtol=1e-5, atol=1e-5)
+
+
+def test_lookups_are_followed_and_masks_are_not():
+    class Lookup(nn.Module):
+        def __init__(self, by_mask):
+            super().__init__()
+            self.conv, self.by_mask = nn.Conv2d(3, 3, 1), by_mask
+            self.register_buffer("order", torch.tensor([2, 0, 1]))
+
+        def forward(self, x):
+            y = self.conv(x)[:, self.order]
+            return y[y > 0] if self.by_mask else self.conv(y[:, torch.tensor([True, True, True])])
+
+    x = torch.randn(1, 3, 4, 4)
+    with torch.no_grad():
+        for by_mask in (False, True):
+            network = Lookup(by_mask).eval()
+            fast = accelerate(network, x)
+            torch.testing.assert_close(fast(x), network(x), rtol=1e-5, atol=1e-5)
+            assert any("decides" in row.reason for row in fast.report.left_alone) == by_mask

@@ -32,6 +32,7 @@ class Report:
     rows: list[Row]
     isa: str | None
     missing: str = ""
+    programs: int = 0  # native calls that one forward takes
 
     @property
     def left_alone(self) -> list[Row]:
@@ -39,7 +40,8 @@ class Report:
 
     def __str__(self) -> str:
         kernels = f"native kernels for {self.isa}" if self.isa else f"no native kernels: {self.missing}"
-        lines = [f"{len(self.rows) - len(self.left_alone)} of {len(self.rows)} operations accelerated; {kernels}"]
+        done = len(self.rows) - len(self.left_alone)
+        lines = [f"{done} of {len(self.rows)} operations in {self.programs} programs; {kernels}"]
         counted = Counter(row.kernel for row in self.rows)
         lines += [f"{count:5}  {kernel}" for kernel, count in counted.most_common()]
         reasons = Counter((row.operation, row.reason) for row in self.left_alone)
@@ -63,7 +65,8 @@ _KERNELS = {
 
 def report_of(plan: Plan) -> Report:
     """The report of a plan: its programs' steps, and torch's calls with their reasons; views are no operations."""
-    return Report([row for part in plan.parts for row in _rows(part)], _native.isa(), _native.missing)
+    programs = sum(bool(part.steps) for part in plan.parts) if _native.path else 0
+    return Report([row for part in plan.parts for row in _rows(part)], _native.isa(), _native.missing, programs)
 
 
 def _rows(part: Part) -> list[Row]:

@@ -159,7 +159,7 @@ class _Recorder(TorchDispatchMode):
         refs = pytree.tree_map_only(Tensor, lambda t: Ref(self.number_of(t)), (args, kwargs))
         constant = all(n in self.tensors for n in numbers)
         if not kept_whole:
-            self._refuse_decisions(target, constant)
+            self._refuse_decisions(target, args, constant)
         writes = [] if kept_whole else [self._numbers[t] for t in _written(target, args, kwargs)]
         self._keep_what_is_overwritten(writes)
         output = run()
@@ -194,7 +194,10 @@ class _Recorder(TorchDispatchMode):
                 same = [n for n in self.tensors if self.values[n].group == group]
                 self.tensors.update({n: self.tensors[n].clone() for n in same})
 
-    def _refuse_decisions(self, target: Any, constant: bool) -> None:
+    def _refuse_decisions(self, target: Any, args: tuple, constant: bool) -> None:
+        if target._schema.name == "aten::index":  # by numbers it is a lookup; by a mask its size is that of the mask
+            masks = [t for t in args[1] if t is not None and t.dtype in (torch.bool, torch.uint8)]
+            constant = all(self.number_of(mask) in self.tensors for mask in masks)
         dynamic = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output} & set(target.tags)
         if not constant and (dynamic or target._schema.name in _READS_VALUES):
             raise CannotRecordError(
