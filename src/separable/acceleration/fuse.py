@@ -174,8 +174,16 @@ def _follows(fusion: Fusion, parts: list[Step], step: Step) -> bool:
     if fusion.made_for(step, step.x) is not before or before.other is not None or step.gate or step.normalize:
         return False
     if step.kind == "pointwise":
-        return step.x_stride == step.c_in and not (before.kind == "pointwise" and _has_depthwise(parts))
-    return step.kind == "depthwise" and step.c_in == step.c_out and not _has_depthwise(parts)
+        return step.x_stride == step.c_in and (
+            before.kind == "depthwise" or (len(parts) == 1 and not _widens(fusion, step))
+        )
+    return step.kind == "depthwise" and step.c_in == step.c_out and len(parts) == 1 and before.kind == "pointwise"
+
+
+def _widens(fusion: Fusion, step: Step) -> bool:
+    """Whether a depthwise step alone reads it: then it begins a bottleneck of its own."""
+    readers = fusion.readers(step.y)
+    return len(readers) == 1 and readers[0].kind == "depthwise"
 
 
 def _worthwhile(fusion: Fusion, parts: list[Step]) -> bool:

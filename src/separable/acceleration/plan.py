@@ -100,8 +100,15 @@ class Plan:
         if _native.path is None:
             return _by_torch(steps, inputs, sources, outputs, targets)
         program = Program(steps, inputs, outputs)
+        given = [
+            (slot, self.tape.values[m.value]) for m, slot in zip(inputs, sources, strict=True) if m.value is not None
+        ]
+        expected = [(slot, value.shape, value.strides) for slot, value in given]
 
         def play(env: list[Any]) -> None:
+            for slot, shape, strides in expected:
+                if env[slot].stride() != strides or env[slot].shape != shape:
+                    env[slot] = _as_planned(env[slot], shape, strides)
             made = [torch.empty(size) for size in sizes]
             program.run([env[slot] for slot in sources], made)
             for slot, tensor in zip(targets, made, strict=True):
@@ -116,6 +123,17 @@ class Plan:
             env[target] = env[source].as_strided(shape, place.strides, place.offset)
 
         return play
+
+
+def _as_planned(tensor: Tensor, shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
+    """The tensor in the strides that a program reads.
+
+    Raises:
+        RuntimeError: a module that is called whole gave another shape than when the network was followed.
+    """
+    if tensor.shape != shape:
+        raise RuntimeError(f"a part of the network made {list(tensor.shape)} where it made {list(shape)} before")
+    return torch.empty_strided(shape, strides).copy_(tensor)
 
 
 def _by_torch(steps, inputs, sources, outputs, targets) -> Callable[[list[Any]], None]:
@@ -205,7 +223,7 @@ class _Laying:
     def _as_torch_has_it(self, number: int) -> Place:
         value, place = self.tape.values[number], self.layout.places[number]
         if same_order(value.shape, place.strides, value.strides) and place.memory.value is None:
-            return place
+            return Place(place.memory, place.offset, value.strides)  # torch looks at strides of ones too
         span = 1 + sum((n - 1) * s for n, s in zip(value.shape, value.strides, strict=True))
         dense = span == torch.Size(value.shape).numel()
         strides = value.strides if dense else contiguous(value.shape)
