@@ -1,10 +1,10 @@
-"""One network of every timm family that has a depthwise convolution gives torch's outputs; `sweep.py` does all of them."""
+"""One network of every timm family that has a depthwise convolution gives torch's outputs; `sweep.py` does them all."""
 
 import pytest
 import torch
+from sweep import agrees, compare, drawn, image_size
 
 from separable import _native, models
-from sweep import agrees, compare, drawn, image_size
 
 FAMILIES = {
     "byobnet": "mobilevit_xxs",
@@ -51,7 +51,7 @@ FAMILIES = {
     "xception": "legacy_xception",
     "xception_aligned": "xception41p",
     "xcit": "xcit_nano_12_p8_224",
-}  # csatv2 builds tensors of its own, mobilenetv5, nasnet and pnasnet have more than 80 million parameters: in the sweep
+}  # in the sweep alone: csatv2 (tensors of unknown origin), mobilenetv5, nasnet and pnasnet (over 80 million parameters)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
