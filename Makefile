@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BUILT := $(VENV)/.built
 
-.PHONY: demo test test-native test-arm check bench docs clean
+.PHONY: demo test test-native test-arm check bench sweep docs clean
 
 demo: $(BUILT)  ## train, convert, calibrate, distil and export a small network; one table and one page
 	$(BIN)/separable demo --out runs/demo --overwrite
@@ -26,6 +26,9 @@ check: $(BUILT)  ## lint, format and types
 
 bench: $(BUILT)  ## every claim measured again (long); benchmarks/README.md names each and the data it needs
 	for claim in readings convert; do $(BIN)/python benchmarks/$$claim.py || exit 1; done
+
+sweep: $(BUILT)  ## every timm network with a depthwise convolution, accelerated and compared; its table in docs/ (long)
+	$(BIN)/python tests/acceleration/sweep.py
 
 docs: $(BUILT)  ## every code block and example of the documentation, run
 	$(BIN)/python -m pytest tests/test_docs.py

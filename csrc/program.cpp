@@ -147,6 +147,17 @@ void run_part(const Args& a, char* scratch, int64_t begin, int64_t end) {
     table(a)->run(&a, begin, end);
 }
 
+// Units that are worth another thread's waking, some 10 us: those of a chain are tiles, those of the simple kernels small.
+int64_t grain(const sep_pointwise_conv_args&) { return 2; }
+int64_t grain(const sep_elementwise_args&) { return 8; }
+int64_t grain(const sep_layer_norm_args&) { return 8; }
+int64_t grain(const sep_pool_args&) { return 16; }
+int64_t grain(const sep_relayout_args&) { return 4; }
+template <class Args>
+int64_t grain(const Args&) {
+  return 1;
+}
+
 // A call of `visit` for each weight of a step: its packed size and how to pack it.
 template <class Visit>
 void each_weight(const sep_depthwise_conv_args& a, Visit visit) {
@@ -257,12 +268,13 @@ int64_t sep_program_run(const int64_t* program, int64_t length, char* const* bas
   return each_step(program, length, bases, base_count, [&](auto& a) {
     using Args = std::remove_reference_t<decltype(a)>;
     const int64_t units = table(a)->units(&a);
-    if (threads == 1 || units == 1) {
+    const int64_t fair = (units + threads - 1) / threads, part = fair < grain(a) ? grain(a) : fair;
+    if (units <= part) {
       run_part(a, scratch, 0, units);
       return;
     }
     Spread<Args> spread{a, scratch, scratch_bytes};
-    parallel(units, (units + threads - 1) / threads, Spread<Args>::body, &spread);
+    parallel(units, part, Spread<Args>::body, &spread);
   });
 }
 

@@ -51,7 +51,7 @@ FAMILIES = {
     "xception": "legacy_xception",
     "xception_aligned": "xception41p",
     "xcit": "xcit_nano_12_p8_224",
-}  # in the sweep alone: csatv2 (tensors of unknown origin), mobilenetv5, nasnet and pnasnet (over 80 million parameters)
+}  # in the sweep alone: csatv2 (tensors of unknown origin); mobilenetv5, nasnet, pnasnet (over 80 million parameters)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -89,17 +89,18 @@ class Plan:
         outputs = [m for m in made if m in kept]
         actions: list[Callable[[list[Any]], None]] = []
         if part.steps:
-            actions.append(self._program(part.steps, inputs, outputs))
+            actions.append(self._program(part, inputs, outputs))
         for number, place in part.exports:
             actions.append(self._export(number, place))
         return actions
 
-    def _program(self, steps: list[Step], inputs: list[Memory], outputs: list[Memory]) -> Callable[[list[Any]], None]:
+    def _program(self, part: Part, inputs: list[Memory], outputs: list[Memory]) -> Callable[[list[Any]], None]:
         sources = [self._slot(m.value if m.value is not None else m) for m in inputs]
         targets, sizes = [self._slot(m) for m in outputs], [m.floats for m in outputs]
         if _native.path is None:
-            return _by_torch(steps, inputs, sources, outputs, targets)
-        program = Program(steps, inputs, outputs)
+            return _by_torch(part.steps, inputs, sources, outputs, targets)
+        program = Program(part.steps, inputs, outputs)
+        part.steps = program.steps
         given = [
             (slot, self.tape.values[m.value]) for m, slot in zip(inputs, sources, strict=True) if m.value is not None
         ]

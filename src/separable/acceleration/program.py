@@ -37,7 +37,7 @@ class Program:
     """
 
     def __init__(self, steps: list[Step], inputs: list[Memory], outputs: list[Memory]):
-        self.steps = steps
+        self.steps = steps = _shared_by_threads(steps)
         self._idle: deque[Tensor] = deque()  # workspaces between calls: each call takes one or makes one
         self.code, self.constants, self.floats, self.scratch_bytes = _write(steps, inputs, outputs)
 
@@ -165,11 +165,11 @@ class _Writer:
 
 def _write(steps: list[Step], inputs: list[Memory], outputs: list[Memory]) -> tuple[Tensor, Tensor, int, int]:
     """The code, the constants, floats of workspace and bytes of scratch memory for each thread."""
-    weights = [tensor for step in steps for tensor in _weights(step)]
     measures = _measure(_code(_Writer(None, None), steps))
     for step, (units, *_) in zip(steps, measures, strict=True):
         if step.sums is not None:
             settle_sums(steps, step, units)
+    weights = [tensor for step in steps for tensor in _weights(step)]
     measures = _measure(_code(_Writer(None, None), steps))
     packed_bytes = [b for _, _, *sizes in measures for b in sizes if b]
     outside = {memory: (2 + i) << 48 for i, memory in enumerate((*inputs, *outputs))}
@@ -193,6 +193,18 @@ def _kernel(step: Step) -> str:
         return "separable"
     others = {"norm": "layer_norm", "affine": "elementwise", "add": "elementwise"}
     return {**others, "scale": "elementwise"}.get(step.kind, step.kind)
+
+
+def _shared_by_threads(steps: list[Step]) -> list[Step]:
+    """Chains of fewer tiles than there are threads are run step by step, which many can share."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return steps
+    measures = _measure(_code(_Writer(None, None), steps))
+    found: list[Step] = []
+    for step, (units, *_) in zip(steps, measures, strict=True):
+        found += step.parts if step.parts and step.sums is None and units < threads else [step]
+    return found
 
 
 def _weights(step: Step) -> list[Tensor]:
