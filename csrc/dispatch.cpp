@@ -63,6 +63,14 @@ SEP_EXPORT int sep_isa(void) {
   return isa;
 }
 
+SEP_EXPORT int sep_has_bf16(void) {
+#if defined(__x86_64__) || defined(_M_X64)
+  return sep_isa() == SEP_ISA_avx512 && __builtin_cpu_supports("avx512bf16");
+#else
+  return 0;
+#endif
+}
+
 SEP_EXPORT int sep_isa_force(int isa) {
   if (isa == -1) isa = best();
   if (!sep_isa_supported(isa)) return -1;

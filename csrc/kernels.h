@@ -58,5 +58,6 @@ int sep_isa(void);                      // the chosen instruction set; -1 where 
 int sep_isa_count(void);                // how many this build has
 const char* sep_isa_name(int isa);      // "avx512", "avx2", "neon", "baseline"
 int sep_isa_supported(int isa);         // 1 where this processor runs it
+int sep_has_bf16(void);                 // 1 where the chosen instruction set multiplies bfloat16 pairs (avx512 with AVX512-BF16)
 int sep_isa_force(int isa);             // use this one from now on (-1: the best); 0, or -1 where it is not supported
 }

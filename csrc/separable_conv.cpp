@@ -91,8 +91,12 @@ int64_t scratch_bytes(const Args* a) {
     inner = SEP_TABLE(pointwise_conv).scratch_bytes(&e);
   }
   if (p.project) {
-    const Pointwise e = rows_of(a->project, p.tile_rows * p.out_width);
-    inner = most(inner, SEP_TABLE(pointwise_conv).scratch_bytes(&e));
+    Pointwise e = rows_of(a->project, p.tile_rows * p.out_width);
+    const int64_t groups[] = {p.group_columns, p.out_channels - (p.groups - 1) * p.group_columns};  // each, and the last
+    for (const int64_t columns : groups) {
+      e.c_out = columns;  // fewer columns may be multiplied in larger blocks of rows
+      inner = most(inner, SEP_TABLE(pointwise_conv).scratch_bytes(&e));
+    }
   }
   return kept_bytes(p) + deep_bytes(p) + inner;
 }

@@ -26,12 +26,13 @@ operators = torch.library.Library("separable", "DEF")
 path: Path | None = None  # of the library that runs, or None
 missing = ""  # why there is none
 _library: ctypes.CDLL | None = None
+_running: str | None = None  # the instruction set, kept here so that asking is free in a captured graph
 _standard_only = ContextVar("standard_only", default=False)
 
 
 def load() -> None:
     """Load the library once the schemas are defined; what stands in the way is kept in `missing`."""
-    global path, missing, _library
+    global path, missing, _library, _running
     wanted = os.environ.get("SEPARABLE_NATIVE", "")
     name = "libseparable.dylib" if sys.platform == "darwin" else "libseparable.so"
     file = Path(wanted) if wanted not in ("", "0", "1") else Path(__file__).with_name(name)
@@ -57,6 +58,7 @@ def load() -> None:
         if _library.sep_isa() < 0:
             asked = os.environ.get("SEPARABLE_ISA")
             raise InputError("SEPARABLE_ISA", asked, f"must be one of {', '.join(isas())} here")
+        _running = _name(_library.sep_isa())
 
 
 def obstacle() -> str:
@@ -95,7 +97,17 @@ def isas() -> list[str]:
 
 def isa() -> str | None:
     """The instruction set that runs, or None without the library."""
-    return None if _library is None else _name(_library.sep_isa())
+    return _running
+
+
+def lanes() -> int:
+    """Floats in a vector of the instruction set that runs; 0 without the library."""
+    return {"avx512": 16, "avx2": 8, "neon": 4, "baseline": 4}.get(_running or "", 0)
+
+
+def has_bfloat16() -> bool:
+    """Whether kernels that run now multiply bfloat16: AVX-512 on a processor with AVX512-BF16."""
+    return _library is not None and bool(_library.sep_has_bf16())
 
 
 @contextmanager
@@ -107,12 +119,15 @@ def force(name: str) -> Iterator[None]:
     """
     if _library is None or name not in isas():
         raise InputError("isa", name, f"must be one of {', '.join(isas()) or 'none: ' + missing}")
+    global _running
     before, numbers = _library.sep_isa(), {_name(i): i for i in range(_library.sep_isa_count())}
     _library.sep_isa_force(numbers[name])
+    _running = name
     try:
         yield
     finally:
         _library.sep_isa_force(before)
+        _running = _name(before)
 
 
 def _name(isa: int) -> str:

@@ -255,3 +255,24 @@ def test_training_swaps_depthwise_layers_and_keeps_everything_else():
     for (name, expected), actual in zip(network.named_parameters(), swapped.parameters(), strict=True):
         assert actual is not expected
         torch.testing.assert_close(actual.grad, expected.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@torch.no_grad()
+def test_bfloat16_rounds_factors_and_keeps_sums():
+    network, x = separable_network(), torch.randn(2, 3, 40, 36)
+    if not _native.has_bfloat16():
+        with pytest.raises(InputError, match="AVX512-BF16"):
+            accelerate(network, dtype=torch.bfloat16)
+        pytest.skip("this processor multiplies no bfloat16: seen that it is refused")
+    fast, expected = accelerate(network, dtype=torch.bfloat16), network(x)
+    assert 1e-5 < distance(fast(x), expected) < 2e-2
+    assert fast(x).dtype == torch.float32
+    assert torch.equal(copy.deepcopy(fast)(x), fast(x))
+    with _native.force(_native.isas()[-1]), pytest.raises(InputError, match="AVX512-BF16"):
+        accelerate(network, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_types_are_refused(dtype):
+    with pytest.raises(InputError, match="must be torch.float32 or torch.bfloat16"):
+        accelerate(separable_network(), dtype=dtype)

@@ -37,8 +37,8 @@ class Part:
 class Plan:
     """`run(tensors)` gives the leaves of what the network returns."""
 
-    def __init__(self, tape: Tape):
-        self.tape = tape
+    def __init__(self, tape: Tape, dtype: torch.dtype = torch.float32):
+        self.tape, self.dtype = tape, dtype
         self.parts = _cut(lower(tape))
         _Laying(tape, self.parts).run()
         self._env: dict[Any, int] = {}  # slot of each value and each run of memory
@@ -99,7 +99,7 @@ class Plan:
         targets, sizes = [self._slot(m) for m in outputs], [m.floats for m in outputs]
         if _native.path is None:
             return _by_torch(part.steps, inputs, sources, outputs, targets)
-        program = Program(part.steps, inputs, outputs)
+        program = Program(part.steps, inputs, outputs, self.dtype)
         part.steps = program.steps
         given = [
             (slot, self.tape.values[m.value]) for m, slot in zip(inputs, sources, strict=True) if m.value is not None

@@ -34,12 +34,20 @@ class Program:
     Args:
         steps: in order; what a step reads is made before it or stands in `inputs`.
         inputs, outputs: runs of memory given from outside and handed out.
+        dtype: of the factors of matrix products.
     """
 
-    def __init__(self, steps: list[Step], inputs: list[Memory], outputs: list[Memory]):
-        self.steps = steps = _shared_by_threads(steps)
+    def __init__(
+        self,
+        steps: list[Step],
+        inputs: list[Memory],
+        outputs: list[Memory],
+        dtype: torch.dtype = torch.float32,
+    ):
+        product = int(dtype == torch.bfloat16)
+        self.steps = steps = _shared_by_threads(steps, product)
         self._idle: deque[Tensor] = deque()  # workspaces between calls: each call takes one or makes one
-        self.code, self.constants, self.floats, self.scratch_bytes = _write(steps, inputs, outputs)
+        self.code, self.constants, self.floats, self.scratch_bytes = _write(steps, inputs, outputs, product)
 
     def run(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         """Read the inputs, flat or as the steps expect them, and fill the outputs."""
@@ -77,10 +85,13 @@ class _Constants:
 
 
 class _Writer:
-    """Fields of each step; pointers are real once `weights` (bytes of each) and `addresses` are known."""
+    """Fields of each step; pointers are real once `weights` (bytes of each) and `addresses` are known.
 
-    def __init__(self, weights: list[int] | None, addresses: dict[Memory, int] | None):
-        self.constants, self.weights, self.addresses = _Constants(), weights, addresses
+    product: 0 for float32, 1 for factors rounded to bfloat16, as csrc/kernels.h numbers them.
+    """
+
+    def __init__(self, product: int, weights: list[int] | None = None, addresses: dict[Memory, int] | None = None):
+        self.product, self.constants, self.weights, self.addresses = product, _Constants(), weights, addresses
         self.used, self.inside = 0, set[Memory]()  # results within a chain lie in its scratch memory
 
     def pointer(self, memory: Memory | None, offset: int = 0) -> int:
@@ -117,14 +128,22 @@ class _Writer:
         pointers = [self.pointer(s.x, s.x_offset), self.weight(), self.constants.vector(s.bias)]
         pointers += [self.pointer(s.other), self.pointer(s.y)]
         window = [*s.kernel, *s.stride, *s.padding, *s.dilation]
-        ends = [_CODES[s.activation], int(s.activation_last), 0]
+        ends = [_CODES[s.activation], int(s.activation_last), self.product]
         return [*pointers, s.batch, s.c_in, s.c_out, *s.size, *s.out, *s.x_strides, *window, *ends]
 
     def _pointwise(self, s: Step) -> list[int]:
         pointers = [self.pointer(s.x, s.x_offset), self.weight(), self.constants.vector(s.bias)]
         pointers += [self.pointer(s.gate), self.pointer(s.other), self.pointer(s.y), _NULL]
         sizes = [s.rows, s.c_in, s.c_out, s.x_stride, s.c_out, s.c_out, s.image_rows]
-        return [*pointers, *sizes, _CODES[s.activation], int(s.activation_last), int(s.normalize), 0, _bits(s.eps)]
+        return [
+            *pointers,
+            *sizes,
+            _CODES[s.activation],
+            int(s.activation_last),
+            int(s.normalize),
+            self.product,
+            _bits(s.eps),
+        ]
 
     def _separable(self, s: Step) -> list[int]:
         parts = s.parts or [s]
@@ -163,19 +182,21 @@ class _Writer:
         return [*pointers, *sizes, *s.sizes, *x_strides, *s.x_strides, *y_strides, *s.y_strides]
 
 
-def _write(steps: list[Step], inputs: list[Memory], outputs: list[Memory]) -> tuple[Tensor, Tensor, int, int]:
+def _write(
+    steps: list[Step], inputs: list[Memory], outputs: list[Memory], product: int
+) -> tuple[Tensor, Tensor, int, int]:
     """The code, the constants, floats of workspace and bytes of scratch memory for each thread."""
-    measures = _measure(_code(_Writer(None, None), steps))
+    measures = _measure(_code(_Writer(product), steps))
     for step, (units, *_) in zip(steps, measures, strict=True):
         if step.sums is not None:
             settle_sums(steps, step, units)
     weights = [tensor for step in steps for tensor in _weights(step)]
-    measures = _measure(_code(_Writer(None, None), steps))
+    measures = _measure(_code(_Writer(product), steps))
     packed_bytes = [b for _, _, *sizes in measures for b in sizes if b]
     outside = {memory: (2 + i) << 48 for i, memory in enumerate((*inputs, *outputs))}
     offsets, floats = lay_out(steps, set(outside))
     addresses = {**outside, **{memory: 4 * at for memory, at in offsets.items()}}
-    writer = _Writer(packed_bytes, addresses)
+    writer = _Writer(product, packed_bytes, addresses)
     code = _code(writer, steps)
     constants = torch.zeros(writer.constants.floats + _LINE)
     torch.ops.separable.program_pack(code, weights, constants)
@@ -195,12 +216,12 @@ def _kernel(step: Step) -> str:
     return {**others, "scale": "elementwise"}.get(step.kind, step.kind)
 
 
-def _shared_by_threads(steps: list[Step]) -> list[Step]:
+def _shared_by_threads(steps: list[Step], product: int) -> list[Step]:
     """Chains of fewer tiles than there are threads are run step by step, which many can share."""
     threads = torch.get_num_threads()
     if threads == 1:
         return steps
-    measures = _measure(_code(_Writer(None, None), steps))
+    measures = _measure(_code(_Writer(product), steps))
     found: list[Step] = []
     for step, (units, *_) in zip(steps, measures, strict=True):
         found += step.parts if step.parts and step.sums is None and units < threads else [step]
