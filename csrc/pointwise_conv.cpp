@@ -142,9 +142,14 @@ TileFunction const kTiles[1][kRows][2] = {{SEP_FEW(Single)}};
 
 // ---- rows that are copied first: normalized, scaled, rounded, or only moved apart
 
+// One image of more rows than there are columns: its scale goes into a copy of the weights, which is the smaller of the two.
+bool scales_weight(const Args* a) {
+  return a->scale && a->image_rows == a->rows && a->rows > a->c_out && !a->normalize && a->product == SEP_F32;
+}
+
 // Rows a multiple of 4 KiB apart fall into the same few lines of a first-level cache: a tile of them would be read from the second.
 bool is_copied(const Args* a) {
-  return a->scale || a->normalize || a->product == SEP_BF16 || (a->rows > 4 && a->x_stride % 512 == 0 && a->c_in >= 256);
+  return (a->scale && !scales_weight(a)) || a->normalize || a->product == SEP_BF16 || (a->rows > 4 && a->x_stride % 512 == 0 && a->c_in >= 256);
 }
 
 int64_t copied_stride(const Args* a) {  // in steps; an odd number of cache lines
@@ -154,7 +159,7 @@ int64_t copied_stride(const Args* a) {  // in steps; an odd number of cache line
 
 void copy_row(const Args* a, int64_t row, uint32_t* to) {
   const float* x = a->x + row * a->x_stride;
-  const float* scale = a->scale ? a->scale + row / a->image_rows * a->c_in : nullptr;
+  const float* scale = a->scale && !scales_weight(a) ? a->scale + row / a->image_rows * a->c_in : nullptr;
   const Moments m = a->normalize ? moments(x, a->c_in, a->epsilon) : Moments{0, 1};
   for (int64_t c = 0; c < a->c_in; c += kLanes) {
     const int64_t n = least(kLanes, a->c_in - c);
@@ -169,6 +174,12 @@ void copy_row(const Args* a, int64_t row, uint32_t* to) {
 #endif
     store((float*)to + c, v);
   }
+}
+
+int64_t packed_columns(int64_t c_out) { return ceil_div(c_out, kLanes) * kLanes; }
+
+int64_t packed_bytes(int64_t c_in, int64_t c_out, int32_t product) {
+  return (product == SEP_BF16 ? ceil_div(c_in, 2) : c_in) * packed_columns(c_out) * 4;
 }
 
 // ---- units: blocks of rows, and where these are few or the weights many, groups of panels
@@ -198,7 +209,17 @@ int64_t units(const Args* a) {
 
 int64_t scratch_bytes(const Args* a) {
   const int64_t copied = is_copied(a) ? grid(a).block_rows * copied_stride(a) * 4 : 0;
-  return copied + (a->sums ? kRows * kPanel * 4 : 0);
+  const int64_t scaled = scales_weight(a) ? packed_bytes(a->c_in, a->c_out, SEP_F32) : 0;
+  return copied + scaled + (a->sums ? kRows * kPanel * 4 : 0);
+}
+
+void scale_weight(const Args* a, float* to) {
+  const float* from = (const float*)a->weight;
+  for (int64_t column = 0; column < packed_columns(a->c_out); column += kPanel) {
+    const int64_t vectors = least(kPanel, packed_columns(a->c_out) - column) / kLanes;
+    for (int64_t c = 0; c < a->c_in; ++c)
+      for (int64_t v = 0; v < vectors; ++v, from += kLanes, to += kLanes) store(to, load(from) * splat(a->scale[c]));
+  }
 }
 
 void add_rows(const float* y, int64_t y_stride, int64_t rows, int64_t columns, float* sums) {
@@ -241,12 +262,20 @@ void run_unit(const Args* a, const Grid& g, const uint32_t* x, int64_t x_stride,
   }
 }
 
-void run(const Args* a, void* scratch, int64_t begin, int64_t end) {
+void run(const Args* given, void* scratch, int64_t begin, int64_t end) {
+  const Args* a = given;
   const Grid g = grid(a);
   const bool copied = is_copied(a);
   const int64_t x_stride = copied ? copied_stride(a) : a->x_stride;
   uint32_t* copy = (uint32_t*)scratch;
   float* unwritten = (float*)scratch + (copied ? g.block_rows * x_stride : 0);
+  Args scaled = *given;
+  if (scales_weight(a)) {
+    float* weight = unwritten + (a->sums ? kRows * kPanel : 0);
+    scale_weight(a, weight);
+    scaled.weight = weight;
+    a = &scaled;
+  }
   int64_t copied_block = -1;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t block = unit / g.groups, first = block * g.block_rows, last = least(a->rows, first + g.block_rows);
@@ -260,12 +289,6 @@ void run(const Args* a, void* scratch, int64_t begin, int64_t end) {
 }
 
 // ---- weights
-
-int64_t packed_columns(int64_t c_out) { return ceil_div(c_out, kLanes) * kLanes; }
-
-int64_t packed_bytes(int64_t c_in, int64_t c_out, int32_t product) {
-  return (product == SEP_BF16 ? ceil_div(c_in, 2) : c_in) * packed_columns(c_out) * 4;
-}
 
 uint16_t rounded(float a) {
   uint16_t all[kLanes];

@@ -35,6 +35,18 @@ SEP_INLINE V splat(float a) { return a - V{}; }
 SEP_INLINE V load(const float* p) { return *(const VMemory*)p; }
 SEP_INLINE void store(float* p, V a) { *(VMemory*)p = a; }
 
+// Part `part` of `parts` of a stretch of memory towards the second-level cache, in order. Kernels walk through channels-last
+// memory by the width of a vector, pixel after pixel, which no prefetcher in hardware follows; this runs ahead of them.
+SEP_INLINE void prefetch(const void* p, int64_t bytes, int64_t part, int64_t parts, bool for_writing) {
+  const char *begin = (const char*)p + bytes * part / parts, *end = (const char*)p + bytes * (part + 1) / parts;
+  for (; begin < end; begin += 64)
+    if (for_writing)
+      __builtin_prefetch(begin, 1, 2);
+    else
+      __builtin_prefetch(begin, 0, 2);
+  asm volatile("");  // or the compiler takes a function that only prefetches for one that does nothing
+}
+
 // a * b + c, rounded once where the processor can.
 SEP_INLINE V fma(V a, V b, V c) {
 #if defined(__AVX512F__)
@@ -45,6 +57,35 @@ SEP_INLINE V fma(V a, V b, V c) {
   return (V)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
   return a * b + c;
+#endif
+}
+
+// To the nearest whole number, for |a| < 2^22.
+SEP_INLINE V nearest(V a) {
+#if defined(__AVX512F__)
+  return (V)_mm512_roundscale_ps((__m512)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  return (a + splat(12582912.0f)) - splat(12582912.0f);  // 1.5 * 2^23: no bits are left for a fraction
+#endif
+}
+
+// a * 2^n for whole |n| < 252; infinity or zero where float32 ends.
+SEP_INLINE V times_power_of_two(V a, V n) {
+#if defined(__AVX512F__)
+  return (V)_mm512_scalef_ps((__m512)a, (__m512)n);
+#else
+  const VI whole = __builtin_convertvector(n, VI), half = whole >> 1, rest = whole - half;
+  return a * (V)((half + 127) << 23) * (V)((rest + 127) << 23);
+#endif
+}
+
+// 1 / a within 2 units in the last place, for 2^-120 < |a| < 2^120.
+SEP_INLINE V reciprocal(V a) {
+#if defined(__AVX512F__)
+  const V r = (V)_mm512_rcp14_ps((__m512)a);
+  return fma(fma(-a, r, splat(1.0f)), r, r);
+#else
+  return splat(1.0f) / a;
 #endif
 }
 
