@@ -32,6 +32,7 @@ elif MACHINE in ("aarch64", "arm64"):
 # A template of the standard library, instantiated here with AVX-512, could be the copy that the linker keeps for all:
 # kernels include no standard header and make no weak symbol (csrc/kernels.h).
 KERNEL_FLAGS = ["-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics", "-Wno-maybe-uninitialized"]
+KERNEL_FLAGS += ["-fno-tree-loop-distribute-patterns"]  # no call of memset for two vectors of zeros
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10: the oldest whose stable ABI has all we call
 
 

@@ -70,8 +70,16 @@ int64_t scratch_bytes(const Args* a) {
 
 void run_direct(const Args* a, const Plan* p, sep_line* lines, int64_t n, int64_t z, int64_t y0, int64_t y1, int64_t b0, int64_t b1) {
   const int64_t *xs = a->x.stride, *ys = a->y.stride;
+  const Phase* py = &p->axis[1].phase[0];
+  const int64_t ahead = py->start + (py->taps - 1) * py->dilation + 1, all = b0 == 0 && b1 == p->blocks;
   for (int64_t y = y0; y < y1; ++y)
     for (int64_t b = b0; b < b1; ++b) {
+      if (all && p->axis[0].kernel == 1 && y + 1 < p->axis[1].out) {
+        const int64_t first = y * py->advance + ahead, in_bytes = p->axis[2].in * xs[4] * 4;
+        for (int64_t iy = at_least(first, 0); iy < at_most(first + py->advance, p->axis[1].in); ++iy)
+          prefetch((float*)a->x.data + n * xs[0] + z * xs[2] + iy * xs[3], in_bytes, b, b1, false);
+        prefetch((float*)a->y.data + n * ys[0] + z * ys[2] + (y + 1) * ys[3], p->axis[2].out * ys[4] * 4, b, b1, true);
+      }
       const int64_t c = first_channel(p, b);
       const Rows in = {(float*)a->x.data + n * xs[0] + c, xs[2], xs[3], xs[4], false};
       const Rows out = {(float*)a->y.data + n * ys[0] + c, ys[2], ys[3], ys[4], false};

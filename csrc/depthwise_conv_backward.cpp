@@ -19,34 +19,47 @@ typedef struct Tap {
   float* sum;      // kLanes floats for each tap
 } Tap;
 
+typedef struct Gradient {
+  const float* data;  // g, kLanes floats an output
+  int64_t rows, outputs;
+  int64_t row, x_row;  // floats from one row to the next, of g and of the input
+  int64_t step;        // floats of the input from one output to the next
+} Gradient;
+
 // sum[k] += g[o] * x[o * S + k] for N lines of KW neighbouring taps, P outputs sharing what they read.
 template <int KW, int N, int S, int P>
-SEP_INLINE void accumulate(const Tap* taps, const float* g, int64_t outputs, int64_t step) {
-  V sum[N][KW];
-  for (int64_t o = 0, end = 0; o < outputs;) {
+SEP_INLINE void accumulate(const Tap* taps, const Gradient* grad) {
+  for (int64_t begin = 0; begin < grad->outputs; begin += kSegment) {
+    const int64_t end = at_most(begin + kSegment, grad->outputs);
+    V sum[N][KW];
     for (int n = 0; n < N; ++n)
       for (int k = 0; k < KW; ++k) sum[n][k] = V{};
-    end = at_most(end + kSegment, outputs);
-    for (; o + P <= end; o += P) {
-      V grad[P];
+    for (int64_t r = 0; r < grad->rows; ++r) {
+      const float* g = grad->data + r * grad->row;
+      const float* x[N];
+      for (int n = 0; n < N; ++n) x[n] = taps[n].x + r * grad->x_row;
+      int64_t o = begin;
+      for (; o + P <= end; o += P) {
+        V parts[P];
 #pragma GCC unroll 8
-      for (int p = 0; p < P; ++p) grad[p] = load(g + (o + p) * kLanes);
+        for (int p = 0; p < P; ++p) parts[p] = load(g + (o + p) * kLanes);
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n)
+        for (int n = 0; n < N; ++n)
 #pragma GCC unroll 32
-        for (int j = 0; j < (P - 1) * S + KW; ++j) {
-          const V x = load(taps[n].x + o * S * kLanes + j * kLanes);
+          for (int j = 0; j < (P - 1) * S + KW; ++j) {
+            const V a = load(x[n] + o * S * kLanes + j * kLanes);
 #pragma GCC unroll 8
-          for (int p = 0; p < P; ++p)
-            if (j - p * S >= 0 && j - p * S < KW) sum[n][j - p * S] = fma(grad[p], x, sum[n][j - p * S]);
-        }
-    }
-    for (; o < end; ++o) {
-      const V grad = load(g + o * kLanes);
+            for (int p = 0; p < P; ++p)
+              if (j - p * S >= 0 && j - p * S < KW) sum[n][j - p * S] = fma(parts[p], a, sum[n][j - p * S]);
+          }
+      }
+      for (; o < end; ++o) {
+        const V part = load(g + o * kLanes);
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n)
+        for (int n = 0; n < N; ++n)
 #pragma GCC unroll 8
-        for (int k = 0; k < KW; ++k) sum[n][k] = fma(grad, load(taps[n].x + (o * S + k) * kLanes), sum[n][k]);
+          for (int k = 0; k < KW; ++k) sum[n][k] = fma(part, load(x[n] + (o * S + k) * kLanes), sum[n][k]);
+      }
     }
     for (int n = 0; n < N; ++n)
       for (int k = 0; k < KW; ++k) store(taps[n].sum + k * kLanes, load(taps[n].sum + k * kLanes) + sum[n][k]);
@@ -55,37 +68,38 @@ SEP_INLINE void accumulate(const Tap* taps, const float* g, int64_t outputs, int
 
 // The same for single taps, with any distance between the inputs of neighbouring outputs.
 template <int N>
-SEP_INLINE void accumulate_singles(const Tap* taps, const float* g, int64_t outputs, int64_t step) {
-  for (int64_t o = 0, end = 0; o < outputs;) {
+SEP_INLINE void accumulate_singles(const Tap* taps, const Gradient* grad) {
+  for (int64_t begin = 0; begin < grad->outputs; begin += kSegment) {
+    const int64_t end = at_most(begin + kSegment, grad->outputs);
     V sum[N] = {};
-    end = at_most(end + kSegment, outputs);
-    for (; o < end; ++o) {
-      const V grad = load(g + o * kLanes);
+    for (int64_t r = 0; r < grad->rows; ++r)
+      for (int64_t o = begin; o < end; ++o) {
+        const V part = load(grad->data + r * grad->row + o * kLanes);
 #pragma GCC unroll 8
-      for (int n = 0; n < N; ++n) sum[n] = fma(grad, load(taps[n].x + o * step), sum[n]);
-    }
+        for (int n = 0; n < N; ++n) sum[n] = fma(part, load(taps[n].x + r * grad->x_row + o * grad->step), sum[n]);
+      }
     for (int n = 0; n < N; ++n) store(taps[n].sum, load(taps[n].sum) + sum[n]);
   }
 }
 
-typedef void (*Accumulate)(const Tap* taps, int64_t count, const float* g, int64_t outputs, int64_t step);
+typedef void (*Accumulate)(const Tap* taps, int64_t count, const Gradient* grad);
 
 template <int KW, int S>
-void accumulate_lines(const Tap* taps, int64_t count, const float* g, int64_t outputs, int64_t step) {
+void accumulate_lines(const Tap* taps, int64_t count, const Gradient* grad) {
   constexpr int most = (kRegisters > 16 ? 15 : 10) / KW, N = most > 3 ? 3 : most;
   int64_t i = 0;
-  for (; i + N <= count; i += N) accumulate<KW, N, S, 4>(taps + i, g, outputs, step);
-  for (; i < count; ++i) accumulate<KW, 1, S, 4>(taps + i, g, outputs, step);
+  for (; i + N <= count; i += N) accumulate<KW, N, S, 4>(taps + i, grad);
+  for (; i < count; ++i) accumulate<KW, 1, S, 4>(taps + i, grad);
 }
 
-void accumulate_any(const Tap* taps, int64_t count, const float* g, int64_t outputs, int64_t step) {
+void accumulate_any(const Tap* taps, int64_t count, const Gradient* grad) {
   int64_t i = 0;
-  for (; i + 8 <= count; i += 8) accumulate_singles<8>(taps + i, g, outputs, step);
+  for (; i + 8 <= count; i += 8) accumulate_singles<8>(taps + i, grad);
   if (i + 4 <= count) {
-    accumulate_singles<4>(taps + i, g, outputs, step);
+    accumulate_singles<4>(taps + i, grad);
     i += 4;
   }
-  for (; i < count; ++i) accumulate_singles<1>(taps + i, g, outputs, step);
+  for (; i < count; ++i) accumulate_singles<1>(taps + i, grad);
 }
 
 template <int S>
@@ -120,7 +134,10 @@ Job make_job(const Args* a) {
   j.x_row = at_least(x->high - x->low, 1) * kLanes;
   j.g_row = (at_least(g->high, a->out[2]) - at_most(g->low, 0)) * kLanes;
   const int64_t S = y->phase[0].advance, reach = (y->kernel - 1) * y->phase[0].dilation;
-  j.rows = at_least(kTileBytes / 4 / (a->size[0] * S * j.x_row + a->out[0] * j.g_row), 4);
+  // Channels-last the rows of all channels come along with one block's: a band of them fits the second-level cache, twice.
+  const bool together = a->x.stride[1] == 1 && a->y.stride[1] == 1;
+  const int64_t blocks = together ? j.forward.blocks : 1;
+  j.rows = at_least(kTileBytes / 4 / (a->size[0] * S * j.x_row + a->out[0] * j.g_row) / blocks, at_least(4, reach));
   j.rows = at_most(j.rows, y->out);
   j.bands = (y->out + j.rows - 1) / j.rows;
   j.g_rows = at_most(j.rows + reach / S + 1, y->out);
@@ -170,49 +187,92 @@ int64_t scratch_bytes(const Args* a) {
   return line_bytes(&j) + floats * 4;
 }
 
-// One row of g against the rows of x that its taps meet.
-void add_weight_row(const Job* j, Rows x, const float* g, int64_t z, int64_t y, float* share, Tap* taps) {
+// The taps along an axis that output o's window has inside the input; the others meet zeros.
+typedef struct Span {
+  int64_t begin, end;
+} Span;
+
+Span taps_inside(const Axis* a, int64_t o) {
+  const Phase* f = &a->phase[0];
+  const int64_t start = o * f->advance + f->start;
+  if (start >= 0 && start + (f->taps - 1) * f->dilation < a->in) return Span{0, f->taps};
+  const int64_t begin = at_least(ceil_div(-start, f->dilation), 0);
+  return Span{begin, at_least(at_most(ceil_div(a->in - start, f->dilation), f->taps), begin)};
+}
+
+// Rows of g from (z, y) on, all of which meet the same taps, against the rows of x.
+void add_weight_rows(const Job* j, Rows x, const float* g, int64_t rows, int64_t z, int64_t y, float* share, Tap* taps) {
   const Axis *az = &j->forward.axis[0], *ay = &j->forward.axis[1];
   const Phase *pz = &az->phase[0], *py = &ay->phase[0], *px = &j->forward.axis[2].phase[0];
-  const int64_t outputs = px->count, whole = j->length ? px->taps / j->length : 0;
+  const Span sz = taps_inside(az, z), sy = taps_inside(ay, y);
+  const int64_t whole = j->length ? px->taps / j->length : 0;
   Tap *line = taps, *single = taps + j->forward.taps;
-  for (int64_t tz = 0; tz < pz->taps; ++tz) {
-    const int64_t iz = z * pz->advance + pz->start + tz * pz->dilation;
-    if (iz < 0 || iz >= az->in) continue;
-    for (int64_t ty = 0; ty < py->taps; ++ty) {
-      const int64_t iy = y * py->advance + py->start + ty * py->dilation;
-      if (iy < 0 || iy >= ay->in) continue;
+  for (int64_t tz = sz.begin; tz < sz.end; ++tz)
+    for (int64_t ty = sy.begin; ty < sy.end; ++ty) {
+      const int64_t iz = z * pz->advance + pz->start + tz * pz->dilation, iy = y * py->advance + py->start + ty * py->dilation;
       const float* from = x.data + iz * x.zs + iy * x.ys + px->start * kLanes;
       float* sum = share + (tz * ay->kernel + ty) * px->taps * kLanes;
       for (int64_t l = 0; l < whole; ++l) *line++ = Tap{from + l * j->length * kLanes, sum + l * j->length * kLanes};
       for (int64_t t = whole * j->length; t < px->taps; ++t)
         *--single = Tap{from + t * px->dilation * kLanes, sum + t * kLanes};
     }
-  }
-  const int64_t step = px->advance * kLanes;
-  if (line > taps) j->accumulate(taps, line - taps, g, outputs, step);
-  if (single < taps + j->forward.taps) accumulate_any(single, taps + j->forward.taps - single, g, outputs, step);
+  const Gradient grad = {g, rows, px->count, j->g_row, j->x_row * py->advance, px->advance * kLanes};
+  if (line > taps) j->accumulate(taps, line - taps, &grad);
+  if (single < taps + j->forward.taps) accumulate_any(single, taps + j->forward.taps - single, &grad);
 }
 
 void add_bias_row(const float* g, int64_t outputs, float* share) {
-  V sum[4] = {};
-  int64_t o = 0;
-  for (; o + 4 <= outputs; o += 4)
-    for (int p = 0; p < 4; ++p) sum[p] += load(g + (o + p) * kLanes);
-  for (; o < outputs; ++o) sum[0] += load(g + o * kLanes);
-  store(share, load(share) + ((sum[0] + sum[1]) + (sum[2] + sum[3])));
+  for (int64_t begin = 0; begin < outputs; begin += kSegment) {
+    V sum[4] = {};
+    const int64_t end = at_most(begin + kSegment, outputs);
+    int64_t o = begin;
+    for (; o + 4 <= end; o += 4)
+      for (int p = 0; p < 4; ++p) sum[p] += load(g + (o + p) * kLanes);
+    for (; o < end; ++o) sum[0] += load(g + o * kLanes);
+    store(share, load(share) + ((sum[0] + sum[1]) + (sum[2] + sum[3])));
+  }
+}
+
+typedef struct Band {
+  int64_t o0, o1;  // rows of g whose share of the weight's gradient it adds
+  int64_t i0, i1;  // rows of x whose gradient it writes
+  int64_t g0, x0, x1;  // first row of g, and the rows of x, that it reads
+} Band;
+
+Band band_of(const Args* a, const Job* j, int64_t band) {
+  const int64_t S = a->stride[1], P = a->padding[1], reach = (a->kernel[1] - 1) * (int64_t)a->dilation[1];
+  Band r;
+  r.o0 = band * j->rows;
+  r.o1 = at_most(r.o0 + j->rows, a->out[1]);
+  r.i0 = band ? at_most(at_least(r.o0 * S - P, 0), a->size[1]) : 0;
+  r.i1 = band == j->bands - 1 ? a->size[1] : at_most(at_least(r.o1 * S - P, 0), a->size[1]);
+  r.g0 = r.i0 < r.i1 ? at_most(at_least(floor_div(r.i0 + P - reach, S), 0), r.o0) : r.o0;
+  r.x0 = at_least(r.o0 * S - P, 0);
+  r.x1 = at_most((r.o1 - 1) * S - P + reach + 1, a->size[1]);
+  return r;
+}
+
+void prefetch_rows(const sep_view* v, int64_t n, int64_t y0, int64_t y1, int64_t width, int64_t part, int64_t parts,
+                   bool for_writing) {
+  if (!v->data || y0 >= y1) return;
+  prefetch((float*)v->data + n * v->stride[0] + y0 * v->stride[3], ((y1 - y0 - 1) * v->stride[3] + width * v->stride[4]) * 4,
+           part, parts, for_writing);
+}
+
+// While one band is computed, the next comes into the cache, a part with each block.
+void prefetch_next(const Args* a, const Job* j, int64_t n, int64_t band, int64_t part) {
+  const bool turn = band + 1 == j->bands;
+  if (j->groups > 1 || a->size[0] > 1 || a->x.stride[1] != 1 || a->y.stride[1] != 1 || (turn && n + 1 >= a->batch)) return;
+  const Band now = band_of(a, j, band), next = band_of(a, j, turn ? 0 : band + 1);
+  prefetch_rows(&a->y, n + turn, turn ? next.g0 : next.o0, next.o1, a->out[2], part, j->blocks, false);
+  prefetch_rows(&a->x, n + turn, turn ? next.x0 : at_least(next.x0, now.x1), next.x1, a->size[2], part, j->blocks, false);
+  if (a->gx.stride[1] == 1) prefetch_rows(&a->gx, n + turn, next.i0, next.i1, a->size[2], part, j->blocks, true);
 }
 
 void run_band(const Args* a, const Job* j, char* scratch, int64_t n, int64_t block, int64_t band, float* share) {
   const Axis *ax = &j->forward.axis[2], *ay = &j->forward.axis[1], *gx = &j->adjoint.axis[2];
-  const int64_t S = a->stride[1], P = a->padding[1], reach = (a->kernel[1] - 1) * (int64_t)a->dilation[1];
-  const int64_t o0 = band * j->rows, o1 = at_most(o0 + j->rows, ay->out), last = band == j->bands - 1;
-  // Rows of x whose gradient this band writes, and rows of g and x that it reads.
-  const int64_t i0 = band ? at_most(at_least(o0 * S - P, 0), ay->in) : 0;
-  const int64_t i1 = last ? ay->in : at_most(at_least(o1 * S - P, 0), ay->in);
-  const int64_t g0 = i0 < i1 ? at_most(at_least(floor_div(i0 + P - reach, S), 0), o0) : o0, g1 = o1;
-  const int64_t x0 = at_least(o0 * S - P, 0), x1 = at_most((o1 - 1) * S - P + reach + 1, ay->in);
-
+  const Band r = band_of(a, j, band);
+  const int64_t o0 = r.o0, o1 = r.o1, i0 = r.i0, i1 = r.i1, g0 = r.g0, g1 = r.o1, x0 = r.x0, x1 = r.x1;
   const int64_t wide = first_channel(&j->forward, block), m = j->forward.multiplier, used = j->forward.used;
   const int64_t mx = a->filters > a->channels ? m : 1, my = a->channels > a->filters ? m : 1;
   const Block x_block = {wide / mx, used / mx, mx}, g_block = {wide / my, used / my, my};
@@ -232,10 +292,17 @@ void run_band(const Args* a, const Job* j, char* scratch, int64_t n, int64_t blo
         read_any_row(&a->x, a->dtype, x_block, n, z, y, a->size[2], ax->low, ax->low + j->x_row / kLanes,
                      x_rows + z * x_plane + (y - x0) * j->x_row);
     for (int64_t z = 0; z < a->out[0]; ++z)
-      for (int64_t y = o0; y < o1; ++y) {
+      for (int64_t y = o0; y < o1;) {
         const float* row = g.data + z * g.zs + y * g.ys;
-        add_weight_row(j, x, row, z, y, share, (Tap*)scratch);
-        add_bias_row(row, a->out[2], share + j->forward.taps * kLanes);
+        const Span taps = taps_inside(ay, y);
+        int64_t rows = 1;  // as many as stay in registers within kSegment products
+        for (; y + rows < o1 && (rows + 1) * a->out[2] <= kSegment; ++rows) {
+          const Span more = taps_inside(ay, y + rows);
+          if (more.begin != taps.begin || more.end != taps.end) break;
+        }
+        add_weight_rows(j, x, row, rows, z, y, share, (Tap*)scratch);
+        for (int64_t r = 0; r < rows; ++r) add_bias_row(row + r * g.ys, a->out[2], share + j->forward.taps * kLanes);
+        y += rows;
       }
   }
   if (!a->gx.data) return;
@@ -258,8 +325,10 @@ void run(const Args* a, void* scratch, int64_t begin, int64_t end) {
     float* shares = a->partial ? a->partial + unit * j.blocks * share_floats(&j) : nullptr;
     for (int64_t n = chunk * j.images; n < n1; ++n)
       for (int64_t band = 0; band < j.bands; ++band)
-        for (int64_t b = group * j.blocks; b < b1; ++b)
+        for (int64_t b = group * j.blocks; b < b1; ++b) {
+          prefetch_next(a, &j, n, band, b);
           run_band(a, &j, (char*)scratch, n, b, band, shares ? shares + (b - group * j.blocks) * share_floats(&j) : nullptr);
+        }
   }
 }
 

@@ -138,13 +138,18 @@ typedef struct Rows {
 
 alignas(64) const float kNoBias[kLanes] = {};
 
+// Without a division where there is one phase: a short row takes no longer than two of them.
+SEP_INLINE const Phase* phase_of(const Axis* a, int64_t o) { return &a->phase[a->phases == 1 ? 0 : (o + a->shift) % a->phases]; }
+SEP_INLINE int64_t first_input(const Phase* f, int64_t o) {
+  return f->start + f->advance * (f->step == 1 ? o - f->first : (o - f->first) / f->step);
+}
+
 // One output row: z and y are the output's own. `taps` are the block's packed taps, `lines` room for plan->lines.
 void convolve_row(const Plan* plan, Rows in, Rows out, int64_t z, int64_t y, const float* taps, const float* bias, int32_t activation,
                   sep_line* lines) {
   const Axis *az = &plan->axis[0], *ay = &plan->axis[1], *ax = &plan->axis[2];
-  const Phase *pz = &az->phase[(z + az->shift) % az->phases], *py = &ay->phase[(y + ay->shift) % ay->phases];
-  const int64_t z0 = pz->start + pz->advance * ((z - pz->first) / pz->step);
-  const int64_t y0 = py->start + py->advance * ((y - py->first) / py->step);
+  const Phase *pz = phase_of(az, z), *py = phase_of(ay, y);
+  const int64_t z0 = first_input(pz, z), y0 = first_input(py, y);
   float* out_row = out.data + z * out.zs + y * out.ys;
   for (int64_t f = 0; f < ax->phases; ++f) {
     const Phase* px = &ax->phase[f];
@@ -157,14 +162,13 @@ void convolve_row(const Plan* plan, Rows in, Rows out, int64_t z, int64_t y, con
       sep_row r;
       r.xs = in.xs * rows;
       r.advance = px->advance;
-      r.first = 0;
       r.reach = (px->taps - 1) * gap;
       const int64_t start = px->start + d;
-      r.low = in.padded ? -(1LL << 40) : ceil_div(-start, rows);
-      r.high = in.padded ? 1LL << 40 : ceil_div(ax->in - start, rows);
+      r.low = in.padded ? -(1LL << 40) : rows == 1 ? -start : ceil_div(-start, rows);
+      r.high = in.padded ? 1LL << 40 : rows == 1 ? ax->in - start : ceil_div(ax->in - start, rows);
       r.y = out_row + (px->first + px->step * d) * out.xs;
       r.ys = px->step * rows * out.xs;
-      r.outputs = (px->count - d + rows - 1) / rows;
+      r.outputs = rows == 1 ? px->count : (px->count - d + rows - 1) / rows;
       r.bias = bias;
       r.activation = activation;
       sep_line *line = lines, *single = lines + plan->taps;

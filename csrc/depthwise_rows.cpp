@@ -10,10 +10,15 @@ namespace {
 
 alignas(64) const float kZeros[kLanes] = {};
 
+// Input i, or zeros where it is outside and CHECK says that it may be; a choice of addresses, for a branch would often err.
 template <bool CHECK>
 SEP_INLINE V input(const sep_row* r, const float* x, int64_t i) {
-  if (!CHECK) return load(x + i * r->xs);
-  return load(i >= r->low && i < r->high ? x + i * r->xs : kZeros);
+  const float* p = x + i * r->xs;
+  if (CHECK) {
+    p = (uint64_t)(i - r->low) < (uint64_t)(r->high - r->low) ? p : kZeros;
+    asm("" : "+r"(p));
+  }
+  return load(p);
 }
 
 template <int KW, int S, int P, bool CHECK>
@@ -58,9 +63,9 @@ SEP_INLINE int64_t tile_at(const sep_row* r, int64_t o, int64_t inside, int64_t 
 
 template <int KW, int S>
 void compute_row(const sep_row* r) {
-  const int64_t n = r->outputs;
-  const int64_t inside = ceil_div(r->low - r->first, r->advance);  // outputs inside ... outside - 1 read no border
-  const int64_t outside = floor_div(r->high - 1 - r->first - r->reach, r->advance) + 1;
+  const int64_t n = r->outputs, advance = KW > 0 ? S : r->advance;
+  const int64_t inside = ceil_div(r->low, advance);  // outputs inside ... outside - 1 read no border
+  const int64_t outside = floor_div(r->high - 1 - r->reach, advance) + 1;
   int64_t o = 0;
   if (n % 7 == 0 && n % 8) {
     while (o < n) o = tile_at<KW, S, 7>(r, o, inside, outside);

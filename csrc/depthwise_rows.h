@@ -15,7 +15,7 @@ typedef struct sep_row {
   int64_t xs;            // floats from one input to the next
   int64_t advance;       // inputs from one output to the next
   int64_t low, high;     // inputs below low and from high on are zeros, and not in memory
-  int64_t first, reach;  // inputs that output 0 reads: first ... first + reach
+  int64_t reach;         // output 0 reads inputs 0 ... reach
   float* y;
   int64_t ys, outputs;  // floats from one output to the next; how many
   const float* bias;  // kLanes floats

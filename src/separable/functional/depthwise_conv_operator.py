@@ -8,6 +8,7 @@ Without the library the same operators run the reference, so that a saved graph 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from separable.functional import arguments
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 _ACTIVATIONS = (None, *arguments.ACTIVATIONS)  # the numbers of csrc/kernels.h
+MAX_KERNEL = 255  # taps in each dimension, csrc/depthwise_conv.h
 
 Ints = Sequence[int]
 
@@ -87,7 +89,7 @@ def _fake(x, weight, bias, stride, padding, dilation, activation=0):
     return x.new_empty_strided(shape, strides(shape, is_channels_last(x)))
 
 
-def _aten_gradients(grad, x, weight, stride, padding, dilation, mask) -> list[Tensor | None]:
+def _aten_gradients(grad, x, weight, stride, padding, dilation, mask) -> list[Any]:
     """The three gradients by torch's own operator, which is differentiable again; None where `mask` says no."""
     zeros, bias = [0] * len(stride), [weight.shape[0]]
     padded = _padded(x, padding)
@@ -138,14 +140,15 @@ def _keep_for_second(ctx, inputs, output) -> None:
 def _second_gradients(ctx, ggx, ggw, ggb):
     """Of the gradients, which are linear in each of grad, x and weight; by torch's own operators, so to any order."""
     grad, x, weight = ctx.saved_tensors
+    window: tuple[list[int], list[int], list[int]] = ctx.window
     of_grad = of_x = of_weight = None
     if ctx.need_x:  # gx is linear in grad and weight
-        of_grad = _reference(ggx, weight, None, *ctx.window)
-        of_weight = _aten_gradients(grad, ggx, weight, *ctx.window, [False, True, False])[1]
+        of_grad = _reference(ggx, weight, None, *window)
+        of_weight = _aten_gradients(grad, ggx, weight, *window, mask=[False, True, False])[1]
     if ctx.need_weight:  # gw is linear in grad and x
-        more = _reference(x, ggw, None, *ctx.window)
+        more = _reference(x, ggw, None, *window)
         of_grad = more if of_grad is None else of_grad + more
-        of_x = _aten_gradients(grad, x, ggw, *ctx.window, [True, False, False])[0]
+        of_x = _aten_gradients(grad, x, ggw, *window, mask=[True, False, False])[0]
     if ctx.need_bias:  # gb is the sum of grad
         more = ggb.reshape(1, -1, *[1] * (grad.dim() - 2)).expand_as(grad)
         of_grad = more if of_grad is None else of_grad + more

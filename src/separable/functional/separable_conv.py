@@ -118,15 +118,19 @@ def reference(
     window: Window,
     order: str,
     activations: tuple[str | None, str | None],
+    impl: str = "reference",
 ) -> Tensor:
-    """The operation in plain torch, arguments in normal form; weights and biases are (depthwise, pointwise)."""
+    """The operation half by half, arguments in normal form; weights and biases are (depthwise, pointwise).
+
+    `impl` is the depthwise half's: with "reference" all of it is plain torch.
+    """
     (dw_weight, pw_weight), (dw_bias, pw_bias), (inner, last) = weights, biases, activations
     mix = depthwise_conv.CONV[len(window.stride)]
     if order == "depthwise_first":
-        x = depthwise_conv.reference(input, dw_weight, dw_bias, window, input.shape[1], inner)
+        x = depthwise_conv.compute(input, dw_weight, dw_bias, window, input.shape[1], inner, impl)
         return arguments.activate(mix(x, pw_weight, pw_bias), last)
     x = arguments.activate(mix(input, pw_weight, pw_bias), inner)
-    return depthwise_conv.reference(x, dw_weight, dw_bias, window, dw_weight.shape[0], last)
+    return depthwise_conv.compute(x, dw_weight, dw_bias, window, dw_weight.shape[0], last, impl)
 
 
 def check_order(order: str) -> None:
@@ -183,7 +187,7 @@ def _separable_conv(
             return _native_conv(input, weights, biases, window, order, activations)
         if obstacle and impl == "native":
             raise InputError("impl", impl, f"cannot run here: {obstacle}")
-    return reference(input, weights, biases, window, order, activations)
+    return reference(input, weights, biases, window, order, activations, impl="auto" if impl == "auto" else "reference")
 
 
 def obstacle_to_native(
