@@ -1,5 +1,7 @@
 """What cannot be followed is left alone and says why; where memory is shared or written, results stay right."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -263,3 +265,52 @@ def test_lookups_are_followed_and_masks_are_not():
             fast = accelerate(network, x)
             torch.testing.assert_close(fast(x), network(x), rtol=1e-5, atol=1e-5)
             assert any("decides" in row.reason for row in fast.report.left_alone) == by_mask
+
+
+def test_what_is_not_read_any_more_is_not_kept_in_memory():
+    class Alternating(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convs = nn.ModuleList(nn.Conv2d(16, 16, 1) for _ in range(6))
+
+        def forward(self, x):
+            for conv in self.convs:
+                x = conv(x).cumsum(1)  # torch's own, between two programs
+            return x
+
+    network, x = Alternating().eval(), torch.randn(1, 16, 8, 8)
+    fast = accelerate(network, x)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), network(x), rtol=1e-4, atol=1e-4)
+    if _native.missing:
+        return
+    made, empty = [], torch.empty
+    try:
+        torch.empty = lambda *args, **kwargs: made.append(weakref.ref(y := empty(*args, **kwargs))) or y
+        alive = []
+        plan = next(iter(fast._plans.values()))
+        plan._actions = [
+            lambda env, act=act: (act(env), alive.append(sum(r() is not None for r in made))) for act in plan._actions
+        ]
+        fast(x)
+    finally:
+        torch.empty = empty
+    assert len(made) >= 6
+    assert max(alive) <= 3
+
+
+def test_a_view_of_an_early_result_may_be_shown_late():
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            y = self.first(x)
+            z = self.second(y.cumsum(1))
+            return self.second(z), y.permute(0, 2, 3, 1)[:, 1:].cumsum(3)
+
+    network, x = Late().eval(), torch.randn(2, 3, 5, 4)
+    with torch.no_grad():
+        for actual, expected in zip(accelerate(network)(x), network(x), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)

@@ -61,11 +61,25 @@ class Plan:
         return self._env.setdefault(key, len(self._env))
 
     def _compile(self) -> list[Callable[[list[Any]], None]]:
+        """What each part does, and after it the forgetting of what no later part reads."""
         later = _read_later(self.parts)
+        ends = self._last_readers()
         actions: list[Callable[[list[Any]], None]] = []
-        for part, needed in zip(self.parts, later, strict=True):
+        for i, (part, needed) in enumerate(zip(self.parts, later, strict=True)):
             actions += self._native(part, needed) if part.native else [self._torch(part.nodes[0])]
+            if done := [slot for slot, last in ends.items() if last == i]:
+                actions.append(_forget(done))
         return actions
+
+    def _last_readers(self) -> dict[int, int]:
+        """The index of the last part that reads each slot; constants and outputs are read to the end."""
+        ends: dict[int, int] = {}
+        for i, part in enumerate(self.parts):
+            ends.update((self._slot(m if m.value is None else m.value), i) for m in _read(part))
+            if not part.native:
+                ends.update((self._slot(number), i) for number in part.nodes[0].call.reads)
+        kept = {self._slot(leaf.index) for leaf in self.tape.outputs if isinstance(leaf, Ref)}
+        return {slot: i for slot, i in ends.items() if slot >= len(self._constants) and slot not in kept}
 
     def _torch(self, node: Node) -> Callable[[list[Any]], None]:
         call, fill = node.call, _filler((node.call.args, node.call.kwargs), self._slot)
@@ -124,6 +138,14 @@ class Plan:
             env[target] = env[source].as_strided(shape, place.strides, place.offset)
 
         return play
+
+
+def _forget(slots: list[int]) -> Callable[[list[Any]], None]:
+    def forget(env: list[Any]) -> None:
+        for slot in slots:
+            env[slot] = None
+
+    return forget
 
 
 def _as_planned(tensor: Tensor, shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
@@ -238,5 +260,11 @@ def _read_later(parts: list[Part]) -> list[set[Memory]]:
     needed: set[Memory] = set()
     for part in reversed(parts):
         later.append(set(needed))
-        needed |= {memory for step in part.steps for memory in step.reads}
+        needed |= _read(part)
     return later[::-1]
+
+
+def _read(part: Part) -> set[Memory]:
+    """What its steps read that was made before, and what is shown to torch after them."""
+    made = {step.y for step in part.steps}
+    return {m for step in part.steps for m in step.reads if m not in made} | {place.memory for _, place in part.exports}
