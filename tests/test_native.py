@@ -188,8 +188,8 @@ def test_flops_are_counted():
 
 def test_auto_says_which_way_it_takes_and_why():
     weight = torch.randn(8, 1, 7, 7)
-    assert depthwise_conv.way(torch.randn(1, 8, 9, 9), weight, None)[0] == "native"
-    taken, why = depthwise_conv.way(torch.randn(1, 8, 9, 9, dtype=torch.float64), weight.double(), None)
+    assert depthwise_conv.way(torch.randn(1, 8, 9, 9), weight, None, (1, 1))[0] == "native"
+    taken, why = depthwise_conv.way(torch.randn(1, 8, 9, 9, dtype=torch.float64), weight.double(), None, (1, 1))
     assert taken == "reference"
     assert "float64" in why
     with pytest.raises(InputError, match="cannot run here: the native kernels compute float32 and bfloat16"):

@@ -77,7 +77,7 @@ def explain(shape: str, kernel: int, stride: int, multiplier: int, bfloat16: boo
     sizes, dtype = [int(part) for part in parts], torch.bfloat16 if bfloat16 else torch.float32
     x = torch.empty(1, dtype=dtype).expand(sizes)  # a shape without its memory
     weight = torch.empty(1, dtype=dtype).expand(sizes[1] * multiplier, 1, *[kernel] * (len(sizes) - 2))
-    taken, why = depthwise_conv.way(x, weight, None)
+    taken, why = depthwise_conv.way(x, weight, None, (stride,) * (len(sizes) - 2))
     data = {"input": sizes, "kernel": kernel, "stride": stride, "multiplier": multiplier, "way": taken, "why": why}
     if taken == "native":
         data["isa"] = _native.isa()

@@ -175,12 +175,14 @@ def compute(
     if impl != "reference" and torch.amp.is_autocast_available(input.device.type):
         input, weight = _as_autocast_has_it(input), _as_autocast_has_it(weight)
         bias = None if bias is None else _as_autocast_has_it(bias)
-    if impl == "reference" or way(input, weight, bias, impl)[0] == "reference":
+    if impl == "reference" or way(input, weight, bias, window.stride, impl)[0] == "reference":
         return reference(input, weight, bias, window, groups, activation)
     return _native_conv(input, weight, bias, window, activation)
 
 
-def way(input: Tensor, weight: Tensor, bias: Tensor | None, impl: str = "auto") -> tuple[str, str]:
+def way(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], impl: str = "auto"
+) -> tuple[str, str]:
     """ "native" or "reference", and why; what `compute` follows and `separable doctor --explain` prints.
 
     Raises:
@@ -193,9 +195,9 @@ def way(input: Tensor, weight: Tensor, bias: Tensor | None, impl: str = "auto") 
         return "native", "asked for"
     if obstacle:
         return "reference", obstacle
-    if native_wins(input, weight):
+    if native_wins(input, weight, stride):
         return "native", "known to win on this kind of shape"
-    return "reference", "torch's own is known to be as fast for 3x3 on maps this small"
+    return "reference", "torch's own is known to be as fast for 3x3 on small maps, and in bfloat16 at stride 1"
 
 
 def _obstacle_to_native(input: Tensor, weight: Tensor, bias: Tensor | None) -> str:
@@ -215,14 +217,16 @@ def _obstacle_to_native(input: Tensor, weight: Tensor, bias: Tensor | None) -> s
     return _native.obstacle()
 
 
-def native_wins(input: Tensor, weight: Tensor) -> bool:
+def native_wins(input: Tensor, weight: Tensor, stride: tuple[int, ...]) -> bool:
     """True where the native kernels are known to beat torch's own (benchmarks/kernels.py).
 
     torch's oneDNN is as good only at what networks of 2017 need most: 2-D, 3x3, multiplier 1, and there on maps small
-    enough for the cache. A free size of a captured graph counts as small.
+    enough for the cache, and at stride 1 in bfloat16. A free size of a captured graph counts as small.
     """
     if input.dim() != 4 or weight.shape[1] > 1 or weight.shape[0] != input.shape[1] or max(weight.shape[2:]) > 3:
         return True
+    if input.dtype == torch.bfloat16 and max(stride) == 1:
+        return False
     return arguments.certain(input.shape[2] * input.shape[3] >= SMALL_MAP)
 
 
