@@ -310,7 +310,7 @@ def _pad(a: _Arguments) -> Node:
     by = list(a["pad"]) + [0] * (4 - len(a["pad"]))
     value = a["value"]
     if a.given.get("mode", "constant") != "constant" or len(by) != 4 or min(by) < 0:
-        raise _LeaveAloneError("it pads by other values than one constant, or cuts off")
+        raise _LeaveAloneError("it pads by other values than one constant, cuts off, or pads channels")
     window = Window((1, 1), ((by[2], by[3]), (by[0], by[1])), (1, 1))
     return a.node("pad", "self", window=window, value=float(value or 0.0))
 
