@@ -23,6 +23,7 @@ typedef struct sep_depthwise_conv_args {
   int64_t size[3], out[3];                                // D H W of input and output
   int32_t kernel[3], stride[3], padding[3], dilation[3];  // padding before; what is after follows from `out`
   int32_t dtype, activation;
+  int32_t without_bias;  // gradients: the bias's is not asked for
 } sep_depthwise_conv_args;
 
 typedef struct sep_depthwise_conv_kernels {

@@ -12,7 +12,7 @@ namespace {
 
 typedef sep_depthwise_conv_args Args;
 
-enum { kTileBytes = 384 * 1024, kUnits = 16, kSegment = 256 };  // a sum in registers is of at most kSegment products
+enum { kTileBytes = 256 * 1024, kUnits = 16, kSegment = 256 };  // a sum in registers is of at most kSegment products
 
 typedef struct Tap {
   const float* x;  // input that output 0 meets
@@ -121,6 +121,7 @@ typedef struct Job {
   int64_t g_row, x_row;             // floats of a row
   int64_t images, chunks;           // of a unit; units over the batch
   int64_t blocks, groups;           // of a unit; units over the channels
+  bool together;                    // all blocks of a unit are read before the first is computed
   int64_t length;                   // of lines of taps
   Accumulate accumulate;
 } Job;
@@ -135,8 +136,8 @@ Job make_job(const Args* a) {
   j.g_row = (at_least(g->high, a->out[2]) - at_most(g->low, 0)) * kLanes;
   const int64_t S = y->phase[0].advance, reach = (y->kernel - 1) * y->phase[0].dilation;
   // Channels-last the rows of all channels come along with one block's: a band of them fits the second-level cache, twice.
-  const bool together = a->x.stride[1] == 1 && a->y.stride[1] == 1;
-  const int64_t blocks = together ? j.forward.blocks : 1;
+  j.together = a->x.stride[1] == 1 && a->y.stride[1] == 1;
+  const int64_t blocks = j.together ? j.forward.blocks : 1;
   j.rows = at_least(kTileBytes / 4 / (a->size[0] * S * j.x_row + a->out[0] * j.g_row) / blocks, at_least(4, reach));
   j.rows = at_most(j.rows, y->out);
   j.bands = (y->out + j.rows - 1) / j.rows;
@@ -181,10 +182,14 @@ int64_t line_bytes(const Job* j) {
   return (j->forward.taps * one + 63) / 64 * 64;
 }
 
+// Scratch memory for the rows of g and x of one block.
+int64_t band_floats(const Args* a, const Job* j) {
+  return a->out[0] * j->g_rows * j->g_row + a->size[0] * j->x_rows * j->x_row;
+}
+
 int64_t scratch_bytes(const Args* a) {
   const Job j = make_job(a);
-  const int64_t floats = a->out[0] * j.g_rows * j.g_row + a->size[0] * j.x_rows * j.x_row + a->size[2] * kLanes;
-  return line_bytes(&j) + floats * 4;
+  return line_bytes(&j) + (band_floats(a, &j) * (j.together ? j.blocks : 1) + a->size[2] * kLanes) * 4;
 }
 
 // The taps along an axis that output o's window has inside the input; the others meet zeros.
@@ -252,83 +257,101 @@ Band band_of(const Args* a, const Job* j, int64_t band) {
   return r;
 }
 
-void prefetch_rows(const sep_view* v, int64_t n, int64_t y0, int64_t y1, int64_t width, int64_t part, int64_t parts,
-                   bool for_writing) {
-  if (!v->data || y0 >= y1) return;
-  prefetch((float*)v->data + n * v->stride[0] + y0 * v->stride[3], ((y1 - y0 - 1) * v->stride[3] + width * v->stride[4]) * 4,
-           part, parts, for_writing);
+// Row `y` of a view that lies channels-last, a part of it, towards the cache.
+SEP_INLINE void prefetch_row(const sep_view* v, int64_t n, int64_t z, int64_t y, int64_t height, int64_t width, int64_t part,
+                             int64_t parts, bool for_writing) {
+  if (v->data && v->stride[1] == 1 && y < height)
+    prefetch((float*)v->data + n * v->stride[0] + z * v->stride[2] + y * v->stride[3], width * v->stride[4] * 4, part, parts,
+             for_writing);
 }
 
-// While one band is computed, the next comes into the cache, a part with each block.
-void prefetch_next(const Args* a, const Job* j, int64_t n, int64_t band, int64_t part) {
-  const bool turn = band + 1 == j->bands;
-  if (j->groups > 1 || a->size[0] > 1 || a->x.stride[1] != 1 || a->y.stride[1] != 1 || (turn && n + 1 >= a->batch)) return;
-  const Band now = band_of(a, j, band), next = band_of(a, j, turn ? 0 : band + 1);
-  prefetch_rows(&a->y, n + turn, turn ? next.g0 : next.o0, next.o1, a->out[2], part, j->blocks, false);
-  prefetch_rows(&a->x, n + turn, turn ? next.x0 : at_least(next.x0, now.x1), next.x1, a->size[2], part, j->blocks, false);
-  if (a->gx.stride[1] == 1) prefetch_rows(&a->gx, n + turn, next.i0, next.i1, a->size[2], part, j->blocks, true);
-}
+typedef struct Channels {
+  Block x, g;
+  int64_t wide;
+} Channels;
 
-void run_band(const Args* a, const Job* j, char* scratch, int64_t n, int64_t block, int64_t band, float* share) {
-  const Axis *ax = &j->forward.axis[2], *ay = &j->forward.axis[1], *gx = &j->adjoint.axis[2];
-  const Band r = band_of(a, j, band);
-  const int64_t o0 = r.o0, o1 = r.o1, i0 = r.i0, i1 = r.i1, g0 = r.g0, g1 = r.o1, x0 = r.x0, x1 = r.x1;
+Channels channels_of(const Args* a, const Job* j, int64_t block) {
   const int64_t wide = first_channel(&j->forward, block), m = j->forward.multiplier, used = j->forward.used;
   const int64_t mx = a->filters > a->channels ? m : 1, my = a->channels > a->filters ? m : 1;
-  const Block x_block = {wide / mx, used / mx, mx}, g_block = {wide / my, used / my, my};
-  float* g_rows = (float*)(scratch + line_bytes(j));
-  float* x_rows = g_rows + a->out[0] * j->g_rows * j->g_row;
-  float* result = x_rows + a->size[0] * j->x_rows * j->x_row;
-  const int64_t g_low = at_most(gx->low, 0), g_plane = j->g_rows * j->g_row, x_plane = j->x_rows * j->x_row;
-  const Rows g = {g_rows - g0 * j->g_row - g_low * kLanes, g_plane, j->g_row, kLanes, true};
-  const Rows x = {x_rows - x0 * j->x_row - ax->low * kLanes, x_plane, j->x_row, kLanes, true};
+  return Channels{{wide / mx, used / mx, mx}, {wide / my, used / my, my}, wide};
+}
+
+// Rows of g and x that a band of blocks b0 ... b1 - 1 reads, each block's into its own scratch memory. Row by row through
+// all blocks: memory is read in its own order, and the next row is on its way.
+void read_band(const Args* a, const Job* j, float* rows, int64_t n, const Band* r, int64_t b0, int64_t b1) {
+  const Axis *ax = &j->forward.axis[2], *gx = &j->adjoint.axis[2];
+  const int64_t g_low = at_most(gx->low, 0), size = band_floats(a, j), parts = b1 - b0;
   for (int64_t z = 0; z < a->out[0]; ++z)
-    for (int64_t y = g0; y < g1; ++y)
-      read_any_row(&a->y, a->dtype, g_block, n, z, y, a->out[2], g_low, g_low + j->g_row / kLanes,
-                   g_rows + z * g_plane + (y - g0) * j->g_row);
-  if (a->partial) {
-    for (int64_t z = 0; z < a->size[0]; ++z)
-      for (int64_t y = x0; y < x1; ++y)
-        read_any_row(&a->x, a->dtype, x_block, n, z, y, a->size[2], ax->low, ax->low + j->x_row / kLanes,
-                     x_rows + z * x_plane + (y - x0) * j->x_row);
-    for (int64_t z = 0; z < a->out[0]; ++z)
-      for (int64_t y = o0; y < o1;) {
-        const float* row = g.data + z * g.zs + y * g.ys;
-        const Span taps = taps_inside(ay, y);
-        int64_t rows = 1;  // as many as stay in registers within kSegment products
-        for (; y + rows < o1 && (rows + 1) * a->out[2] <= kSegment; ++rows) {
-          const Span more = taps_inside(ay, y + rows);
-          if (more.begin != taps.begin || more.end != taps.end) break;
-        }
-        add_weight_rows(j, x, row, rows, z, y, share, (Tap*)scratch);
-        for (int64_t r = 0; r < rows; ++r) add_bias_row(row + r * g.ys, a->out[2], share + j->forward.taps * kLanes);
-        y += rows;
+    for (int64_t y = r->g0; y < r->o1; ++y)
+      for (int64_t b = b0; b < b1; ++b) {
+        prefetch_row(&a->y, n, z, y + 1, a->out[1], a->out[2], b - b0, parts, false);
+        float* to = rows + (b - b0) * size + (z * j->g_rows + y - r->g0) * j->g_row;
+        read_any_row(&a->y, a->dtype, channels_of(a, j, b).g, n, z, y, a->out[2], g_low, g_low + j->g_row / kLanes, to);
       }
-  }
+  if (!a->partial) return;
+  for (int64_t z = 0; z < a->size[0]; ++z)
+    for (int64_t y = r->x0; y < r->x1; ++y)
+      for (int64_t b = b0; b < b1; ++b) {
+        prefetch_row(&a->x, n, z, y + 1, a->size[1], a->size[2], b - b0, parts, false);
+        prefetch_row(&a->gx, n, z, y, a->size[1], a->size[2], b - b0, parts, true);
+        float* to = rows + (b - b0) * size + a->out[0] * j->g_rows * j->g_row + (z * j->x_rows + y - r->x0) * j->x_row;
+        read_any_row(&a->x, a->dtype, channels_of(a, j, b).x, n, z, y, a->size[2], ax->low, ax->low + j->x_row / kLanes, to);
+      }
+}
+
+void run_band(const Args* a, const Job* j, void* lines, float* rows, float* result, int64_t n, const Band* r, int64_t block,
+              float* share) {
+  const Axis *ax = &j->forward.axis[2], *ay = &j->forward.axis[1], *gx = &j->adjoint.axis[2];
+  const Channels channels = channels_of(a, j, block);
+  float* x_rows = rows + a->out[0] * j->g_rows * j->g_row;
+  const int64_t g_low = at_most(gx->low, 0), g_plane = j->g_rows * j->g_row, x_plane = j->x_rows * j->x_row;
+  const Rows g = {rows - r->g0 * j->g_row - g_low * kLanes, g_plane, j->g_row, kLanes, true};
+  const Rows x = {x_rows - r->x0 * j->x_row - ax->low * kLanes, x_plane, j->x_row, kLanes, true};
+  for (int64_t z = 0; share && z < a->out[0]; ++z)
+    for (int64_t y = r->o0; y < r->o1;) {
+      const float* row = g.data + z * g.zs + y * g.ys;
+      const Span taps = taps_inside(ay, y);
+      int64_t count = 1;  // as many as stay in registers within kSegment products
+      for (; y + count < r->o1 && (count + 1) * a->out[2] <= kSegment; ++count) {
+        const Span more = taps_inside(ay, y + count);
+        if (more.begin != taps.begin || more.end != taps.end) break;
+      }
+      add_weight_rows(j, x, row, count, z, y, share, (Tap*)lines);
+      for (int64_t i = 0; i < count && !a->without_bias; ++i)
+        add_bias_row(row + i * g.ys, a->out[2], share + j->forward.taps * kLanes);
+      y += count;
+    }
   if (!a->gx.data) return;
-  const bool direct = a->dtype == SEP_F32 && a->gx.stride[1] == 1 && mx == 1 && used == kLanes;
+  const bool direct = a->dtype == SEP_F32 && a->gx.stride[1] == 1 && channels.x.used == kLanes;
   const int64_t* s = a->gx.stride;
   for (int64_t z = 0; z < a->size[0]; ++z)
-    for (int64_t y = i0; y < i1; ++y) {
+    for (int64_t y = r->i0; y < r->i1; ++y) {
       Rows out = {result, 0, 0, kLanes, false};
-      if (direct) out = Rows{(float*)a->gx.data + n * s[0] + wide, s[2], s[3], s[4], false};
-      convolve_row(&j->adjoint, g, out, z, y, a->packed + block * j->adjoint.taps * kLanes, kNoBias, SEP_NONE, (sep_line*)scratch);
-      if (!direct) write_any_row(&a->gx, a->dtype, x_block, n, z, y, a->size[2], result, V{}, SEP_NONE);
+      if (direct) out = Rows{(float*)a->gx.data + n * s[0] + channels.wide, s[2], s[3], s[4], false};
+      const float* packed = a->packed + block * j->adjoint.taps * kLanes;
+      convolve_row(&j->adjoint, g, out, z, y, packed, kNoBias, SEP_NONE, (sep_line*)lines);
+      if (!direct) write_any_row(&a->gx, a->dtype, channels.x, n, z, y, a->size[2], result, V{}, SEP_NONE);
     }
 }
 
 void run(const Args* a, void* scratch, int64_t begin, int64_t end) {
   const Job j = make_job(a);
+  float* rows = (float*)((char*)scratch + line_bytes(&j));
+  float* result = rows + band_floats(a, &j) * (j.together ? j.blocks : 1);
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t group = unit % j.groups, chunk = unit / j.groups;
-    const int64_t n1 = at_most((chunk + 1) * j.images, a->batch), b1 = at_most((group + 1) * j.blocks, j.forward.blocks);
+    const int64_t group = unit % j.groups, chunk = unit / j.groups, b0 = group * j.blocks;
+    const int64_t n1 = at_most((chunk + 1) * j.images, a->batch), b1 = at_most(b0 + j.blocks, j.forward.blocks);
     float* shares = a->partial ? a->partial + unit * j.blocks * share_floats(&j) : nullptr;
     for (int64_t n = chunk * j.images; n < n1; ++n)
-      for (int64_t band = 0; band < j.bands; ++band)
-        for (int64_t b = group * j.blocks; b < b1; ++b) {
-          prefetch_next(a, &j, n, band, b);
-          run_band(a, &j, (char*)scratch, n, b, band, shares ? shares + (b - group * j.blocks) * share_floats(&j) : nullptr);
+      for (int64_t band = 0; band < j.bands; ++band) {
+        const Band r = band_of(a, &j, band);
+        if (j.together) read_band(a, &j, rows, n, &r, b0, b1);
+        for (int64_t b = b0; b < b1; ++b) {
+          if (!j.together) read_band(a, &j, rows, n, &r, b, b + 1);
+          float* own = rows + (j.together ? (b - b0) * band_floats(a, &j) : 0);
+          run_band(a, &j, scratch, own, result, n, &r, b, shares ? shares + (b - b0) * share_floats(&j) : nullptr);
         }
+      }
   }
 }
 

@@ -224,6 +224,7 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv_backward(const Tensor& grad, c
   a.x = view_of(x);
   a.y = view_of(grad);
   if (need_x) a.gx = view_of(gx);
+  a.without_bias = !need_bias;
   kernels->pack_weight(&a);
   in_parallel(units, 2 * macs_of(a), kernels->scratch_bytes(&a),
               [&](void* scratch, int64_t begin, int64_t end) { kernels->run(&a, scratch, begin, end); });
