@@ -146,12 +146,9 @@ def _chain(fusion: Fusion, step: Step) -> bool:
         return False
     if step.kind == "depthwise" and step.c_in != step.c_out:
         return False
-    parts = [step]
-    while len(parts) < 3:
-        following = [reader for reader in fusion.readers(parts[-1].y) if reader.x is parts[-1].y]
-        if len(following) != 1 or not _follows(fusion, parts, following[0]):
-            break
-        parts.append(following[0])
+    parts = _longest(fusion, step)
+    if len(parts) == 2 and step.kind == "depthwise" and len(_longest(fusion, parts[1])) == 3:
+        return False  # the longer chain, from the pointwise step on, keeps more out of memory
     if len(parts) == 1 and step.kind == "pointwise":
         return False
     if not _worthwhile(fusion, parts):
@@ -167,6 +164,16 @@ def _chain(fusion: Fusion, step: Step) -> bool:
     for part in parts[:-1]:
         fusion.remove(part)
     return True
+
+
+def _longest(fusion: Fusion, step: Step) -> list[Step]:
+    parts = [step]
+    while len(parts) < 3:
+        following = [reader for reader in fusion.readers(parts[-1].y) if reader.x is parts[-1].y]
+        if len(following) != 1 or not _follows(fusion, parts, following[0]):
+            break
+        parts.append(following[0])
+    return parts
 
 
 def _follows(fusion: Fusion, parts: list[Step], step: Step) -> bool:
