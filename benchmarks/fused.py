@@ -9,8 +9,8 @@ leaves out the turns of others. "accelerate" and "functional" (`separable_conv2d
 read and write channels-last memory, as eager channels-last does; "accelerate, default layout" copies on the way in and
 out. The allocator keeps freed memory, for all peers alike: else each would pay the pages of its result anew. One row a
 shape and peer in results/fused.csv; the limit is the shape's multiply-adds at the rate of the largest matrix product,
-measured in the same run. OpenVINO is timed where it can be imported; its waiting threads count in the processor time, some
-0.7 ms a call, so its rows are upper bounds: by the clock its best calls were 0.95 to 1.4 times as long as ours.
+measured in the same run. OpenVINO is timed where it can be imported; its waiting threads count in the processor time,
+so its rows are upper bounds.
 """
 
 import argparse
