@@ -180,6 +180,15 @@ def test_doctor_tells_versions_as_json():
     assert json.loads(done.stdout)["system"]["torch"] == torch.__version__
 
 
+def test_doctor_explains_which_way_a_shape_takes():
+    from separable import _native
+
+    told = json.loads(run("doctor", "--explain", "16x96x56x56", "--kernel", "7", "--json").stdout)
+    assert told["way"] == ("reference" if _native.missing else "native")
+    assert told["why"]
+    assert "must be N x C x sizes" in run("doctor", "--explain", "16x96").stderr
+
+
 @pytest.mark.parametrize(
     "command", ["", "profile", "convert", "evaluate", "predict", "export", "demo", "doctor", "train"]
 )

@@ -21,6 +21,7 @@ _HOME = {
     "SeparableConvTranspose3d": "layers",
     "StackedConv2d": "layers",
     "GatedSeparableConv2d": "layers",
+    "accelerate": "acceleration",
     "convert": "conversion",
     "distill": "conversion",
     "save": "store",
@@ -34,6 +35,7 @@ _ROOMS = [
     "models",
     "cost",
     "conversion",
+    "acceleration",
     "data",
     "report",
     "store",
@@ -45,7 +47,21 @@ _ROOMS = [
 __all__ = ["__version__", *sorted(_HOME), *sorted(_ROOMS)]  # noqa: PLE0604 - all of them strings
 
 if TYPE_CHECKING:
-    from separable import conversion, cost, data, errors, export, functional, layers, models, progress, report, store
+    from separable import (
+        acceleration,
+        conversion,
+        cost,
+        data,
+        errors,
+        export,
+        functional,
+        layers,
+        models,
+        progress,
+        report,
+        store,
+    )
+    from separable.acceleration import accelerate
     from separable.conversion import convert
     from separable.conversion.distill import distill
     from separable.errors import InputError

@@ -179,11 +179,20 @@ def demo(out: Out = Path("separable-demo"), overwrite: Overwrite = False, seed: 
 
 
 @app.command()
-def doctor(json: Json = False):
-    """Say what this installation has, what it lacks, and what that costs."""
+def doctor(
+    explain: Annotated[
+        str | None, typer.Option(help="Say which way a depthwise convolution of this input takes.")
+    ] = None,
+    kernel: Annotated[int, typer.Option(help="With --explain: taps in each dimension.")] = 3,
+    stride: Annotated[int, typer.Option(help="With --explain.")] = 1,
+    multiplier: Annotated[int, typer.Option(help="With --explain: outputs of each input channel.")] = 1,
+    bfloat16: Annotated[bool, typer.Option(help="With --explain: bfloat16 instead of float32.")] = False,
+    json: Json = False,
+):
+    """Say what this installation has, what it lacks, and what that costs; or with --explain which kernel runs."""
     from separable.commands import doctor as job
 
-    show(job.run(), json)
+    show(job.run() if explain is None else job.explain(explain, kernel, stride, multiplier, bfloat16), json)
 
 
 def one_of(given: str | None, data: str | None) -> str:

@@ -81,7 +81,7 @@ MISTAKES = [
     (depthwise(activation="elu"), f"activation = elu: {ACTIVATIONS}"),
     (depthwise(activation=["relu"]), f"activation = ['relu']: {ACTIVATIONS}"),
     (depthwise(impl="fast"), 'impl = fast: must be "auto", "reference", "native" or "triton"'),
-    (depthwise(impl="native"), 'impl = native: has no kernels in this version; use "auto" or "reference"'),
+    (depthwise(impl="triton"), 'impl = triton: has no kernels in this version; use "auto", "reference" or "native"'),
     (separable(order="dw"), "order = dw: must be one of depthwise_first, pointwise_first"),
     (separable(inner_activation="tanh"), f"inner_activation = tanh: {ACTIVATIONS}"),
     (

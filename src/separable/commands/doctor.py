@@ -8,9 +8,10 @@ import torch
 from rich.table import Table
 
 import separable
-from separable import cost
+from separable import _native, cost
 from separable.commands.result import Result
 from separable.errors import InputError, first_line, need
+from separable.functional import depthwise_conv
 from separable.models import sources
 
 _PACKAGES = {  # package: (module, the extra that brings it, what its lack costs)
@@ -38,7 +39,7 @@ def run() -> Result:
         "vector instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda or "none",
-        "native kernels": "none in this version: every operation runs torch's own (the reference)",
+        "native kernels": _native_kernels(),
     }
     found = {name: _version(name) for name in _PACKAGES}
     packages = {name: version for name, (version, _) in found.items()}
@@ -54,6 +55,42 @@ def run() -> Result:
     if missing:
         closing = f"Missing: {', '.join(missing)}. Add them with: pip install 'separable[{','.join(extras)}]'"
     return Result({"system": system, "packages": packages, "missing": missing}, [table], closing)
+
+
+def explain(shape: str, kernel: int, stride: int, multiplier: int, bfloat16: bool) -> Result:
+    """Which way a depthwise convolution of `shape` takes under impl="auto", and why; nothing is computed.
+
+    Args:
+        shape: of the input, as "16x144x56x56": N, C and one to three sizes.
+        kernel, stride, multiplier: the convolution's; its padding is "same".
+        bfloat16: the dtype, instead of float32.
+
+    Raises:
+        InputError: `shape` is no such thing, or a number is below 1.
+    """
+    parts = shape.lower().split("x")
+    if not all(part.isdigit() and int(part) for part in parts) or not 3 <= len(parts) <= 5:
+        raise InputError("explain", shape, "must be N x C x sizes, as 16x144x56x56")
+    for name, value in (("kernel", kernel), ("stride", stride), ("multiplier", multiplier)):
+        if value < 1:
+            raise InputError(name, value, "must be at least 1")
+    sizes, dtype = [int(part) for part in parts], torch.bfloat16 if bfloat16 else torch.float32
+    x = torch.empty(1, dtype=dtype).expand(sizes)  # a shape without its memory
+    weight = torch.empty(1, dtype=dtype).expand(sizes[1] * multiplier, 1, *[kernel] * (len(sizes) - 2))
+    taken, why = depthwise_conv.way(x, weight, None, (stride,) * (len(sizes) - 2))
+    data = {"input": sizes, "kernel": kernel, "stride": stride, "multiplier": multiplier, "way": taken, "why": why}
+    if taken == "native":
+        data["isa"] = _native.isa()
+    table = Table(title="depthwise convolution", show_header=False, title_justify="left")
+    for name, value in data.items():
+        table.add_row(name, str(value))
+    return Result(data, [table], f"impl='auto' takes the {taken} way: {why}.")
+
+
+def _native_kernels() -> str:
+    if _native.missing:
+        return f"none, torch's own run instead, slower: {_native.missing}"
+    return f"{_native.isa()} (this processor and build have {', '.join(_native.isas())})"
 
 
 def _version(package: str) -> tuple[str | None, str]:

@@ -123,6 +123,9 @@ def describe(
     op = Operation("elementwise", operands, results[0], bytes=bytes_moved(operands, results[0]))
     if name in ("convolution", "_convolution"):
         _convolution(op, args[0], args[1], transposed=args[6], groups=args[8], needs_gradient=needs_gradient)
+    elif name in ("separable::depthwise_conv", "separable::depthwise_conv_inference"):
+        groups = args[0].shape[1] // args[1].shape[1]
+        _convolution(op, args[0], args[1], transposed=False, groups=groups, needs_gradient=needs_gradient)
     elif name in _MATRIX_PRODUCTS:
         first, second = (args[i] for i in _MATRIX_PRODUCTS[name])
         _product(op, first, second, is_weight, needs_gradient)

@@ -45,10 +45,12 @@ def activate(x: Tensor, activation: str | None) -> Tensor:
     return x if activation is None else ACTIVATIONS[activation](x)
 
 
-def check_impl(impl: str) -> None:
-    if impl in ("native", "triton"):
-        raise InputError("impl", impl, 'has no kernels in this version; use "auto" or "reference"')
-    if impl not in ("auto", "reference"):
+def check_impl(impl: str, native: bool = False) -> None:
+    """`native` says whether this operation has native kernels."""
+    if impl == "triton" or (impl == "native" and not native):
+        others = '"auto", "reference" or "native"' if native else '"auto" or "reference"'
+        raise InputError("impl", impl, f"has no kernels in this version; use {others}")
+    if impl not in ("auto", "reference", "native"):
         raise InputError("impl", impl, 'must be "auto", "reference", "native" or "triton"')
 
 

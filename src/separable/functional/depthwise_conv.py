@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from separable.functional import arguments
+from separable import _native
+from separable.errors import InputError
+from separable.functional import arguments, depthwise_conv_operator
 from separable.functional.arguments import Padding, Size, Window
 
 
@@ -36,6 +38,7 @@ def _conv1d(input, weight, bias=None, stride=(1,), padding=(0,), dilation=(1,), 
     return y.squeeze(2)
 
 
+SMALL_MAP = 14 * 14  # places of a map below which torch's own 3x3 is as fast
 CONV = {1: _conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -79,7 +82,8 @@ def depthwise_conv2d(
         padding: an int, one for each dimension, pairs (before, after), "valid", "same" (TensorFlow's rule), and in 1-D
             "causal".
         activation: None, "relu", "relu6", "silu", "hard_swish" or "gelu" (erf), applied to the result.
-        impl: "auto" takes the fastest way known for this shape, "reference" plain torch.
+        impl: "auto" takes the fastest way known for this shape, "reference" plain torch, "native" this project's CPU
+            kernels (float32 and bfloat16; the sum of products is float32).
 
     Returns:
         [N, C*m, H', W'] with H' = floor((H + before + after - dilation*(kh - 1) - 1) / stride) + 1.
@@ -155,11 +159,102 @@ def _depthwise_conv(
     activation: str | None,
     impl: str,
 ) -> Tensor:
-    arguments.check_impl(impl)
+    arguments.check_impl(impl, native=True)
     arguments.check_activation("activation", activation)
     arguments.check_tensors(input, dims, weight=weight, bias=bias)
     arguments.check_kernel("weight", weight, dims, "[C*m, 1, k...]")
     groups = groups_of(input.shape[1], weight)
     arguments.check_bias("bias", bias, weight.shape[0])
     window = arguments.window(input.shape[2:], weight.shape[2:], stride, padding, dilation)
-    return reference(input, weight, bias, window, groups, activation)
+    return compute(input, weight, bias, window, groups, activation, impl)
+
+
+def compute(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Window,
+    groups: int,
+    activation: str | None,
+    impl: str,
+) -> Tensor:
+    """The operation by the way that `impl` names or, for "auto", that wins; arguments in normal form."""
+    if impl != "reference" and torch.amp.is_autocast_available(input.device.type):
+        input, weight = _as_autocast_has_it(input), _as_autocast_has_it(weight)
+        bias = None if bias is None else _as_autocast_has_it(bias)
+    if impl == "reference" or way(input, weight, bias, window.stride, impl)[0] == "reference":
+        return reference(input, weight, bias, window, groups, activation)
+    return _native_conv(input, weight, bias, window, activation)
+
+
+def way(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], impl: str = "auto"
+) -> tuple[str, str]:
+    """ "native" or "reference", and why; what `compute` follows and `separable doctor --explain` prints.
+
+    Raises:
+        InputError: `impl` is "native" and the native kernels cannot run.
+    """
+    obstacle = _obstacle_to_native(input, weight, bias)
+    if impl == "native":
+        if obstacle:
+            raise InputError("impl", impl, f"cannot run here: {obstacle}")
+        return "native", "asked for"
+    if obstacle:
+        return "reference", obstacle
+    if native_wins(input, weight, stride):
+        return "native", "known to win on this kind of shape"
+    return "reference", "torch's own is known to be as fast for 3x3 on small maps, and in bfloat16 at stride 1"
+
+
+def _obstacle_to_native(input: Tensor, weight: Tensor, bias: Tensor | None) -> str:
+    """Why the native kernels cannot compute this; empty where they can."""
+    if _native.missing:
+        return _native.missing
+    if input.device.type != "cpu":
+        return f"the native kernels run on the CPU, and the input is on {input.device}"
+    others = [t for t in (weight, bias) if t is not None]
+    if input.dtype not in (torch.float32, torch.bfloat16) or any(t.dtype != input.dtype for t in others):
+        return f"the native kernels compute float32 and bfloat16, and the input is {input.dtype}"
+    if any(k > depthwise_conv_operator.MAX_KERNEL for k in weight.shape[2:]):
+        return f"the native kernels go to {depthwise_conv_operator.MAX_KERNEL} taps in each dimension"
+    multiplier = max(weight.shape[0] // input.shape[1], weight.shape[1])
+    if multiplier > _native.lanes():
+        return f"depth multipliers go to {_native.lanes()} with {_native.isa()}"
+    return _native.obstacle()
+
+
+def native_wins(input: Tensor, weight: Tensor, stride: tuple[int, ...]) -> bool:
+    """True where the native kernels are known to beat torch's own (benchmarks/kernels.py).
+
+    torch's oneDNN is as good only at what networks of 2017 need most: 2-D, 3x3, multiplier 1, and there on maps small
+    enough for the cache, and at stride 1 in bfloat16. A free size of a captured graph counts as small.
+    """
+    if input.dim() != 4 or weight.shape[1] > 1 or weight.shape[0] != input.shape[1] or max(weight.shape[2:]) > 3:
+        return True
+    if input.dtype == torch.bfloat16 and max(stride) == 1:
+        return False
+    return arguments.certain(input.shape[2] * input.shape[3] >= SMALL_MAP)
+
+
+def _as_autocast_has_it(tensor: Tensor) -> Tensor:
+    """In autocast's dtype where it is on, as it would bring it for torch's own convolution."""
+    device = tensor.device.type
+    if not torch.is_autocast_enabled(device) or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))
+
+
+def _native_conv(input: Tensor, weight: Tensor, bias: Tensor | None, window: Window, activation: str | None) -> Tensor:
+    """Through an operator with derivatives where one is asked for, else through the one that fuses the activation.
+
+    Where a dispatch mode watches operation by operation, as a profile does, the activation stays apart.
+    """
+    flat = (window.stride, [side for pair in window.pairs for side in pair], window.dilation)
+    operators = torch.ops.separable
+    watched = not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias)):
+        return arguments.activate(operators.depthwise_conv(input, weight, bias, *flat), activation)
+    fused = depthwise_conv_operator.number_of(None if watched else activation)
+    y = operators.depthwise_conv_inference(input, weight, bias, *flat, fused)
+    return arguments.activate(y, activation) if watched else y

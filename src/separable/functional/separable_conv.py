@@ -4,10 +4,17 @@ Source: Howard et al. 2017, "MobileNets", arXiv:1704.04861, section 3.1 (depthwi
 "Rethinking Depthwise Separable Convolutions", arXiv:2003.13549, section 3 (pointwise first).
 """
 
+import torch
 from torch import Tensor
 
+from separable import _native
 from separable.errors import InputError
-from separable.functional import arguments, depthwise_conv
+from separable.functional import (
+    arguments,
+    depthwise_conv,
+    depthwise_conv_operator,
+    separable_conv_operator,  # noqa: F401 - defines the operator
+)
 from separable.functional.arguments import Padding, Size, Window
 
 ORDERS = ("depthwise_first", "pointwise_first")
@@ -63,7 +70,8 @@ def separable_conv2d(
         order: "depthwise_first" (MobileNet, Xception) or "pointwise_first" (BSConv at m = 1).
         inner_activation: applied between the halves.
         activation: applied to the result.
-        impl: "auto" takes the fastest way known for this shape, "reference" plain torch.
+        impl: "auto" takes the fastest way known for this shape, "reference" plain torch, "native" the fused kernels:
+            inference, one or two dimensions, depth multiplier 1.
 
     Returns:
         [N, C_out, H', W'] with H' as in `depthwise_conv2d`. Work in multiply-adds, depthwise first:
@@ -110,15 +118,19 @@ def reference(
     window: Window,
     order: str,
     activations: tuple[str | None, str | None],
+    impl: str = "reference",
 ) -> Tensor:
-    """The operation in plain torch, arguments in normal form; weights and biases are (depthwise, pointwise)."""
+    """The operation half by half, arguments in normal form; weights and biases are (depthwise, pointwise).
+
+    `impl` is the depthwise half's: with "reference" all of it is plain torch.
+    """
     (dw_weight, pw_weight), (dw_bias, pw_bias), (inner, last) = weights, biases, activations
     mix = depthwise_conv.CONV[len(window.stride)]
     if order == "depthwise_first":
-        x = depthwise_conv.reference(input, dw_weight, dw_bias, window, input.shape[1], inner)
+        x = depthwise_conv.compute(input, dw_weight, dw_bias, window, input.shape[1], inner, impl)
         return arguments.activate(mix(x, pw_weight, pw_bias), last)
     x = arguments.activate(mix(input, pw_weight, pw_bias), inner)
-    return depthwise_conv.reference(x, dw_weight, dw_bias, window, dw_weight.shape[0], last)
+    return depthwise_conv.compute(x, dw_weight, dw_bias, window, dw_weight.shape[0], last, impl)
 
 
 def check_order(order: str) -> None:
@@ -158,7 +170,7 @@ def _separable_conv(
     impl: str,
 ) -> Tensor:
     (dw_weight, pw_weight), (dw_bias, pw_bias) = weights, biases
-    arguments.check_impl(impl)
+    arguments.check_impl(impl, native=True)
     check_order(order)
     arguments.check_activation("inner_activation", activations[0])
     arguments.check_activation("activation", activations[1])
@@ -169,4 +181,53 @@ def _separable_conv(
     arguments.check_bias("dw_bias", dw_bias, dw_weight.shape[0])
     arguments.check_bias("pw_bias", pw_bias, pw_weight.shape[0])
     window = arguments.window(input.shape[2:], dw_weight.shape[2:], stride, padding, dilation)
-    return reference(input, weights, biases, window, order, activations)
+    if impl != "reference":
+        obstacle = _native.missing or obstacle_to_native(input, weights, biases, order)
+        if not obstacle and (impl == "native" or native_wins(input)):
+            return _native_conv(input, weights, biases, window, order, activations)
+        if obstacle and impl == "native":
+            raise InputError("impl", impl, f"cannot run here: {obstacle}")
+    return reference(input, weights, biases, window, order, activations, impl="auto" if impl == "auto" else "reference")
+
+
+def obstacle_to_native(
+    input: Tensor, weights: tuple[Tensor, Tensor], biases: tuple[Tensor | None, Tensor | None], order: str
+) -> str:
+    """Why the fused kernels cannot compute this; empty where they can."""
+    tensors = [t for t in (input, *weights, *biases) if t is not None]
+    if input.device.type != "cpu":
+        return f"the native kernels run on the CPU, and the input is on {input.device}"
+    single = weights[0].shape[1] == 1 and (order == "pointwise_first" or weights[0].shape[0] == input.shape[1])
+    if input.dim() > 4 or not single:
+        return "the fused kernels have one or two dimensions and depth multiplier 1"
+    if any(t.dtype != torch.float32 for t in tensors):
+        return f"the fused kernels compute float32, and the input is {input.dtype}"
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return "the fused kernels have no derivatives; call them under torch.no_grad()"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast chooses its own dtype"
+    return _native.obstacle()
+
+
+def native_wins(input: Tensor) -> bool:
+    """True where the fused kernels are known to beat torch's own: on channels-last memory, which they read as it is.
+
+    Where a dispatch mode watches operation by operation, as a layer-by-layer profile does, the halves stay apart.
+    """
+    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    return input.stride(1) == 1 and input.shape[1] > 1
+
+
+def _native_conv(
+    input: Tensor,
+    weights: tuple[Tensor, Tensor],
+    biases: tuple[Tensor | None, Tensor | None],
+    window: Window,
+    order: str,
+    activations: tuple[str | None, str | None],
+) -> Tensor:
+    flat = (window.stride, [side for pair in window.pairs for side in pair], window.dilation)
+    inner, last = map(depthwise_conv_operator.number_of, activations)
+    first = order == "pointwise_first"
+    return torch.ops.separable.separable_conv_inference(input, *weights, *biases, *flat, first, inner, last)

@@ -1,0 +1,128 @@
+// Dense convolution: patches of a tile of output pixels side by side in scratch memory, then the product of pointwise_conv.
+#include "dense_conv.h"
+
+#include "vec.h"
+
+namespace {
+
+typedef sep_dense_conv_args Args;
+
+enum { kTileBytes = 96 << 10 };  // of patches: written and read again at once
+
+int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t aligned(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
+
+int64_t patch_floats(const Args* a) { return (int64_t)a->kernel[0] * a->kernel[1] * a->channels; }
+
+// A multiple of 56 pixels: whole tiles of registers on every instruction set, or nearly.
+int64_t tile_pixels(const Args* a) {
+  const int64_t fit = kTileBytes / (4 * patch_floats(a)) / 56 * 56;
+  return fit < 56 ? 56 : fit;
+}
+
+int64_t pixels(const Args* a) { return a->batch * a->out[0] * a->out[1]; }
+
+sep_pointwise_conv_args product(const Args* a, int64_t rows) {
+  sep_pointwise_conv_args p = {};
+  p.weight = a->weight, p.bias = a->bias;
+  p.rows = rows, p.c_in = patch_floats(a), p.c_out = a->filters;
+  p.x_stride = p.c_in, p.residual_stride = p.y_stride = a->filters;
+  p.activation = a->activation, p.residual_first = a->residual_first, p.product = a->product;
+  return p;
+}
+
+int64_t packed_bytes(const Args* a) {
+  return SEP_TABLE(pointwise_conv).packed_bytes(patch_floats(a), a->filters, a->product);
+}
+
+int64_t units(const Args* a) { return ceil_div(pixels(a), tile_pixels(a)); }
+
+int64_t scratch_bytes(const Args* a) {
+  const sep_pointwise_conv_args p = product(a, tile_pixels(a));
+  return aligned(tile_pixels(a) * patch_floats(a) * 4) + aligned(patch_floats(a) * 8) + SEP_TABLE(pointwise_conv).scratch_bytes(&p);
+}
+
+// The patch of an output pixel at a border, (kh, kw, channels), zeros where it leaves the image. x: the image.
+void gather_clipped(const Args* a, const float* x, int64_t top, int64_t left, float* to) {
+  const int64_t C = a->channels, *s = a->x_stride;
+  for (int64_t ky = 0; ky < a->kernel[0]; ++ky) {
+    const int64_t y = top + ky * a->dilation[0];
+    for (int64_t kx = 0; kx < a->kernel[1]; ++kx, to += C) {
+      const int64_t column = left + kx * a->dilation[1];
+      const bool inside = y >= 0 && y < a->size[0] && column >= 0 && column < a->size[1];
+      for (int64_t c = 0; c < C; ++c) to[c] = inside ? x[y * s[2] + column * s[3] + c * s[1]] : 0;
+    }
+  }
+}
+
+// Inside the image every patch is the same walk from its first element: along runs of channels, or by a table of offsets.
+bool is_channels_last(const Args* a) {
+  return a->x_stride[1] == 1 && a->x_stride[3] == a->channels && a->dilation[1] == 1;
+}
+
+void gather_runs(const Args* a, const float* from, float* to) {
+  const int64_t run = a->kernel[1] * a->channels;
+  for (int64_t ky = 0; ky < a->kernel[0]; ++ky, from += a->dilation[0] * a->x_stride[2], to += run)
+    for (int64_t i = 0; i < run; i += kLanes) {
+      const int64_t n = least(kLanes, run - i);
+      store_tail(to + i, load_tail(from + i, n), n);
+    }
+}
+
+void fill_offsets(const Args* a, int64_t* offsets) {
+  for (int64_t ky = 0; ky < a->kernel[0]; ++ky)
+    for (int64_t kx = 0; kx < a->kernel[1]; ++kx)
+      for (int64_t c = 0; c < a->channels; ++c)
+        *offsets++ = ky * a->dilation[0] * a->x_stride[2] + kx * a->dilation[1] * a->x_stride[3] + c * a->x_stride[1];
+}
+
+// Patches of the output pixels [first, last), counted over all images.
+void gather(const Args* a, const int64_t* offsets, int64_t first, int64_t last, float* to) {
+  const int64_t patch = patch_floats(a), *s = a->x_stride;
+  const int64_t down = (int64_t)(a->kernel[0] - 1) * a->dilation[0], right = (int64_t)(a->kernel[1] - 1) * a->dilation[1];
+  const bool runs = is_channels_last(a);
+  int64_t ox = first % a->out[1], oy = first / a->out[1] % a->out[0], image = first / a->out[1] / a->out[0];
+  for (int64_t i = first; i < last; ++i, to += patch) {
+    const int64_t top = oy * a->stride[0] - a->padding[0], left = ox * a->stride[1] - a->padding[1];
+    const float* x = a->x + image * s[0];
+    if (top < 0 || left < 0 || top + down >= a->size[0] || left + right >= a->size[1]) {
+      gather_clipped(a, x, top, left, to);
+    } else if (runs) {
+      gather_runs(a, x + top * s[2] + left * s[3], to);
+    } else {
+      const float* from = x + top * s[2] + left * s[3];
+      for (int64_t k = 0; k < patch; ++k) to[k] = from[offsets[k]];
+    }
+    if (++ox < a->out[1]) continue;
+    ox = 0;
+    if (++oy < a->out[0]) continue;
+    oy = 0;
+    ++image;
+  }
+}
+
+void run(const Args* a, void* scratch, int64_t begin, int64_t end) {
+  const int64_t most = tile_pixels(a), patch = patch_floats(a);
+  float* patches = (float*)scratch;
+  int64_t* offsets = (int64_t*)((char*)scratch + aligned(most * patch * 4));
+  void* inner = (char*)offsets + aligned(patch * 8);
+  fill_offsets(a, offsets);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t first = unit * most, last = least(pixels(a), first + most);
+    gather(a, offsets, first, last, patches);
+    sep_pointwise_conv_args p = product(a, last - first);
+    p.x = patches;
+    p.y = a->y + first * a->filters;
+    p.residual = a->residual ? a->residual + first * a->filters : nullptr;
+    SEP_TABLE(pointwise_conv).run(&p, inner, 0, SEP_TABLE(pointwise_conv).units(&p));
+  }
+}
+
+void pack_weight(const Args* a, const float* weight, void* packed) {
+  SEP_TABLE(pointwise_conv).pack_weight(weight, patch_floats(a), 1, patch_floats(a), a->filters, a->product, packed);
+}
+
+}  // namespace
+
+extern "C" const sep_dense_conv_kernels SEP_TABLE(dense_conv) = {packed_bytes, pack_weight, units, scratch_bytes, run};

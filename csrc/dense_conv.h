@@ -1,0 +1,29 @@
+// Convolution that mixes channels and pixels: stems (3x3 stride 2 on 3 channels), patches (4x4 stride 4), downsampling; no groups.
+//
+// A tile of output pixels gathers its patches (kh*kw*channels floats each) in scratch memory, and pointwise_conv multiplies.
+// The input may lie in any order: torch's default layout is read as it is. y is channels-last. The
+// weight to pack is torch's in channels-last order. Use as pointwise_conv.h.
+#pragma once
+#include "pointwise_conv.h"
+
+typedef struct sep_dense_conv_args {
+  const float* x;
+  const void* weight;     // made by pack_weight
+  const float* bias;      // filters floats, or null
+  const float* residual;  // like y, or null
+  float* y;               // (batch, out[0], out[1], filters)
+  int64_t batch, channels, filters, size[2], out[2];       // H W
+  int64_t x_stride[4];                                     // floats to the next image, channel, row, pixel
+  int32_t kernel[2], stride[2], padding[2], dilation[2];   // padding before; what is after follows from `out`
+  int32_t activation, residual_first, product;             // as in pointwise_conv.h
+} sep_dense_conv_args;
+
+typedef struct sep_dense_conv_kernels {
+  int64_t (*packed_bytes)(const sep_dense_conv_args*);
+  void (*pack_weight)(const sep_dense_conv_args*, const float* weight, void* packed);  // weight (filters, kh, kw, channels)
+  int64_t (*units)(const sep_dense_conv_args*);
+  int64_t (*scratch_bytes)(const sep_dense_conv_args*);
+  void (*run)(const sep_dense_conv_args*, void* scratch, int64_t begin, int64_t end);
+} sep_dense_conv_kernels;
+
+SEP_OPERATION(dense_conv)

@@ -1,0 +1,148 @@
+// Depthwise convolution of some output rows of one channels-last image, for the fused chains: multiplier 1, from cache to cache.
+//
+// A group of outputs side by side is summed in registers, kLanes channels at a time: each input vector is loaded once for all the
+// outputs it reaches, and memory is read as it lies (channel blocks outermost measured the same for 32 channels, slower for more).
+#pragma once
+#include "activation.h"
+#include "separable_conv.h"
+#include "vec.h"
+
+namespace {
+
+typedef sep_depthwise_step Step;
+
+enum { kGroup = 7 };  // outputs summed at once: divides 7, 14, 28, 56 and 112; 7 sums and 7 weights fit 16 registers
+
+// One group of outputs side by side, all channels.
+struct Group {
+  const float* x;  // the first output's window: tap (0, 0), which may lie outside the image
+  int64_t x_row, pixel;  // floats to the next row of taps, to the next pixel of x and y
+  int64_t low, high;     // columns of the window that are inside the image: low <= column < high
+  const float *w, *bias;
+  float* y;
+  int64_t channels;
+  int32_t first_tap, last_tap;  // rows of the kernel that are inside the image
+  int32_t height, width, stride, dilation, activation;
+};
+
+// Where block c begins: the last one overlaps the one before rather than being shorter.
+SEP_INLINE int64_t block_start(int64_t c, int64_t channels) {
+  return c + kLanes <= channels || channels < kLanes ? c : channels - kLanes;
+}
+
+void finish_group(float* y, int64_t pixel, int64_t outputs, int32_t activation) {
+  for (int64_t i = 0; i < outputs; ++i) store(y + i * pixel, activate(load(y + i * pixel), activation));
+}
+
+template <int K, int S, int G, bool Checked>
+void group(const Group& g) {
+  const bool simple = is_clamp(g.activation);
+  const V low = clamp_low(simple ? g.activation : SEP_NONE), high = clamp_high(simple ? g.activation : SEP_NONE);
+  const float* taps = g.w;
+  for (int64_t c = 0; c < g.channels; c += kLanes, taps += g.height * K * kLanes) {
+    const int64_t at = block_start(c, g.channels);
+    V sum[G];
+    #pragma GCC unroll 8
+    for (int i = 0; i < G; ++i) sum[i] = g.bias ? load(g.bias + at) : V{};
+    const float *x = g.x + g.first_tap * g.x_row + at, *w = taps + g.first_tap * K * kLanes;
+    for (int32_t ky = g.first_tap; ky < g.last_tap; ++ky, x += g.x_row, w += K * kLanes) {
+      V weight[K];
+      #pragma GCC unroll 8
+      for (int k = 0; k < K; ++k) weight[k] = load(w + k * kLanes);
+      #pragma GCC unroll 32
+      for (int column = 0; column < (G - 1) * S + K; ++column) {
+        if (Checked && (column < g.low || column >= g.high)) continue;
+        const V v = load(x + column * g.pixel);
+        #pragma GCC unroll 8
+        for (int i = 0; i < G; ++i)
+          if (column - i * S >= 0 && column - i * S < K) sum[i] = fma(v, weight[column - i * S], sum[i]);
+      }
+    }
+    #pragma GCC unroll 8
+    for (int i = 0; i < G; ++i) store(g.y + i * g.pixel + at, clamp(sum[i], low, high));
+    if (!simple) finish_group(g.y + at, g.pixel, G, g.activation);
+  }
+}
+
+// Any kernel, stride and dilation, any number of channels: one output.
+void general_output(const Group& g) {
+  const int64_t n = g.channels < kLanes ? g.channels : (int64_t)kLanes;
+  for (int64_t c = 0; c < g.channels; c += kLanes) {
+    const int64_t at = block_start(c, g.channels);
+    const float* taps = g.w + c * g.height * g.width;
+    V sum = g.bias ? load_tail(g.bias + at, n) : V{};
+    for (int32_t ky = g.first_tap; ky < g.last_tap; ++ky)
+      for (int32_t k = 0; k < g.width; ++k) {
+        const int64_t column = (int64_t)k * g.dilation;
+        if (column < g.low || column >= g.high) continue;
+        const V v = load_tail(g.x + ky * g.x_row + column * g.pixel + at, n);
+        sum = fma(v, load(taps + (ky * g.width + k) * kLanes), sum);
+      }
+    store_tail(g.y + at, activate(sum, g.activation), n);
+  }
+}
+
+typedef void (*GroupFunction)(const Group&);
+struct Groups {
+  GroupFunction inside[4], checked[4];  // of kGroup, 4, 2 and 1 outputs
+};
+#define SEP_GROUPS(K, S)                                                                                         \
+  {{group<K, S, kGroup, false>, group<K, S, 4, false>, group<K, S, 2, false>, group<K, S, 1, false>},            \
+   {group<K, S, kGroup, true>, group<K, S, 4, true>, group<K, S, 2, true>, group<K, S, 1, true>}}
+const Groups kGroups[3][2] = {{SEP_GROUPS(3, 1), SEP_GROUPS(3, 2)},
+                              {SEP_GROUPS(5, 1), SEP_GROUPS(5, 2)},
+                              {SEP_GROUPS(7, 1), SEP_GROUPS(7, 2)}};
+const int kGroupOutputs[4] = {kGroup, 4, 2, 1};
+
+const Groups* special_groups(const Step& s) {
+  const int32_t k = s.kernel[1];
+  if ((k != 3 && k != 5 && k != 7) || s.stride[1] > 2 || s.dilation[1] != 1 || s.channels < kLanes) return nullptr;
+  return &kGroups[k / 2 - 1][s.stride[1] - 1];
+}
+
+// Output rows [first, last). x: where the image's row 0 is or would be; y: output row `first`. Both dense.
+void convolve_rows(const Step& s, const float* x, float* y, int64_t first, int64_t last) {
+  const Groups* special = special_groups(s);
+  Group g = {};
+  g.pixel = g.channels = s.channels;
+  g.x_row = s.size[1] * s.channels * s.dilation[0];
+  g.w = s.weight, g.bias = s.bias;
+  g.height = s.kernel[0], g.width = s.kernel[1];
+  g.stride = s.stride[1], g.dilation = s.dilation[1], g.activation = s.activation;
+  int size = 3;
+  while (special && size > 0 && kGroupOutputs[size - 1] <= s.out[1]) --size;
+  const int64_t outputs = special ? kGroupOutputs[size] : 1;
+  const int64_t reach = (outputs - 1) * s.stride[1] + (int64_t)(s.kernel[1] - 1) * s.dilation[1];
+  for (int64_t oy = first; oy < last; ++oy) {
+    const int64_t iy = oy * s.stride[0] - s.padding[0], d = s.dilation[0];
+    g.first_tap = 0, g.last_tap = s.kernel[0];
+    while (g.first_tap < g.last_tap && iy + g.first_tap * d < 0) ++g.first_tap;
+    while (g.last_tap > g.first_tap && iy + (g.last_tap - 1) * d >= s.size[0]) --g.last_tap;
+    for (int64_t at = 0; at < s.out[1]; at += outputs) {
+      const int64_t ox = at + outputs <= s.out[1] ? at : s.out[1] - outputs;  // the last group moves back to end with the row
+      const int64_t ix = ox * s.stride[1] - s.padding[1];
+      g.x = x + (iy * s.size[1] + ix) * s.channels;
+      g.y = y + ((oy - first) * s.out[1] + ox) * s.channels;
+      g.low = -ix, g.high = s.size[1] - ix;
+      if (!special) general_output(g);
+      else if (ix >= 0 && ix + reach < s.size[1]) special->inside[size](g);
+      else special->checked[size](g);
+    }
+  }
+}
+
+int64_t packed_floats(const Step* s) {
+  return (s->channels + kLanes - 1) / kLanes * kLanes * s->kernel[0] * s->kernel[1];
+}
+
+// (channels, taps) -> (block, taps, kLanes), the last block as it overlaps; zeros where an image has fewer channels.
+void pack_depthwise(const Step* s, const float* weight, float* packed) {
+  const int64_t C = s->channels, taps = (int64_t)s->kernel[0] * s->kernel[1];
+  for (int64_t c = 0; c < C; c += kLanes) {
+    const int64_t at = block_start(c, C);
+    for (int64_t t = 0; t < taps; ++t)
+      for (int64_t l = 0; l < kLanes; ++l) *packed++ = at + l < C ? weight[(at + l) * taps + t] : 0;
+  }
+}
+
+}  // namespace

@@ -1,0 +1,184 @@
+// Fused chains, tile by tile: expanded rows, their depthwise output and its product, by the kernels of the same instruction set.
+#include "separable_conv.h"
+
+#include "depthwise_tile.h"
+#include "vec.h"
+
+namespace {
+
+typedef sep_separable_conv_args Args;
+typedef sep_pointwise_conv_args Pointwise;
+
+enum {
+  kTileBytes = 384 << 10,   // of scratch for the tensors between: they and the weights they meet stay in a second-level cache
+  kUnitWork = 1 << 18,      // multiply-adds of a unit worth a thread's while
+};
+
+SEP_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+SEP_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+SEP_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Sizes that follow from the arguments. Rows are rows of pixels; `in` what is read, `mid` after the first step, `out` the result.
+struct Plan {
+  bool expand, depthwise, project;
+  int64_t in_channels, mid_channels, out_channels;  // of x, of what lies between, of y
+  int64_t height, width, out_height, out_width;
+  int64_t tile_rows, tiles;       // rows of output in a tile, tiles in an image
+  int64_t group_columns, groups;  // of the product: a tile's is split where images have few tiles and weights are large
+  int64_t kept_rows;              // rows of the expanded image that scratch has room for
+};
+
+int64_t rows_read(const Args* a, int64_t rows) {  // by `rows` rows of output
+  const Step& d = a->depthwise;
+  return a->depthwise.weight ? (rows - 1) * d.stride[0] + (int64_t)(d.kernel[0] - 1) * d.dilation[0] + 1 : rows;
+}
+
+int64_t middle_bytes(const Args* a, const Plan& p, int64_t rows) {
+  const int64_t kept = p.expand ? least(p.height, rows_read(a, rows)) * p.width * p.mid_channels : 0;
+  const int64_t deep = p.depthwise && (p.project || !p.expand) ? rows * p.out_width * p.mid_channels : 0;
+  return (kept + deep) * 4;
+}
+
+Plan plan(const Args* a) {
+  const Step& d = a->depthwise;
+  Plan p;
+  p.expand = a->expand.weight, p.depthwise = a->depthwise.weight, p.project = a->project.weight;
+  p.in_channels = p.expand ? a->expand.c_in : d.channels;
+  p.mid_channels = p.expand ? a->expand.c_out : d.channels;
+  p.out_channels = p.project ? a->project.c_out : p.mid_channels;
+  p.height = d.size[0], p.width = d.size[1], p.out_height = d.out[0], p.out_width = d.out[1];
+  int64_t rows = 1;
+  while (rows < p.out_height && middle_bytes(a, p, rows + 1) <= kTileBytes) ++rows;
+  p.tiles = ceil_div(p.out_height, rows);
+  p.tile_rows = ceil_div(p.out_height, p.tiles);
+  p.tiles = ceil_div(p.out_height, p.tile_rows);
+  p.kept_rows = least(p.height, rows_read(a, p.tile_rows));
+  p.group_columns = p.out_channels;
+  // A second thread makes the tile's depthwise output again, which costs little beside the product; an expansion would not.
+  if (p.project && !p.expand && p.tiles * d.batch < 8) {
+    const int64_t panel = 2 * kLanes, work = p.tile_rows * p.out_width * p.mid_channels * panel;
+    const int64_t panels = most(ceil_div(kUnitWork, most(work, 1)), ceil_div(p.out_channels, 8 * panel));
+    p.group_columns = least(p.out_channels, panels * panel);
+  }
+  p.groups = ceil_div(p.out_channels, p.group_columns);
+  return p;
+}
+
+int64_t units(const Args* a) {
+  const Plan p = plan(a);
+  return a->depthwise.batch * p.tiles * p.groups;
+}
+
+int64_t aligned(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
+
+Pointwise rows_of(const Pointwise& step, int64_t rows) {
+  Pointwise a = step;
+  a.rows = rows, a.x_stride = step.c_in, a.y_stride = step.c_out;
+  a.scale = nullptr, a.sums = nullptr, a.image_rows = 0;
+  return a;
+}
+
+int64_t kept_bytes(const Plan& p) { return p.expand ? aligned(p.kept_rows * p.width * p.mid_channels * 4) : 0; }
+int64_t deep_bytes(const Plan& p) {
+  return p.depthwise && p.project ? aligned(p.tile_rows * p.out_width * p.mid_channels * 4) : 0;
+}
+
+int64_t scratch_bytes(const Args* a) {
+  const Plan p = plan(a);
+  int64_t inner = 0;
+  if (p.expand) {
+    const Pointwise e = rows_of(a->expand, p.kept_rows * p.width);
+    inner = SEP_TABLE(pointwise_conv).scratch_bytes(&e);
+  }
+  if (p.project) {
+    Pointwise e = rows_of(a->project, p.tile_rows * p.out_width);
+    const int64_t groups[] = {p.group_columns, p.out_channels - (p.groups - 1) * p.group_columns};  // each, and the last
+    for (const int64_t columns : groups) {
+      e.c_out = columns;  // fewer columns may be multiplied in larger blocks of rows
+      inner = most(inner, SEP_TABLE(pointwise_conv).scratch_bytes(&e));
+    }
+  }
+  return kept_bytes(p) + deep_bytes(p) + inner;
+}
+
+void run_pointwise(const Pointwise& a, void* scratch) {
+  SEP_TABLE(pointwise_conv).run(&a, scratch, 0, SEP_TABLE(pointwise_conv).units(&a));
+}
+
+// What one call of run() holds of the image it is in.
+struct Held {
+  int64_t image, first, last;  // rows [first, last) of this expanded image
+  float *kept, *deep;
+  void* inner;
+};
+
+// Rows [first, last) of the expanded image are in h.kept afterwards; those already there move to the front.
+void expand_rows(const Args* a, const Plan& p, Held& h, int64_t image, int64_t first, int64_t last) {
+  const int64_t in_row = p.width * p.in_channels, row = p.width * p.mid_channels;
+  int64_t have = first;
+  if (image == h.image && first >= h.first && first < h.last) {
+    have = h.last;
+    if (first != h.first) __builtin_memmove(h.kept, h.kept + (first - h.first) * row, (have - first) * row * 4);
+  }
+  if (last > have) {
+    Pointwise e = rows_of(a->expand, (last - have) * p.width);
+    e.x = a->x + (image * p.height + have) * in_row;
+    e.y = h.kept + (have - first) * row;
+    run_pointwise(e, h.inner);
+  }
+  h.image = image, h.first = first, h.last = most(last, have);
+}
+
+void add_rows(const float* y, int64_t rows, int64_t channels, float* sums) {
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    const int64_t n = least(kLanes, channels - c);
+    V sum = {};
+    for (int64_t r = 0; r < rows; ++r) sum += load_tail(y + r * channels + c, n);
+    store_tail(sums + c, sum, n);
+  }
+}
+
+// The last step: columns [group * group_columns, ...) of the product of a tile's rows.
+void project_rows(const Args* a, const Plan& p, const Held& h, const float* x, int64_t pixel, int64_t rows, int64_t group) {
+  const int64_t column = group * p.group_columns;
+  Pointwise e = rows_of(a->project, rows);
+  const int64_t steps = e.product == SEP_BF16 ? ceil_div(e.c_in, 2) : e.c_in;
+  e.x = x;
+  e.weight = (const float*)e.weight + column * steps;
+  e.c_out = least(p.group_columns, p.out_channels - column);
+  e.bias = e.bias ? e.bias + column : nullptr;
+  e.y = a->y + pixel * p.out_channels + column;
+  e.residual = e.residual ? e.residual + pixel * e.residual_stride + column : nullptr;
+  run_pointwise(e, h.inner);
+}
+
+void run(const Args* a, void* scratch, int64_t begin, int64_t end) {
+  const Plan p = plan(a);
+  const Step& d = a->depthwise;
+  char* memory = (char*)scratch;
+  Held h = {-1, 0, 0, (float*)memory, (float*)(memory + kept_bytes(p)), memory + kept_bytes(p) + deep_bytes(p)};
+  int64_t made = -1;  // the tile whose depthwise output is in h.deep
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t tile = unit / p.groups, image = tile / p.tiles;
+    const int64_t first = tile % p.tiles * p.tile_rows, last = least(p.out_height, first + p.tile_rows);
+    const int64_t pixel = (image * p.out_height + first) * p.out_width, pixels = (last - first) * p.out_width;
+    if (tile != made && p.expand) {
+      const int64_t top = p.depthwise ? first * d.stride[0] - d.padding[0] : first;
+      expand_rows(a, p, h, image, least(most(0, top), p.height), least(p.height, most(0, top + rows_read(a, last - first))));
+    }
+    float* deep = p.project ? h.deep : a->y + pixel * p.mid_channels;
+    if (tile != made && p.depthwise) {
+      const int64_t row = p.width * p.mid_channels;
+      const float* top = p.expand ? h.kept - h.first * row : a->x + image * p.height * row;  // the image's row 0
+      convolve_rows(d, top, deep, first, last);
+    }
+    made = tile;
+    if (!p.project && a->sums) add_rows(deep, pixels, p.mid_channels, a->sums + unit * p.mid_channels);
+    if (p.project) project_rows(a, p, h, p.depthwise ? deep : h.kept, pixel, pixels, unit % p.groups);
+  }
+}
+
+}  // namespace
+
+extern "C" const sep_separable_conv_kernels SEP_TABLE(separable_conv) = {packed_floats, pack_depthwise, units,
+                                                                          scratch_bytes, run};

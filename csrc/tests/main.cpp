@@ -1,0 +1,27 @@
+// Runs the tests of every operation on every instruction set that this processor has.
+#include "../kernels.h"
+
+#include <cstdio>
+#include <initializer_list>
+
+bool test_depthwise_conv();
+bool test_depthwise_conv_backward();
+bool test_pointwise_conv();
+bool test_separable_conv();
+bool test_dense_conv();
+bool test_rowwise();
+
+int main() {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // what was reported stays, even where a sanitizer ends the process
+  bool good = true;
+  for (int isa = 0; isa < sep_isa_count(); ++isa) {
+    if (sep_isa_force(isa)) {
+      std::printf("%s: skipped, this processor does not have it\n", sep_isa_name(isa));
+      continue;
+    }
+    for (auto test : {test_depthwise_conv, test_depthwise_conv_backward, test_pointwise_conv, test_separable_conv, test_dense_conv,
+                      test_rowwise})
+      good = test() && good;
+  }
+  return good ? 0 : 1;
+}

@@ -1,0 +1,244 @@
+"""Make long steps of short ones: a step's result that one other step reads need not reach memory.
+
+Batch norms and activations go into the convolution before them, layer norms and gates into the pointwise one after,
+sums into the convolution that makes one of their operands; then pointwise and depthwise steps that follow each other
+become chains, whose wide tensors stay in the processor's cache.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from separable.acceleration.steps import Memory, Step
+
+_MAPS = ("depthwise", "dense", "pointwise")
+
+
+class Fusion:
+    """The steps of one program; `kept` is memory that is read outside of it."""
+
+    def __init__(self, steps: list[Step], kept: set[Memory]):
+        self.steps, self.kept = list(steps), kept
+
+    def run(self) -> list[Step]:
+        for rule in (_affine_into_map, _norm_into_pointwise, _scale_into_pointwise, _add_into_map, _affine_into_map):
+            self._everywhere(rule)
+        self._everywhere(_chain)
+        self._everywhere(_mean_of_chain)
+        return self.steps
+
+    def _everywhere(self, rule: Callable[["Fusion", Step], bool]) -> None:
+        for step in list(self.steps):
+            if step in self.steps:
+                rule(self, step)
+
+    def readers(self, memory: Memory) -> list[Step]:
+        return [step for step in self.steps if memory in step.reads]
+
+    def maker(self, memory: Memory) -> Step | None:
+        """The step that makes this memory, where it alone does, from its start."""
+        makers = [step for step in self.steps if step.y is memory]
+        return makers[0] if len(makers) == 1 and makers[0].y_offset == 0 else None
+
+    def only_reader(self, memory: Memory) -> bool:
+        """Whether one step reads it, once, and nothing outside does."""
+        readers = self.readers(memory)
+        return memory not in self.kept and len(readers) == 1 and readers[0].reads.count(memory) == 1
+
+    def made_for(self, step: Step, memory: Memory | None) -> Step | None:
+        """The maker of what `step` alone reads."""
+        return self.maker(memory) if memory is not None and step.x_offset == 0 and self.only_reader(memory) else None
+
+    def remove(self, step: Step) -> None:
+        self.steps.remove(step)
+
+
+def _affine_into_map(fusion: Fusion, step: Step) -> bool:
+    maker = fusion.made_for(step, step.x) if step.kind == "affine" else None
+    if maker is None or maker.activation is not None or maker.c_out != step.c_out:
+        return False
+    if maker.kind in _MAPS and maker.other is None and maker.weight is not None:
+        maker.weight, maker.bias = _mapped(maker.weight, maker.bias, step)
+    elif maker.kind in ("affine", "norm") and maker.other is None:
+        maker.weight, maker.bias = _mapped(maker.weight, maker.bias, step)
+        if maker.kind == "norm" and step.activation is not None:
+            return _move_activation(maker, step)
+    elif not (maker.kind in (*_MAPS, "add", "scale") and step.weight is None and step.bias is None):
+        return False
+    maker.activation, maker.activation_last, maker.y = step.activation, True, step.y
+    maker.covers += step.covers
+    fusion.remove(step)
+    return True
+
+
+def _move_activation(norm: Step, step: Step) -> bool:
+    """A norm has no activation: the factors go into it, the activation stays behind."""
+    step.weight = step.bias = None
+    return False
+
+
+def _mapped(weight: Tensor | None, bias: Tensor | None, step: Step) -> tuple[Tensor | None, Tensor | None]:
+    """Weight [O, ...] and bias [O] of a map followed by `step`'s."""
+    if step.weight is not None:
+        scale = step.weight.double()
+        shape = (-1, *[1] * (weight.dim() - 1)) if weight is not None else (-1,)
+        weight = (scale if weight is None else weight.double() * scale.view(shape)).float()
+        bias = None if bias is None else (bias.double() * scale).float()
+    if step.bias is not None:
+        bias = step.bias if bias is None else bias + step.bias
+    return weight, bias
+
+
+def _norm_into_pointwise(fusion: Fusion, step: Step) -> bool:
+    norm = fusion.made_for(step, step.x) if step.kind == "pointwise" else None
+    if norm is None or norm.kind != "norm" or step.x_stride != step.c_in or step.weight is None:
+        return False
+    weight = step.weight.reshape(step.c_out, step.c_in).double()
+    if norm.bias is not None:
+        shift = weight @ norm.bias.double()
+        step.bias = (shift if step.bias is None else step.bias.double() + shift).float()
+    step.weight = (weight if norm.weight is None else weight * norm.weight.double()).float()
+    step.normalize, step.eps, step.x, step.x_offset = True, norm.eps, norm.x, norm.x_offset
+    step.covers = norm.covers + step.covers
+    fusion.remove(norm)
+    return True
+
+
+def _scale_into_pointwise(fusion: Fusion, step: Step) -> bool:
+    scale = fusion.made_for(step, step.x) if step.kind == "pointwise" else None
+    if scale is None or scale.kind != "scale" or scale.activation or step.normalize or step.x_stride != step.c_in:
+        return False
+    step.x, step.x_offset, step.gate = scale.x, scale.x_offset, scale.gate
+    step.image_rows = scale.image_rows  # rows that share a gate
+    step.covers = scale.covers + step.covers
+    fusion.remove(scale)
+    return True
+
+
+def _add_into_map(fusion: Fusion, step: Step) -> bool:
+    """The later of the two operands' makers takes the other operand in, and runs where the sum stood."""
+    if step.kind != "add" or step.x_offset or step.x is step.other:
+        return False
+    makers = [(fusion.made_for(step, memory), memory) for memory in (step.x, step.other)]
+    fit = [
+        (maker, step.other if memory is step.x else step.x)
+        for maker, memory in makers
+        if maker is not None and maker.kind in ("dense", "pointwise") and maker.other is None
+    ]
+    if not fit:
+        return False
+    maker, other = max(fit, key=lambda found: fusion.steps.index(found[0]))
+    if maker.activation is not None and step.activation is not None:
+        return False
+    maker.activation_last = maker.activation is None
+    maker.activation = maker.activation or step.activation
+    maker.other, maker.y = other, step.y
+    maker.covers += step.covers
+    fusion.remove(maker)
+    fusion.steps[fusion.steps.index(step)] = maker
+    return True
+
+
+def _chain(fusion: Fusion, step: Step) -> bool:
+    """Pointwise and depthwise steps, each reading the one before: at most one of them depthwise, none gated."""
+    if step.kind not in ("pointwise", "depthwise") or step.gate is not None:
+        return False
+    if step.kind == "depthwise" and step.c_in != step.c_out:
+        return False
+    parts = _longest(fusion, step)
+    if len(parts) == 2 and step.kind == "depthwise" and len(_longest(fusion, parts[1])) == 3:
+        return False  # the longer chain, from the pointwise step on, keeps more out of memory
+    if len(parts) == 1 and step.kind == "pointwise":
+        return False
+    if not _worthwhile(fusion, parts):
+        return False
+    last = parts[-1]
+    chain = Step("separable", step.x, last.y, [call for part in parts for call in part.covers], step.x_offset)
+    chain.parts, chain.c_out, chain.batch = (
+        parts,
+        last.c_out,
+        _depthwise_of(parts).batch if _has_depthwise(parts) else 1,
+    )
+    fusion.steps[fusion.steps.index(last)] = chain
+    for part in parts[:-1]:
+        fusion.remove(part)
+    return True
+
+
+def _longest(fusion: Fusion, step: Step) -> list[Step]:
+    parts = [step]
+    while len(parts) < 3:
+        following = [reader for reader in fusion.readers(parts[-1].y) if reader.x is parts[-1].y]
+        if len(following) != 1 or not _follows(fusion, parts, following[0]):
+            break
+        parts.append(following[0])
+    return parts
+
+
+def _follows(fusion: Fusion, parts: list[Step], step: Step) -> bool:
+    before = parts[-1]
+    if fusion.made_for(step, step.x) is not before or before.other is not None or step.gate or step.normalize:
+        return False
+    if step.kind == "pointwise":
+        return step.x_stride == step.c_in and (
+            before.kind == "depthwise" or (len(parts) == 1 and not _widens(fusion, step))
+        )
+    return step.kind == "depthwise" and step.c_in == step.c_out and len(parts) == 1 and before.kind == "pointwise"
+
+
+def _widens(fusion: Fusion, step: Step) -> bool:
+    """Whether a depthwise step alone reads it: then it begins a bottleneck of its own."""
+    readers = fusion.readers(step.y)
+    return len(readers) == 1 and readers[0].kind == "depthwise"
+
+
+def _worthwhile(fusion: Fusion, parts: list[Step]) -> bool:
+    """A depthwise step alone becomes a chain only where it can leave the sums for a mean."""
+    if len(parts) > 1:
+        return parts[0].x_stride in (0, parts[0].c_in)
+    return any(_is_mean(reader) for reader in fusion.readers(parts[0].y))
+
+
+def _has_depthwise(parts: list[Step]) -> bool:
+    return any(part.kind == "depthwise" for part in parts)
+
+
+def _depthwise_of(parts: list[Step]) -> Step:
+    return next(part for part in parts if part.kind == "depthwise")
+
+
+def _is_mean(step: Step) -> bool:
+    return step.kind == "pool" and step.average and step.kernel == step.size and step.out == (1, 1)
+
+
+def _mean_of_chain(fusion: Fusion, step: Step) -> bool:
+    """The mean over each image reads the sums that the chain which makes the image leaves."""
+    maker = fusion.maker(step.x) if _is_mean(step) and step.x_offset == 0 else None
+    if maker is None or maker.kind != "separable" or maker.parts[-1].kind != "depthwise" or maker.sums is not None:
+        return False
+    maker.sums = Memory(0)  # its size follows from the number of tiles, which the kernels say
+    step.x, step.factor = maker.sums, 1 / (step.size[0] * step.size[1])
+    step.size, step.kernel = (0, 1), (0, 1)  # tiles of an image: likewise
+    return True
+
+
+def settle_sums(steps: list[Step], chain: Step, units: int) -> None:
+    """Once the number of tiles is known: the size of their sums, and that the mean reads that many rows an image."""
+    assert chain.sums is not None
+    batch = next(part for part in chain.parts if part.kind == "depthwise").batch
+    tiles = units // batch
+    chain.sums.floats = units * chain.c_out
+    for step in steps:
+        if step.x is chain.sums:
+            step.size, step.kernel = (tiles, 1), (tiles, 1)
+
+
+def parameters(step: Step) -> list[Tensor]:
+    """The weights of the step's maps as packing reads them, dense: [filters, taps], [C_out, C_in], [O, kh, kw, I]."""
+    found = []
+    for part in step.parts or [step]:
+        if part.kind in _MAPS and part.weight is not None:
+            weight = part.weight.permute(0, 2, 3, 1) if part.kind == "dense" else part.weight.flatten(1)
+            found.append(weight.to(torch.float32).contiguous())
+    return found

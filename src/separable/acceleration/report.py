@@ -1,0 +1,88 @@
+"""What an accelerated network runs: for every operation the kernel, or why it was left alone."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from separable import _native
+from separable.acceleration.plan import Part, Plan
+from separable.acceleration.steps import Step
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operation of the network: where it stands, what it is, which kernel runs it, or why none of ours does."""
+
+    layer: str
+    operation: str
+    kernel: str  # "separable_conv", ...; "torch" where it was left alone
+    reason: str  # empty where a native kernel runs it
+
+    @property
+    def is_native(self) -> bool:
+        return not self.reason
+
+
+@dataclass(frozen=True)
+class Report:
+    """All operations in the order in which they run, those that a kernel does together one after the other.
+
+    isa: the instruction set of the kernels, or None where the library is missing, for `missing`.
+    """
+
+    rows: list[Row]
+    isa: str | None
+    missing: str = ""
+    programs: int = 0  # native calls that one forward takes
+
+    @property
+    def left_alone(self) -> list[Row]:
+        return [row for row in self.rows if not row.is_native]
+
+    def __str__(self) -> str:
+        kernels = f"native kernels for {self.isa}" if self.isa else f"no native kernels: {self.missing}"
+        done = len(self.rows) - len(self.left_alone)
+        lines = [f"{done} of {len(self.rows)} operations in {self.programs} programs; {kernels}"]
+        counted = Counter(row.kernel for row in self.rows)
+        lines += [f"{count:5}  {kernel}" for kernel, count in counted.most_common()]
+        reasons = Counter((row.operation, row.reason) for row in self.left_alone)
+        lines += [f"left alone {count}x {operation}: {reason}" for (operation, reason), count in reasons.most_common()]
+        return "\n".join(lines)
+
+
+_KERNELS = {
+    "depthwise": "depthwise_conv",
+    "dense": "dense_conv",
+    "pointwise": "pointwise_conv",
+    "separable": "separable_conv",
+    "affine": "elementwise",
+    "add": "elementwise",
+    "scale": "elementwise",
+    "norm": "layer_norm",
+    "pool": "pool",
+    "relayout": "relayout",
+}
+
+
+def report_of(plan: Plan) -> Report:
+    """The report of a plan: its programs' steps, and torch's calls with their reasons; views are no operations."""
+    programs = sum(bool(part.steps) for part in plan.parts) if _native.path else 0
+    return Report([row for part in plan.parts for row in _rows(part)], _native.isa(), _native.missing, programs)
+
+
+def _rows(part: Part) -> list[Row]:
+    if not part.native:
+        return [Row(n.call.layer, n.call.name, "torch", n.reason) for n in part.nodes if n.kind == "torch"]
+    return [
+        Row(call.layer, call.name, _kernel(step), "" if _native.path else _native.missing)
+        for step in part.steps
+        for call in step.covers
+    ]
+
+
+def _kernel(step: Step) -> str:
+    if _native.path is None:
+        return "torch"
+    if step.kind != "separable":
+        return _KERNELS[step.kind]
+    kinds = [part.kind for part in step.parts]
+    return f"separable_conv ({' + '.join(kinds)})" if len(kinds) > 1 else "separable_conv"

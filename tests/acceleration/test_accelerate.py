@@ -1,0 +1,278 @@
+"""The accelerated network gives the model's outputs, whatever is done with it."""
+
+import copy
+import io
+import pickle
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import separable
+from norms import lived_in
+from separable import _native, accelerate, models
+from separable.errors import InputError
+
+needs_kernels = pytest.mark.skipif(bool(_native.missing), reason=f"no native kernels: {_native.missing}")
+KINDS = {
+    "mobilenetv1": models.MobileNetV1,
+    "mobilenetv2": models.MobileNetV2,
+    "mobilenetv3": models.MobileNetV3Large,
+    "xception": models.Xception,
+}
+
+
+def distance(actual, expected) -> float:
+    """Largest difference over the largest expected value."""
+    assert actual.shape == expected.shape
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+def separable_network() -> nn.Module:
+    """Every kind of block in small, norms drawn."""
+    return lived_in(
+        nn.Sequential(
+            nn.Conv2d(3, 16, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.Hardswish(),
+            separable.layers.InvertedResidual(16, 16, 48, squeeze_channels=8, activation="hard_swish"),
+            separable.layers.mobilenet_v1_block(16, 24, 2),
+            separable.layers.XceptionBlock(24, (32, 32), 2),
+            separable.layers.ConvNeXtBlock(32, layer_scale=0.5),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(32, 10),
+        )
+    ).eval()
+
+
+@pytest.mark.parametrize("name", KINDS)
+@torch.no_grad()
+def test_our_networks_give_the_same_outputs(name):
+    network = lived_in(KINDS[name](num_classes=10)).eval()
+    x = torch.randn(2, 3, 64, 64)
+    fast = accelerate(network, x)
+    assert distance(fast(x), network(x)) < 1e-5
+    assert not [row for row in fast.report.left_alone if _native.path]
+
+
+@torch.no_grad()
+def test_every_kind_of_block_runs_in_one_program():
+    network, x = separable_network(), torch.randn(2, 3, 40, 36)
+    fast = accelerate(network, x)
+    assert distance(fast(x), network(x)) < 1e-5
+    if _native.path:
+        kernels = {row.kernel for row in fast.report.rows}
+        assert "separable_conv (depthwise + pointwise)" in kernels
+        assert not fast.report.left_alone
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_any_batch_and_any_size(batch):
+    network = separable_network()
+    fast = accelerate(network)
+    for size in ((32, 32), (47, 33)):
+        x = torch.randn(batch, 3, *size)
+        expected = network(x)
+        assert fast(x).shape == expected.shape
+        if batch:
+            assert distance(fast(x), expected) < 1e-5
+
+
+@torch.no_grad()
+def test_inputs_may_lie_in_memory_in_any_way():
+    network = separable_network()
+    fast, x = accelerate(network), torch.randn(2, 3, 32, 32)
+    ways = [
+        x.contiguous(memory_format=torch.channels_last),
+        torch.randn(2, 5, 32, 64)[:, 1:4, :, ::2].copy_(x),
+        x.transpose(2, 3).contiguous().transpose(2, 3),
+    ]
+    for given in ways:
+        before = given.clone()
+        assert distance(fast(given), network(x)) < 1e-5
+        assert torch.equal(given, before), "an input was written"
+    one = x[:1].expand(3, -1, -1, -1)
+    assert distance(fast(one), network(one)) < 1e-5
+
+
+@torch.no_grad()
+def test_feature_maps_come_out_as_torch_lays_them():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1)).eval()
+    for x in (torch.randn(2, 3, 9, 7), torch.randn(2, 3, 9, 7).contiguous(memory_format=torch.channels_last)):
+        actual, expected = accelerate(network)(x), network(x)
+        assert actual.stride() == expected.stride()
+        assert distance(actual, expected) < 1e-5
+
+
+@torch.no_grad()
+def test_deepcopy_and_pickle_carry_the_network():
+    network, x = separable_network(), torch.randn(1, 3, 32, 32)
+    fast = accelerate(network, x)
+    buffer = io.BytesIO()
+    torch.save(fast, buffer)
+    buffer.seek(0)
+    copies = [
+        copy.deepcopy(fast),
+        pickle.loads(pickle.dumps(fast)),
+        torch.load(buffer, weights_only=False),
+    ]
+    for other in copies:
+        assert torch.equal(other(x), fast(x))
+        assert other.model is not network
+
+
+@torch.no_grad()
+def test_new_weights_are_packed_anew():
+    network, other, x = separable_network(), separable_network(), torch.randn(1, 3, 32, 32)
+    fast = accelerate(network, x)
+    fast.load_state_dict({f"model.{name}": value for name, value in other.state_dict().items()})
+    assert distance(fast(x), other(x)) < 1e-5
+
+
+@torch.no_grad()
+def test_threads_may_call_at_once():
+    network = separable_network()
+    fast = accelerate(network)
+    inputs = [torch.randn(1, 3, 32 + 8 * (i % 2), 32) for i in range(6)]
+    expected, results = [network(x) for x in inputs], {}
+
+    def call(i):
+        for _ in range(10):
+            results[i] = fast(inputs[i])
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(distance(results[i], expected[i]) < 1e-5 for i in range(len(inputs)))
+
+
+@needs_kernels
+@torch.no_grad()
+def test_the_same_bits_for_one_thread_and_two_and_every_time():
+    network, x = separable_network(), torch.randn(3, 3, 40, 40)
+    fast, threads = accelerate(network), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = fast(x)
+        assert torch.equal(alone, fast(x))
+        torch.set_num_threads(2)
+        assert torch.equal(alone, fast(x))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("isa", _native.isas())
+@torch.no_grad()
+def test_every_instruction_set_agrees(isa):
+    network, x = separable_network(), torch.randn(1, 3, 32, 32)
+    fast = accelerate(network)
+    with _native.force(isa):
+        assert distance(fast(x), network(x)) < 1e-5
+        assert fast.report.isa == isa
+
+
+@torch.no_grad()
+def test_what_is_not_a_number_stays_so():
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU6()).eval()
+    x = torch.randn(1, 3, 9, 9)
+    x[0, 0, 4, 4] = float("nan")
+    assert torch.equal(accelerate(network)(x).isnan(), network(x).isnan())
+
+
+class _TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.gate = nn.Conv2d(4, 4, 1), nn.Linear(3, 4)
+
+    def forward(self, image, *, by, twice=False):
+        y = self.conv(image) * self.gate(by)[:, :, None, None]
+        return {"y": y + y if twice else y, "shape": tuple(y.shape), "by": by}
+
+
+@torch.no_grad()
+def test_several_inputs_and_outputs_keep_their_structure():
+    network, image, by = _TwoInputs().eval(), torch.randn(2, 4, 5, 6), torch.randn(2, 3)
+    fast = accelerate(network)
+    for twice in (False, True):
+        actual, expected = fast(image, by=by, twice=twice), network(image, by=by, twice=twice)
+        assert actual.keys() == expected.keys()
+        assert actual["shape"] == expected["shape"]
+        assert torch.equal(actual["by"], by)
+        assert distance(actual["y"], expected["y"]) < 1e-5
+
+
+def test_training_mode_is_refused():
+    network = separable_network()
+    network[4].train()
+    with pytest.raises(InputError, match="'4' is in training mode"):
+        accelerate(network)
+    fast = accelerate(network.eval())
+    with pytest.raises(InputError, match="cannot be trained"):
+        fast.train()
+
+
+def test_gradients_are_refused_and_never_lost_in_silence():
+    fast, x = accelerate(separable_network()), torch.randn(1, 3, 32, 32)
+    assert not fast(x).requires_grad
+    with pytest.raises(InputError, match="gives no gradients"):
+        fast(x.requires_grad_())
+
+
+def test_a_report_needs_a_plan():
+    with pytest.raises(InputError, match="needs a plan"):
+        accelerate(separable_network()).report  # noqa: B018 - reading it is what fails
+
+
+@torch.no_grad()
+def test_double_precision_is_left_alone_with_the_reason():
+    network, x = separable_network().double(), torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    fast = accelerate(network, x)
+    torch.testing.assert_close(fast(x), network(x))
+    assert {row.reason for row in fast.report.left_alone} >= {"it works on float64"}
+
+
+def test_training_swaps_depthwise_layers_and_keeps_everything_else():
+    network = lived_in(models.import_timm().create_model("mobilenetv2_035", num_classes=5)).train()
+    swapped = accelerate(network, training=True)
+    kinds = [type(module) for module in swapped.modules()]
+    assert kinds.count(separable.DepthwiseConv2d) == 17
+    assert swapped.training
+    assert list(swapped.state_dict()) == list(network.state_dict())
+    x, target = torch.randn(2, 3, 32, 32), torch.tensor([1, 3])
+    losses = []
+    for module in (network, swapped):
+        torch.manual_seed(1)
+        loss = F.cross_entropy(module(x), target)
+        loss.backward()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for (name, expected), actual in zip(network.named_parameters(), swapped.parameters(), strict=True):
+        assert actual is not expected
+        torch.testing.assert_close(actual.grad, expected.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@torch.no_grad()
+def test_bfloat16_rounds_factors_and_keeps_sums():
+    network, x = separable_network(), torch.randn(2, 3, 40, 36)
+    if not _native.has_bfloat16():
+        with pytest.raises(InputError, match="AVX512-BF16"):
+            accelerate(network, dtype=torch.bfloat16)
+        pytest.skip("this processor multiplies no bfloat16: seen that it is refused")
+    fast, expected = accelerate(network, dtype=torch.bfloat16), network(x)
+    assert 1e-5 < distance(fast(x), expected) < 2e-2
+    assert fast(x).dtype == torch.float32
+    assert torch.equal(copy.deepcopy(fast)(x), fast(x))
+    with _native.force(_native.isas()[-1]), pytest.raises(InputError, match="AVX512-BF16"):
+        accelerate(network, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_types_are_refused(dtype):
+    with pytest.raises(InputError, match="must be torch"):
+        accelerate(separable_network(), dtype=dtype)
