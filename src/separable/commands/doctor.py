@@ -82,8 +82,8 @@ def explain(shape: str, kernel: int, stride: int, multiplier: int, bfloat16: boo
     if taken == "native":
         data["isa"] = _native.isa()
     table = Table(title="depthwise convolution", show_header=False, title_justify="left")
-    for name, value in data.items():
-        table.add_row(name, str(value))
+    for heading, found in data.items():
+        table.add_row(heading, str(found))
     return Result(data, [table], f"impl='auto' takes the {taken} way: {why}.")
 
 
