@@ -217,4 +217,7 @@ def test_the_environment_chooses_a_lower_instruction_set():
 
 def test_runs_without_the_library_and_says_why():
     assert shown(SEPARABLE_NATIVE="0").stdout.strip() == "None | switched off by SEPARABLE_NATIVE=0"
-    assert "was not built" in shown(SEPARABLE_NATIVE="/nowhere/libseparable.so").stdout
+    absent = shown(SEPARABLE_NATIVE="/nowhere/libseparable.so")
+    assert "was not built" in absent.stdout
+    assert absent.stderr.count("runs without its native kernels") == 1
+    assert not shown(SEPARABLE_NATIVE="0").stderr

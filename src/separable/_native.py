@@ -31,34 +31,42 @@ _standard_only = ContextVar("standard_only", default=False)
 
 
 def load() -> None:
-    """Load the library once the schemas are defined; what stands in the way is kept in `missing`."""
+    """Load the library once the schemas are defined; what stands in the way is kept in `missing`, and said once."""
     global path, missing, _library, _running
     wanted = os.environ.get("SEPARABLE_NATIVE", "")
-    name = "libseparable.dylib" if sys.platform == "darwin" else "libseparable.so"
-    file = Path(wanted) if wanted not in ("", "0", "1") else Path(__file__).with_name(name)
-    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if wanted == "0":
         missing = "switched off by SEPARABLE_NATIVE=0"
-    elif not file.exists():
-        missing = (
-            f"{file.name} was not built: `pip install --no-build-isolation .`, with torch and a C++ compiler, builds it"
-        )
-    elif version < (2, 10):
-        missing = f"it needs torch 2.10 or newer, and this is {torch.__version__}"
-    else:
-        try:
-            torch.ops.load_library(str(file))
-            _library = ctypes.CDLL(str(file))
-        except OSError as error:
-            missing = f"{file.name} does not load: {error}"
-            warnings.warn(f"separable runs without its native kernels: {missing}", stacklevel=2)
-            return
-        path = file
-        _library.sep_isa_name.restype = ctypes.c_char_p
-        if _library.sep_isa() < 0:
-            asked = os.environ.get("SEPARABLE_ISA")
-            raise InputError("SEPARABLE_ISA", asked, f"must be one of {', '.join(isas())} here")
-        _running = _name(_library.sep_isa())
+        return
+    name = "libseparable.dylib" if sys.platform == "darwin" else "libseparable.so"
+    file = Path(wanted) if wanted not in ("", "1") else Path(__file__).with_name(name)
+    missing = _open(file)
+    if missing:
+        warnings.warn(f"separable runs without its native kernels, slower: {missing}", stacklevel=2)
+        return
+    assert _library is not None
+    path = file
+    _library.sep_isa_name.restype = ctypes.c_char_p
+    if _library.sep_isa() < 0:
+        asked = os.environ.get("SEPARABLE_ISA")
+        raise InputError("SEPARABLE_ISA", asked, f"must be one of {', '.join(isas())} here")
+    _running = _name(_library.sep_isa())
+
+
+def _open(file: Path) -> str:
+    """Load `file`; what stands in the way, or nothing."""
+    global _library
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if not file.exists():
+        how = "`pip install --no-build-isolation .`, with torch and a C++ compiler, builds it"
+        return f"{file.name} was not built: {how}"
+    if version < (2, 10):
+        return f"it needs torch 2.10 or newer, and this is {torch.__version__}"
+    try:
+        torch.ops.load_library(str(file))
+        _library = ctypes.CDLL(str(file))
+    except OSError as error:
+        return f"{file.name} does not load: {error}"
+    return ""
 
 
 def obstacle() -> str:
