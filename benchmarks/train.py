@@ -41,7 +41,8 @@ class Repeated(nn.Module):
         self.multiplier, self.stride = multiplier, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x[:, :, :: self.stride, :: self.stride]] * self.multiplier, 1)
+        x = x if self.stride == 1 else F.avg_pool2d(x, 1, self.stride)  # keeps channels-last
+        return x if self.multiplier == 1 else torch.cat([x] * self.multiplier, 1)
 
 
 def separable_resnet20() -> nn.Module:

@@ -12,7 +12,7 @@ import separable
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(separable.__file__).parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-NOT_A_ROOM = {"index", "cli", "what-is-separable"}
+NOT_A_ROOM = {"index", "cli", "performance", "what-is-separable"}
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

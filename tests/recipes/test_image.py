@@ -10,7 +10,7 @@ from PIL import Image
 from tests.recipes.runs import finish, finish_together, kill_in_mid_epoch, results
 
 from separable import store
-from separable.commands import evaluate
+from separable.commands.image import evaluate
 from separable.data import Preparation
 from separable.errors import InputError
 from separable.recipes import command_line, image, image_reports, image_sets
@@ -66,14 +66,14 @@ def test_half_a_minute_on_real_digits_reaches_its_score(tmp_path, digits):
     found = results(out)
     assert found["test"]["accuracy"] > 0.96, found["history"]
     assert (found["params"], found["images"]["train"], found["test"]["images"]) == (141_610, 3600, 1000)
-    assert "test: 0.9" in done.stdout
+    assert f"accuracy {found['test']['accuracy']:.4f}" in done.stdout
     assert (out / "report.html").stat().st_size > 20_000
     assert list(numpy.diag(found["test"]["confusion"])) == [
         found["test"]["rows"][c]["recall"] * 100 for c in "0123456789"
     ]
 
-    saved = evaluate.run(str(out / "network"), digits, None, "test", {"size": None, "mean": None, "std": None}, 100)
-    assert saved.data["top1"] == found["test"]["accuracy"]
+    saved = evaluate(str(out / "network"), str(digits), split="test", batch_size=100)
+    assert saved.part["accuracy"] == found["test"]["accuracy"]
 
 
 def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, digits):
