@@ -1,34 +1,11 @@
 // torch's entry to the fused separable convolution (separable_conv.h), for inference: weights are packed in each call, which takes
 // less than the pass over them that any kernel makes. Shapes are checked in the user's words in Python; here only what would
 // make a kernel touch memory that is not its own.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <memory>
-#include <new>
-#include <optional>
-#include <vector>
-
+#include "ops.h"
 #include "relayout.h"
 #include "separable_conv.h"
 
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Ints = std::vector<int64_t>;
-using Optional = std::optional<Tensor>;
-
-// Memory that starts on a cache line; not initialised.
-struct Aligned {
-  explicit Aligned(int64_t bytes) : data(::operator new(static_cast<size_t>(bytes) + 64, std::align_val_t(64))) {}
-  ~Aligned() { ::operator delete(data, std::align_val_t(64)); }
-  Aligned(const Aligned&) = delete;
-  Aligned& operator=(const Aligned&) = delete;
-  float* floats() const { return static_cast<float*>(data); }
-  void* data;
-};
 
 Tensor dense(const Tensor& t) {
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float, "separable_conv: float32 only");
@@ -36,9 +13,6 @@ Tensor dense(const Tensor& t) {
 }
 
 const float* optional_floats(const Optional& t) { return t ? t->const_data_ptr<float>() : nullptr; }
-
-// The result lies in memory as the input does; functional/separable_conv_operator.py says the same.
-bool is_channels_last(const Tensor& t) { return t.stride(1) == 1 && t.size(1) > 1; }
 
 // (batch, channels, rows, columns) of a tensor of three or four dimensions: a sequence is an image of one row.
 struct Image {
@@ -57,20 +31,9 @@ struct Image {
 };
 
 Tensor result(const Tensor& like, int64_t channels, const int64_t out[2]) {
-  const bool last = is_channels_last(like), sequence = like.dim() == 3;
-  Ints sizes{like.size(0), channels}, strides{0, 0};
-  int64_t pixel = 1, pixels = out[1];
-  if (!sequence) sizes.push_back(out[0]), pixels *= out[0];
-  sizes.push_back(out[1]);
-  if (last) pixel = channels;
-  strides[0] = channels * pixels;
-  strides[1] = last ? 1 : pixels;
-  if (!sequence) strides.push_back(out[1] * pixel);
-  strides.push_back(pixel);
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-                                                  aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), -1, &handle));
-  return Tensor(handle);
+  Ints sizes{like.size(0), channels, out[0], out[1]};
+  if (like.dim() == 3) sizes.erase(sizes.begin() + 2);
+  return empty_like_layout(sizes, is_channels_last(like), ScalarType::Float);
 }
 
 // Between channels-last memory and whatever strides `other` has; to_kernels says which way.
@@ -141,7 +104,7 @@ Tensor separable_conv_inference(const Tensor& input, const Tensor& dw_weight, co
 
   Tensor y = result(input, c_out, a.depthwise.out);
   if (y.numel() == 0) return y;
-  const Aligned dw_packed(chain->packed_floats(&a.depthwise) * 4), pw_packed(pointwise->packed_bytes(c_in, c_out, SEP_F32));
+  const Buffer dw_packed(chain->packed_floats(&a.depthwise) * 4), pw_packed(pointwise->packed_bytes(c_in, c_out, SEP_F32));
   chain->pack_depthwise(&a.depthwise, dw.const_data_ptr<float>(), dw_packed.floats());
   pointwise->pack_weight(pw.const_data_ptr<float>(), c_in, 1, c_in, c_out, SEP_F32, pw_packed.data);
   a.depthwise.weight = dw_packed.floats();
@@ -149,14 +112,14 @@ Tensor separable_conv_inference(const Tensor& input, const Tensor& dw_weight, co
 
   const Image out(y);
   const bool in_place = x.lies_as_kernels_read(), out_place = out.lies_as_kernels_read();
-  const Aligned x_copy(in_place ? 0 : input.numel() * 4), y_copy(out_place ? 0 : y.numel() * 4);
+  const Buffer x_copy(in_place ? 0 : input.numel() * 4), y_copy(out_place ? 0 : y.numel() * 4);
   float* source = const_cast<float*>(input.const_data_ptr<float>());
   if (!in_place) copy_layout(x, source, x_copy.floats(), true);
   a.x = in_place ? source : x_copy.floats();
   a.y = out_place ? y.mutable_data_ptr<float>() : y_copy.floats();
   const int64_t scratch_bytes = chain->scratch_bytes(&a);
   torch::stable::parallel_for(0, chain->units(&a), 1, [&](int64_t begin, int64_t end) {
-    const Aligned scratch(scratch_bytes);
+    const Buffer scratch(scratch_bytes);
     chain->run(&a, scratch.data, begin, end);
   });
   if (!out_place) copy_layout(out, y.mutable_data_ptr<float>(), y_copy.floats(), false);
