@@ -35,12 +35,12 @@ from networks import (
     openvino_f32,
     ours,
     peak_macs_a_ms,
-    processor,
 )
 from torch import Tensor, nn
 
 import separable
 from separable import _native, cost
+from separable.cost import processor
 from separable.functional import separable_conv2d
 
 SEPARABLE = [  # C_in, C_out, H, stride

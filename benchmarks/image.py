@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from separable import progress
-from separable.cost.machine import processor
+from separable.cost import processor
 from separable.recipes import image
 
 RESULTS = Path(__file__).parent / "results" / "image.csv"

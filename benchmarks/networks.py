@@ -16,7 +16,6 @@ import datetime
 import importlib.util
 import io
 import math
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 
 import separable
 from separable import _native, accelerate, cost, models
+from separable.cost import processor
 from separable.errors import InputError
 
 NETWORKS = {
@@ -205,13 +205,6 @@ def measure(name: str, size: int, rounds: int, compile_too: bool) -> list[dict]:
         }
         for peer, samples in times.items()
     ]
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def summary(rows: list[dict]) -> None:

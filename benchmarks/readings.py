@@ -9,7 +9,6 @@ layer runs contiguous and channels-last, and its best is its time. One row a siz
 import copy
 import csv
 import datetime
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 import separable
 from separable import GatedSeparableConv2d, SeparableConv2d, StackedConv2d, cost
+from separable.cost import processor
 
 CHANNELS, KERNEL = 64, 3
 SIDES = (14, 56, 112)
@@ -77,13 +77,6 @@ def interleaved_ms(jobs: dict[tuple[str, str], Callable[[], Tensor]]) -> dict[tu
             if round_number >= 5:  # the first rounds warm caches and torch's own choices
                 times[job].append((time.thread_time() - start) * 1e3)
     return times
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def rows_of(side: int, models: dict[str, nn.Module]) -> list[dict]:

@@ -15,7 +15,6 @@ import argparse
 import csv
 import json
 import lzma
-import platform
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 
 from separable import atomic
+from separable.cost import processor
 from separable.data import sentences
 from separable.data.sentences import Corpus, Sentence
 from separable.models.saved_classifier import SavedClassifier
@@ -147,7 +147,7 @@ def _rows(
     kind = "MiniLM-taught network" if teacher else "network"
     classes = next(iter(trained.values()))[0].network.shape.classes
     machine = {
-        "task": task, "threads": torch.get_num_threads(), "processor": platform.processor() or platform.machine(),
+        "task": task, "threads": torch.get_num_threads(), "processor": processor(),
         "torch": torch.__version__, "date": date.today().isoformat(),
     }  # fmt: skip
     counted = rival.probabilities(test.texts, classes)

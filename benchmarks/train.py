@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from separable import _native, accelerate
 from separable.conversion.forms import replace
-from separable.cost.machine import processor
+from separable.cost import processor
 from separable.layers import DepthwiseConv2d, SeparableConv2d
 from separable.models import MobileNetV2
 

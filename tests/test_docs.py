@@ -1,6 +1,7 @@
 """Every block of code in the README and the documentation runs, and every command parses."""
 
 import csv
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -109,3 +110,12 @@ def test_the_conversion_of_resnet20_reaches_what_was_asked_and_the_pages_say_wha
         assert all(float(row["macs_share"]) <= share and int(row["images"]) <= 1024 for row in measured)
         quoted = f"{sum(tops) / 3:.2f} ({min(tops):.2f} to {max(tops):.2f})"
         assert all(quoted in page for page in pages), quoted
+
+
+def test_the_tables_of_performance_are_those_of_the_measured_rows():
+    file = ROOT / "benchmarks" / "performance.py"
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    performance = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(performance)
+    page = (ROOT / "docs" / "performance.md").read_text()
+    assert performance.page(page) == page

@@ -13,15 +13,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from separable.acceleration.tape import Call, Ref
+from separable.functional import arguments
 from separable.functional.arguments import Window
 
 # Those of `functional`, and the gates of squeeze-excite; the native kernels number them in this order, from 1.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "silu": F.silu,
-    "hard_swish": F.hardswish,
-    "gelu": F.gelu,  # the erf form
+    **arguments.ACTIVATIONS,
     "sigmoid": torch.sigmoid,
     "hard_sigmoid": F.hardsigmoid,
 }

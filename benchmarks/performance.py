@@ -1,0 +1,81 @@
+"""Write the tables of docs/performance.md from the rows in results/; nothing is measured here.
+
+    python benchmarks/performance.py
+
+A table a claim: a row a shape or network, a column a way, the median in milliseconds; last, how many times as long the
+best peer takes. tests/test_docs.py holds the page equal to what this makes.
+"""
+
+import csv
+import math
+import statistics
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "performance.md"
+BEGIN = "<!-- written by benchmarks/performance.py -->"
+GROUPS = {
+    "grid": "Depthwise, forward and backward, channels-last",
+    "default": "The same in torch's default layout",
+    "forward": "Depthwise, forward alone",
+    "other": "One and three dimensions, depth multipliers",
+    "bfloat16": "bfloat16, forward and backward",
+}
+Rows = list[dict[str, str]]
+
+
+def rows(name: str, **wanted: str) -> Rows:
+    with (HERE / "results" / f"{name}.csv").open(newline="") as file:
+        return [row for row in csv.DictReader(file) if all(row[key] == value for key, value in wanted.items())]
+
+
+def table(title: str, found: Rows, name: str, way: str, ms: str, ours: str, peers: set[str]) -> str:
+    """A line for each value of the column `name`, a column for each of `way`; the best of `peers` over `ours`."""
+    ways = list(dict.fromkeys(row[way] for row in found))
+    lines = [f"| | {' | '.join(f'{w}, ms' for w in ways)} | best peer / {ours} |", "|---" * (len(ways) + 2) + "|"]
+    ratios = []
+    for key in dict.fromkeys(row[name] for row in found):
+        times = {row[way]: float(row[ms]) for row in found if row[name] == key}
+        ratios.append(min(times[peer] for peer in peers & times.keys()) / times[ours])
+        shown = (f"{times[w]:.4g}" if w in times else "" for w in ways)
+        lines.append(f"| {key} | {' | '.join(shown)} | {ratios[-1]:.2f} |")
+    mean = math.exp(statistics.fmean(map(math.log, ratios)))
+    lines.append(f"| geometric mean |{' |' * len(ways)} {mean:.2f} |")
+    return f"### {title}\n\n" + "\n".join(lines) + "\n"
+
+
+def threads_of(found: Rows) -> list[tuple[str, Rows]]:
+    counts = sorted({row["threads"] for row in found})
+    return [(f"{n} thread{'s' * (n != '1')}", [row for row in found if row["threads"] == n]) for n in counts]
+
+
+def tables() -> str:
+    made = []
+    eager = {"eager", "eager channels-last", "eager default", "compile"}
+    for group, title in GROUPS.items():
+        for threads, found in threads_of(rows("kernels", group=group)):
+            made.append(table(f"{title}, {threads}", found, "shape", "way", "ms", "auto", eager))
+    float32 = {"eager", "eager channels-last", "compile with freezing", "onnxruntime", "openvino f32"}
+    for kind in ("separable", "bottleneck"):
+        found = rows("fused", kind=kind)
+        made.append(
+            table(f"Fused {kind}, batch 1, 1 thread", found, "shape", "peer", "median_ms", "accelerate", float32)
+        )
+    for threads, found in threads_of(rows("networks")):
+        title = f"Whole networks, batch 1, {threads}"
+        made.append(table(f"{title}, float32", found, "network", "peer", "median_ms", "accelerate", float32))
+        half = [row for row in found if row["peer"] in ("accelerate bf16", "openvino default", "eager")]
+        bfloat16 = {"openvino default"}
+        made.append(table(f"{title}, bfloat16", half, "network", "peer", "median_ms", "accelerate bf16", bfloat16))
+    for threads, found in threads_of(rows("train")):
+        made.append(table(f"Training step, batch 128, {threads}", found, "network", "way", "ms", "native", eager))
+    return "\n".join(made)
+
+
+def page(text: str) -> str:
+    """The page with its tables made anew."""
+    return text[: text.index(BEGIN)] + f"{BEGIN}\n\n{tables()}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text()))
