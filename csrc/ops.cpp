@@ -118,12 +118,12 @@ Tensor depthwise_conv_inference(const Tensor& x, const Tensor& weight, const Opt
   a.activation = static_cast<int32_t>(activation);
   Tensor y = empty_like_layout(result_sizes(a, x.dim() - 2), is_channels_last(x), x.scalar_type());
   const std::vector<float> w = floats_of(weight), b = bias ? floats_of(*bias) : std::vector<float>();
-  Buffer packed(kernels->packed_floats(&a) * 4);
   a.weight = w.data();
   a.bias = bias ? b.data() : nullptr;
-  a.packed = packed.floats();
   a.x = view_of(x);
   a.y = view_of(y);
+  Buffer packed(kernels->packed_floats(&a) * 4);
+  a.packed = packed.floats();
   kernels->pack_weight(&a);
   in_parallel(kernels->units(&a), macs_of(a), kernels->scratch_bytes(&a),
               [&](void* scratch, int64_t begin, int64_t end) { kernels->run(&a, scratch, begin, end); });
@@ -148,16 +148,16 @@ std::tuple<Tensor, Tensor, Tensor> depthwise_conv_backward(const Tensor& grad, c
   Tensor gw = empty_like_layout(need_weight ? sizes_of(weight) : Ints{0}, false, dtype);
   Tensor gb = empty_like_layout(Ints{need_bias ? a.filters : 0}, false, dtype);
   const std::vector<float> w = floats_of(weight);
-  const int64_t units = kernels->units(&a), shares = need_weight || need_bias ? units * kernels->partial_floats(&a) : 0;
-  Buffer packed(kernels->packed_floats(&a) * 4), partial(shares * 4);
-  std::fill(partial.floats(), partial.floats() + shares, 0.0f);
   a.weight = w.data();
-  a.packed = packed.floats();
-  a.partial = shares || (!units && (need_weight || need_bias)) ? partial.floats() : nullptr;
   a.x = view_of(x);
   a.y = view_of(grad);
   if (need_x) a.gx = view_of(gx);
   a.without_bias = !need_bias;
+  const int64_t units = kernels->units(&a), shares = need_weight || need_bias ? units * kernels->partial_floats(&a) : 0;
+  Buffer packed(kernels->packed_floats(&a) * 4), partial(shares * 4);
+  std::fill(partial.floats(), partial.floats() + shares, 0.0f);
+  a.packed = packed.floats();
+  a.partial = shares || (!units && (need_weight || need_bias)) ? partial.floats() : nullptr;
   kernels->pack_weight(&a);
   in_parallel(units, 2 * macs_of(a), kernels->scratch_bytes(&a),
               [&](void* scratch, int64_t begin, int64_t end) { kernels->run(&a, scratch, begin, end); });

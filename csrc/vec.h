@@ -47,6 +47,18 @@ SEP_INLINE void prefetch(const void* p, int64_t bytes, int64_t part, int64_t par
   asm volatile("");  // or the compiler takes a function that only prefetches for one that does nothing
 }
 
+// a in a register: the compiler else reads memory again for every use, which costs two reads where a cache line ends.
+SEP_INLINE V held(V a) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(a));
+#elif defined(__x86_64__)
+  asm("" : "+x"(a));
+#elif defined(__aarch64__)
+  asm("" : "+w"(a));
+#endif
+  return a;
+}
+
 // a * b + c, rounded once where the processor can.
 SEP_INLINE V fma(V a, V b, V c) {
 #if defined(__AVX512F__)

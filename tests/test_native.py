@@ -78,6 +78,36 @@ def test_any_layout_is_read_as_it_lies_and_left_as_it_was(layout):
     assert torch.equal(x, kept)
 
 
+ALONG_ROWS = [  # channels-first: channels beside each other in a vector, rows of several vectors, bands of a tall map
+    ((2, 5, 3, 3), 3, 1),
+    ((1, 21, 7, 6), 3, (0, 2)),
+    ((3, 3, 9, 7), 5, 2),
+    ((1, 2, 100, 21), 3, (2, 1)),
+    ((2, 2, 33, 50), 7, (1, 3)),
+]
+
+
+@pytest.mark.parametrize("isa", _native.isas())
+@pytest.mark.parametrize(("size", "kernel", "padding"), ALONG_ROWS, ids=str)
+def test_rows_that_lie_densely_are_filtered_along_them(size, kernel, padding, isa):
+    x, bias = torch.randn(size, dtype=torch.float64), torch.randn(size[1], dtype=torch.float64)
+    case = cases.Case("rows", size[0], size[1], 1, 1, size[2:], (kernel, kernel), {"padding": padding})
+    values = (x, torch.randn(size[1], 1, kernel, kernel, dtype=torch.float64), bias)
+    expected = run(case, values, torch.float32, "contiguous", "reference")
+    with _native.force(isa):
+        actual = run(case, values, torch.float32, "contiguous", "native")
+    terms = (case.taps, case.taps, *[expected[0][:, 0].numel()] * 2)
+    for found, wanted, count in zip(actual, expected, terms, strict=True):
+        torch.testing.assert_close(found.double(), wanted, **tolerance(torch.float32, count))
+
+
+def test_nan_in_one_channel_stays_out_of_the_weight_gradients_of_its_neighbours():
+    x, weight = torch.randn(1, 8, 7, 7), torch.randn(8, 1, 3, 3, requires_grad=True)
+    x[0, 2, 3, 6] = float("nan")
+    functional.depthwise_conv2d(x, weight, padding=1, impl="native").sum().backward()
+    assert torch.equal(weight.grad.isnan().any((1, 2, 3)), torch.arange(8) == 2)
+
+
 @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fuses_bias_and_activation(activation, dtype):
