@@ -16,7 +16,7 @@ test: check test-native  ## lint, types, kernels and the whole suite with covera
 test-native:  ## every kernel against loops in double precision, under sanitizers
 	$(MAKE) -C csrc/tests -j2 run
 
-test-arm:  ## the same, compiled for aarch64 and run under qemu
+test-arm:  ## the same, compiled for aarch64 and run under qemu; where that compiler and qemu are installed
 	$(MAKE) -C csrc/tests -j2 run-arm
 
 check: $(BUILT)  ## lint, format and types

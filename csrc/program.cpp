@@ -204,7 +204,7 @@ template <class Use>
 int64_t each_step(const int64_t* program, int64_t length, char* const* bases, int64_t base_count, Use with) {
   for (int64_t i = 0; i < length;) {
     const int64_t fields = i + 1 < length ? program[i + 1] : -1;
-    if (fields < 0 || i + 2 + fields > length) return i + 1;
+    if (fields < 0 || fields > length - i - 2) return i + 1;
     Reader r{program + i + 2, program + i + 2 + fields, bases, base_count};
     bool good = false;
     switch (program[i]) {

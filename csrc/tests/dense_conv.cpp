@@ -5,12 +5,12 @@
 
 namespace {
 
-void judge_case(const Case& c, bool channels_last, Judge& judge) {
+void judge_case(const Case& c, bool channels_last, int product, Judge& judge) {
   const int64_t height = c.size[1], width = c.size[2], filters = c.out_channels, patch = c.taps() * c.channels;
   Floats x(c.batch * height * width * c.channels), w(filters * patch), bias(filters), y(c.batch * c.out(1) * c.out(2) * filters);
   fill(x, 1), fill(w, 2), fill(bias, 3), unwritten(y);
   sep_dense_conv_args a{};
-  a.batch = c.batch, a.channels = c.channels, a.filters = filters, a.activation = SEP_SILU;
+  a.batch = c.batch, a.channels = c.channels, a.filters = filters, a.activation = SEP_SILU, a.product = product;
   for (int i = 0; i < 2; ++i) {
     a.size[i] = c.size[i + 1], a.out[i] = c.out(i + 1), a.kernel[i] = c.kernel[i + 1], a.stride[i] = c.stride[i + 1];
     a.padding[i] = c.before[i + 1], a.dilation[i] = c.dilation[i + 1];
@@ -20,14 +20,13 @@ void judge_case(const Case& c, bool channels_last, Judge& judge) {
   const int64_t* stride = channels_last ? last : first;
   std::copy(stride, stride + 4, a.x_stride);
   const auto* kernels = sep_dense_conv();
-  Buffer<char> packed(kernels->packed_bytes(&a) + 64);
-  char* weight = packed.p + (64 - (uintptr_t)packed.p % 64) % 64;
-  kernels->pack_weight(&a, w.p, weight);
-  a.x = x.p, a.weight = weight, a.bias = bias.p, a.y = y.p;
-  Buffer<char> scratch(kernels->scratch_bytes(&a) + 64);
+  Aligned packed(kernels->packed_bytes(&a));
+  kernels->pack_weight(&a, w.p, packed.p);
+  a.x = x.p, a.weight = packed.p, a.bias = bias.p, a.y = y.p;
+  Aligned scratch(kernels->scratch_bytes(&a));
   const int64_t units = kernels->units(&a);
   for (int64_t part = 0; part < 3; ++part)
-    kernels->run(&a, scratch.p + (64 - (uintptr_t)scratch.p % 64) % 64, units * part / 3, units * (part + 1) / 3);
+    kernels->run(&a, scratch.p, units * part / 3, units * (part + 1) / 3);
   ++judge.cases;
   for (int64_t place = 0; place < c.batch * c.out(1) * c.out(2); ++place)
     for (int64_t f = 0; f < filters; ++f) {
@@ -39,9 +38,9 @@ void judge_case(const Case& c, bool channels_last, Judge& judge) {
             const int64_t row = i * c.stride[1] + ky * c.dilation[1] - c.before[1];
             const int64_t column = j * c.stride[2] + kx * c.dilation[2] - c.before[2];
             if (row < 0 || row >= height || column < 0 || column >= width) continue;
-            const double product = (double)x[n * stride[0] + ch * stride[1] + row * stride[2] + column * stride[3]] *
-                                   w[((f * c.kernel[1] + ky) * c.kernel[2] + kx) * c.channels + ch];
-            sum += product, magnitude += std::fabs(product);
+            const double term = as_product(x[n * stride[0] + ch * stride[1] + row * stride[2] + column * stride[3]], product) *
+                                as_product(w[((f * c.kernel[1] + ky) * c.kernel[2] + kx) * c.channels + ch], product);
+            sum += term, magnitude += std::fabs(term);
           }
       judge.value(c.name, y[place * filters + f], activated(sum, SEP_SILU), rounding(patch, magnitude));
     }
@@ -56,6 +55,9 @@ bool test_dense_conv() {
     if (c.size[0] == 1 && c.channels < 900 && c.size[2] < 1000 && c.multiplier == 1) cases.push_back(c);
   cases.push_back({"stem", 1, 3, 1, 32, {1, 33, 35}, {1, 3, 3}, {1, 2, 2}, {0, 1, 1}, {0, 1, 1}, {1, 1, 1}});
   cases.push_back({"patches", 1, 3, 1, 96, {1, 32, 32}, {1, 4, 4}, {1, 4, 4}, {0, 0, 0}, {0, 0, 0}, {1, 1, 1}});
-  for (const Case& c : cases) judge_case(c, true, judge), judge_case(c, false, judge);
+  for (const Case& c : cases) {
+    judge_case(c, true, SEP_F32, judge), judge_case(c, false, SEP_F32, judge);
+    if (sep_has_bf16()) judge_case(c, true, SEP_BF16, judge), judge_case(c, false, SEP_BF16, judge);
+  }
   return judge.report();
 }

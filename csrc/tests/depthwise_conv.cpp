@@ -9,19 +9,6 @@ namespace {
 
 using Args = sep_depthwise_conv_args;
 
-float from_bfloat16(uint16_t h) {
-  const uint32_t bits = (uint32_t)h << 16;
-  float x;
-  std::memcpy(&x, &bits, 4);
-  return x;
-}
-
-uint16_t to_bfloat16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
 enum Layout { kChannelsFirst, kChannelsLast };
 
 // A tensor (N, C, D, H, W) of exactly its size, in one of the layouts and element types.
@@ -114,10 +101,9 @@ void forward(const Case& c, const Setting& s, Judge& judge) {
   Floats packed(kernels->packed_floats(&a));
   a.packed = packed.p;
   kernels->pack_weight(&a);
-  Buffer<char> scratch(kernels->scratch_bytes(&a) + 64);
-  char* memory = scratch.p + (64 - (uintptr_t)scratch.p % 64) % 64;
+  Aligned scratch(kernels->scratch_bytes(&a));
   const int64_t units = kernels->units(&a);
-  for (int64_t part = 2; part >= 0; --part) kernels->run(&a, memory, units * part / 3, units * (part + 1) / 3);
+  for (int64_t part = 2; part >= 0; --part) kernels->run(&a, scratch.p, units * part / 3, units * (part + 1) / 3);
   ++judge.cases;
 
   std::vector<double> sum(y.elements()), magnitude(y.elements());
@@ -156,9 +142,8 @@ void backward(const Case& c, const Setting& s, Judge& judge) {
   Floats partial(units * kernels->partial_floats(&a));
   for (int64_t i = 0; i < partial.n; ++i) partial[i] = 0;
   a.partial = partial.p;
-  Buffer<char> scratch(kernels->scratch_bytes(&a) + 64);
-  char* memory = scratch.p + (64 - (uintptr_t)scratch.p % 64) % 64;
-  for (int64_t part = 2; part >= 0; --part) kernels->run(&a, memory, units * part / 3, units * (part + 1) / 3);
+  Aligned scratch(kernels->scratch_bytes(&a));
+  for (int64_t part = 2; part >= 0; --part) kernels->run(&a, scratch.p, units * part / 3, units * (part + 1) / 3);
   kernels->finish(&a, gw.p, gb.p);
   ++judge.cases;
 
@@ -208,8 +193,8 @@ void beyond_32_bits(Judge& judge) {
   Floats packed(kernels->packed_floats(&a));
   a.packed = packed.p;
   kernels->pack_weight(&a);
-  Buffer<char> scratch(kernels->scratch_bytes(&a) + 64);
-  kernels->run(&a, scratch.p + (64 - (uintptr_t)scratch.p % 64) % 64, kernels->units(&a) - 1, kernels->units(&a));
+  Aligned scratch(kernels->scratch_bytes(&a));
+  kernels->run(&a, scratch.p, kernels->units(&a) - 1, kernels->units(&a));
   ++judge.cases;
   judge.value(c.name, y[floats - 1], 2, 1e-6);  // of the last row alone: what lies above it is zero
   judge.value(c.name, y[floats - 1 - c.channels], 3, 1e-6);

@@ -77,6 +77,33 @@ struct Buffer {
 
 using Floats = Buffer<float>;
 
+// What kernels ask to have aligned, its end known to AddressSanitizer as well; full of NaN, so that what was never written shows.
+struct Aligned {
+  char* p = nullptr;
+  explicit Aligned(int64_t bytes) {
+    if (posix_memalign((void**)&p, 64, bytes)) std::abort();
+    std::memset(p, 0xff, bytes);
+  }
+  Aligned(const Aligned&) = delete;
+  ~Aligned() { std::free(p); }
+};
+
+inline float from_bfloat16(uint16_t h) {
+  const uint32_t bits = (uint32_t)h << 16;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+inline uint16_t to_bfloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// The nearest bfloat16: the product of two is exact in float32.
+inline double as_product(double x, int product) { return product == SEP_BF16 ? from_bfloat16(to_bfloat16((float)x)) : x; }
+
 inline void fill(Floats& b, unsigned seed) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;

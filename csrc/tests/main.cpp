@@ -7,9 +7,12 @@
 bool test_depthwise_conv();
 bool test_depthwise_conv_backward();
 bool test_pointwise_conv();
+bool test_pointwise_conv_bfloat16();
 bool test_separable_conv();
 bool test_dense_conv();
 bool test_rowwise();
+bool test_relayout();
+bool test_program();
 
 int main() {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);  // what was reported stays, even where a sanitizer ends the process
@@ -19,8 +22,8 @@ int main() {
       std::printf("%s: skipped, this processor does not have it\n", sep_isa_name(isa));
       continue;
     }
-    for (auto test : {test_depthwise_conv, test_depthwise_conv_backward, test_pointwise_conv, test_separable_conv, test_dense_conv,
-                      test_rowwise})
+    for (auto test : {test_depthwise_conv, test_depthwise_conv_backward, test_pointwise_conv, test_pointwise_conv_bfloat16,
+                      test_separable_conv, test_dense_conv, test_rowwise, test_relayout, test_program})
       good = test() && good;
   }
   return good ? 0 : 1;

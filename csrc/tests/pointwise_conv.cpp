@@ -30,7 +30,7 @@ const Around kAround[] = {
     {true, true, false, false, false, true, false, SEP_SIGMOID},
 };
 
-void judge_case(const Shape& s, const Around& around, int64_t padding, Judge& judge) {
+void judge_case(const Shape& s, const Around& around, int64_t padding, int product, Judge& judge) {
   const int64_t rows = s.images * s.image_rows;
   const int64_t x_stride = s.c_in + padding, y_stride = s.c_out + padding, r_stride = s.c_out + 2 * padding;
   // A last row ends where its channels end: nothing of the padding after it may be read.
@@ -39,21 +39,19 @@ void judge_case(const Shape& s, const Around& around, int64_t padding, Judge& ju
   Floats residual(extent(r_stride, s.c_out)), y(extent(y_stride, s.c_out)), sums(s.images * s.c_out);
   fill(x, 1), fill(w, 2), fill(bias, 3), fill(scale, 4), fill(residual, 5), unwritten(y), unwritten(sums);
   const auto* kernels = sep_pointwise_conv();
-  Buffer<char> packed(kernels->packed_bytes(s.c_in, s.c_out, SEP_F32) + 64);
-  char* weight = packed.p + (64 - (uintptr_t)packed.p % 64) % 64;
-  kernels->pack_weight(w.p, s.c_in, 1, s.c_in, s.c_out, SEP_F32, weight);
+  Aligned packed(kernels->packed_bytes(s.c_in, s.c_out, product));
+  kernels->pack_weight(w.p, s.c_in, 1, s.c_in, s.c_out, product, packed.p);
   sep_pointwise_conv_args a{};
-  a.x = x.p, a.weight = weight, a.y = around.y ? y.p : nullptr;
+  a.x = x.p, a.weight = packed.p, a.y = around.y ? y.p : nullptr;
   a.bias = around.bias ? bias.p : nullptr, a.scale = around.scale ? scale.p : nullptr;
   a.residual = around.residual ? residual.p : nullptr, a.sums = around.sums ? sums.p : nullptr;
   a.rows = rows, a.c_in = s.c_in, a.c_out = s.c_out, a.image_rows = s.image_rows;
   a.x_stride = x_stride, a.y_stride = y_stride, a.residual_stride = r_stride;
   a.activation = around.activation, a.residual_first = around.residual_first, a.normalize = around.normalize;
-  a.epsilon = 1e-5f;
-  Buffer<char> scratch(kernels->scratch_bytes(&a) + 64);
-  char* memory = scratch.p + (64 - (uintptr_t)scratch.p % 64) % 64;
+  a.epsilon = 1e-5f, a.product = product;
+  Aligned scratch(kernels->scratch_bytes(&a));
   const int64_t units = kernels->units(&a);
-  for (int64_t part = 2; part >= 0; --part) kernels->run(&a, memory, units * part / 3, units * (part + 1) / 3);
+  for (int64_t part = 2; part >= 0; --part) kernels->run(&a, scratch.p, units * part / 3, units * (part + 1) / 3);
   ++judge.cases;
 
   std::vector<double> row(s.c_in), total(s.images * s.c_out), total_bound(s.images * s.c_out);
@@ -66,16 +64,22 @@ void judge_case(const Shape& s, const Around& around, int64_t padding, Judge& ju
       row[c] = x[r * x_stride + c];
       if (around.normalize) row[c] = (row[c] - mean) / deviation;
       if (around.scale) row[c] *= scale[r / s.image_rows * s.c_in + c];
+      row[c] = as_product(row[c], product);
     }
     for (int64_t o = 0; o < s.c_out; ++o) {
       double sum = around.bias ? bias[o] : 0, magnitude = std::fabs(sum);
-      for (int64_t c = 0; c < s.c_in; ++c) sum += row[c] * w[o * s.c_in + c], magnitude += std::fabs(row[c] * w[o * s.c_in + c]);
+      for (int64_t c = 0; c < s.c_in; ++c) {
+        const double term = row[c] * as_product(w[o * s.c_in + c], product);
+        sum += term, magnitude += std::fabs(term);
+      }
       const double other = around.residual ? residual[r * r_stride + o] : 0;
       if (around.residual_first) sum += other;
       double value = activated(sum, around.activation);
       if (!around.residual_first) value += other;
       // Normalizing a row of nearly equal values, as one of a single channel, magnifies what rounding does to it.
-      const double bound = rounding(s.c_in, magnitude + std::fabs(other)) * (around.normalize ? 4 / std::fmin(1, deviation) : 1);
+      const double bound = rounding(s.c_in, magnitude + std::fabs(other)) * (around.normalize ? 4 / std::fmin(1, deviation) : 1)
+                           // and may then carry it over the edge between two bfloat16.
+                           + (around.normalize && product == SEP_BF16 ? magnitude / 256 : 0);
       if (around.y) judge.value(s.name, y[r * y_stride + o], value, bound);
       total[r / s.image_rows * s.c_out + o] += value;
       total_bound[r / s.image_rows * s.c_out + o] += bound + 1.2e-7 * (double)s.image_rows * std::fabs(value);
@@ -91,9 +95,20 @@ void judge_case(const Shape& s, const Around& around, int64_t padding, Judge& ju
 
 }  // namespace
 
+bool test_pointwise_conv_bfloat16() {
+  if (!sep_has_bf16()) {
+    std::printf("%-16s %-9s skipped, it does not multiply bfloat16 here\n", "pointwise bf16", sep_isa_name(sep_isa()));
+    return true;
+  }
+  Judge judge{"pointwise bf16"};
+  for (const Shape& s : kShapes)
+    for (const Around& around : kAround) judge_case(s, around, 0, SEP_BF16, judge), judge_case(s, around, 5, SEP_BF16, judge);
+  return judge.report();
+}
+
 bool test_pointwise_conv() {
   Judge judge{"pointwise_conv"};
   for (const Shape& s : kShapes)
-    for (const Around& around : kAround) judge_case(s, around, 0, judge), judge_case(s, around, 5, judge);
+    for (const Around& around : kAround) judge_case(s, around, 0, SEP_F32, judge), judge_case(s, around, 5, SEP_F32, judge);
   return judge.report();
 }

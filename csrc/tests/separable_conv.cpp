@@ -14,16 +14,17 @@ struct Image {
         values(batch * height * width * channels), bounds(values.size()) {}
 };
 
-Image pointwise(const Image& x, Floats& w, Floats& bias, int activation) {
+Image pointwise(const Image& x, Floats& w, Floats& bias, int activation, int product) {
   Image y(x.batch, x.height, x.width, bias.n);
   for (int64_t r = 0; r < x.batch * x.height * x.width; ++r)
     for (int64_t o = 0; o < y.channels; ++o) {
       double sum = bias[o], magnitude = std::fabs(sum), carried = 0;
       for (int64_t c = 0; c < x.channels; ++c) {
-        const double weight = w[o * x.channels + c];
-        sum += x.values[r * x.channels + c] * weight;
-        magnitude += std::fabs(x.values[r * x.channels + c] * weight);
-        carried += x.bounds[r * x.channels + c] * std::fabs(weight);
+        const double weight = as_product(w[o * x.channels + c], product), bound = x.bounds[r * x.channels + c];
+        const double value = as_product(x.values[r * x.channels + c], product);
+        sum += value * weight, magnitude += std::fabs(value * weight);
+        // A value known within bounds may be rounded to either of two bfloat16.
+        carried += (bound + (product == SEP_BF16 && bound > 0 ? std::fabs(value) / 128 : 0)) * std::fabs(weight);
       }
       y.values[r * y.channels + o] = activated(sum, activation);
       y.bounds[r * y.channels + o] = rounding(x.channels, magnitude) + 1.13 * carried;
@@ -59,30 +60,28 @@ Image depthwise(const Image& x, const Case& c, Floats& w, Floats& bias, int acti
 // Weights of a pointwise step, packed at an address that is a multiple of 64.
 struct Packed {
   Floats weight, bias;
-  Buffer<char> memory;
-  char* at;
+  Aligned memory;
 
-  Packed(int64_t c_in, int64_t c_out, unsigned seed)
-      : weight(c_in * c_out), bias(c_out), memory(sep_pointwise_conv()->packed_bytes(c_in, c_out, SEP_F32) + 64),
-        at(memory.p + (64 - (uintptr_t)memory.p % 64) % 64) {
+  Packed(int64_t c_in, int64_t c_out, int product, unsigned seed)
+      : weight(c_in * c_out), bias(c_out), memory(sep_pointwise_conv()->packed_bytes(c_in, c_out, product)) {
     fill(weight, seed), fill(bias, seed + 1);
     for (int64_t i = 0; i < weight.n; ++i) weight[i] /= std::sqrt((float)c_in);
-    sep_pointwise_conv()->pack_weight(weight.p, c_in, 1, c_in, c_out, SEP_F32, at);
+    sep_pointwise_conv()->pack_weight(weight.p, c_in, 1, c_in, c_out, product, memory.p);
   }
 };
 
-void step(sep_pointwise_conv_args& a, Packed& w, int64_t c_in, int activation) {
-  a.weight = w.at, a.bias = w.bias.p, a.c_in = c_in, a.c_out = w.bias.n, a.activation = activation;
+void step(sep_pointwise_conv_args& a, Packed& w, int64_t c_in, int activation, int product) {
+  a.weight = w.memory.p, a.bias = w.bias.p, a.c_in = c_in, a.c_out = w.bias.n, a.activation = activation, a.product = product;
 }
 
 enum Form { kDepthwise, kSeparable, kPointwiseFirst, kBottleneck, kTwoPointwise };
 
-void judge_case(const Case& c, Form form, Judge& judge) {
+void judge_case(const Case& c, Form form, int product, Judge& judge) {
   const bool expands = form > kSeparable, projects = form != kPointwiseFirst && form != kDepthwise, filters = form != kTwoPointwise;
   const int64_t c_in = c.channels, c_mid = expands ? c_in * 3 + 1 : c_in;
   const int64_t c_deep = c_mid, c_out = projects ? c.out_channels : c_deep;
   const int64_t height = filters ? c.out(1) : c.size[1], width = filters ? c.out(2) : c.size[2];
-  Packed expand(c_in, c_mid, 10), project(c_deep, c_out, 20);
+  Packed expand(c_in, c_mid, product, 10), project(c_deep, c_out, product, 20);
   Floats x(c.batch * c.size[1] * c.size[2] * c_in), w(c_deep * c.taps()), bias(c_deep);
   Floats y(c.batch * height * width * c_out), residual(y.n);
   fill(x, 1), fill(w, 2), fill(bias, 3), fill(residual, 4), unwritten(y);
@@ -99,24 +98,23 @@ void judge_case(const Case& c, Form form, Judge& judge) {
   kernels->pack_depthwise(&d, w.p, packed.p);
   if (filters) d.weight = packed.p;
   a.x = x.p, a.y = y.p;
-  if (expands) step(a.expand, expand, c_in, SEP_HARD_SWISH);
+  if (expands) step(a.expand, expand, c_in, SEP_HARD_SWISH, product);
   if (projects) {
-    step(a.project, project, c_deep, SEP_NONE);
+    step(a.project, project, c_deep, SEP_NONE, product);
     a.project.residual = residual.p, a.project.residual_stride = c_out;
   }
   const int64_t units = kernels->units(&a), scratch_bytes = kernels->scratch_bytes(&a);
   Floats sums(units * c_out);
   if (!projects) unwritten(sums), a.sums = sums.p;
-  Buffer<char> scratch(scratch_bytes + 64);
-  char* memory = scratch.p + (64 - (uintptr_t)scratch.p % 64) % 64;
-  for (int64_t part = 2; part >= 0; --part) kernels->run(&a, memory, units * part / 3, units * (part + 1) / 3);
+  Aligned scratch(scratch_bytes);
+  for (int64_t part = 2; part >= 0; --part) kernels->run(&a, scratch.p, units * part / 3, units * (part + 1) / 3);
   ++judge.cases;
 
   Image image(c.batch, c.size[1], c.size[2], c_in);
   for (int64_t i = 0; i < x.n; ++i) image.values[i] = x[i];
-  if (expands) image = pointwise(image, expand.weight, expand.bias, SEP_HARD_SWISH);
+  if (expands) image = pointwise(image, expand.weight, expand.bias, SEP_HARD_SWISH, product);
   if (filters) image = depthwise(image, c, w, bias, SEP_RELU6);
-  if (projects) image = pointwise(image, project.weight, project.bias, SEP_NONE);
+  if (projects) image = pointwise(image, project.weight, project.bias, SEP_NONE, product);
   for (int64_t i = 0; i < y.n; ++i)
     judge.value(c.name, y[i], image.values[i] + (projects ? residual[i] : 0), image.bounds[i] + 1.2e-7 * std::fabs(residual[i]));
   if (!projects && c.batch) {
@@ -146,6 +144,9 @@ bool test_separable_conv() {
   cases.push_back({"tiles, stride 2", 1, 40, 1, 48, {1, 70, 67}, {1, 3, 3}, {1, 2, 2}, {0, 1, 1}, {0, 1, 1}, {1, 1, 1}});
   cases.push_back({"many columns", 1, 130, 1, 300, {1, 7, 7}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, {0, 1, 1}, {1, 1, 1}});
   for (const Case& c : cases)
-    for (Form form : {kDepthwise, kSeparable, kPointwiseFirst, kBottleneck, kTwoPointwise}) judge_case(c, form, judge);
+    for (Form form : {kDepthwise, kSeparable, kPointwiseFirst, kBottleneck, kTwoPointwise}) {
+      judge_case(c, form, SEP_F32, judge);
+      if (sep_has_bf16() && form != kDepthwise) judge_case(c, form, SEP_BF16, judge);
+    }
   return judge.report();
 }

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ missing = ""  # why there is none
 _library: ctypes.CDLL | None = None
 _running: str | None = None  # the instruction set, kept here so that asking is free in a captured graph
 _standard_only = ContextVar("standard_only", default=False)
+_apart: ContextVar["Apart | None"] = ContextVar("apart", default=None)
 
 
 def load() -> None:
@@ -94,6 +96,34 @@ def standard_operators() -> Iterator[None]:
         yield
     finally:
         _standard_only.reset(token)
+
+
+@dataclass
+class Apart:
+    """Whether anything ran in parts that would have run as one."""
+
+    happened: bool = False
+
+
+@contextmanager
+def apart() -> Iterator[Apart]:
+    """Run in parts, while this is open, what would run as one: the parts' own times add up to such a pass."""
+    found = Apart()
+    token = _apart.set(found)
+    try:
+        yield found
+    finally:
+        _apart.reset(token)
+
+
+def keeps_apart() -> bool:
+    """Asked where parts are about to run as one: True where someone looks at them one by one, as a profile does."""
+    if torch.compiler.is_compiling():
+        return False
+    found = _apart.get()
+    if found is not None:
+        found.happened = True
+    return found is not None or torch._C._len_torch_dispatch_stack() > 0
 
 
 def isas() -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from separable import cost
+from separable import _native, cost
 from separable.cost import Machine, measure_machine, timing
 from separable.cost.count import Count, LayerCount
 from separable.errors import InputError
@@ -81,10 +81,10 @@ def test_the_spread_says_when_the_machine_was_busy():
     assert timing.spread([10.0, 10.0, 10.0, 50.0, 10.0]) == 0  # one disturbed pass is what medians are for
     assert timing.spread([10.0, 20.0, 30.0, 40.0, 50.0]) == pytest.approx(20 / 30)
     assert timing.spread([10.0]) == 0
-    quiet = profiling.Profile(Count(), MACHINE, 10.0, 0.05, 0.1, 5)
+    quiet = profiling.Profile(Count(), MACHINE, 10.0, 0.05, 0.1, 0.0, 5)
     assert "spans 5% of the median." in quiet.table().caption
-    assert "busy" in profiling.Profile(Count(), MACHINE, 10.0, 0.5, 0.1, 5).table().caption
-    assert profiling.Profile(Count(), MACHINE, 10.0, 0.05, 3.0, 5).busy
+    assert "busy" in profiling.Profile(Count(), MACHINE, 10.0, 0.5, 0.1, 0.0, 5).table().caption
+    assert profiling.Profile(Count(), MACHINE, 10.0, 0.05, 3.0, 0.0, 5).busy
 
 
 def test_what_medians_leave_out_is_told(monkeypatch):
@@ -154,10 +154,26 @@ def test_this_machine_does_arithmetic_and_moves_bytes():
     assert 0.5 < machine.bandwidth_gb_s <= machine.cache_gb_s < 1e5
 
 
+@pytest.mark.skipif(bool(_native.missing), reason=f"no native library: {_native.missing}")
+def test_what_a_layer_that_runs_as_one_spares_stands_by_itself(monkeypatch):
+    """Timed in parts, its layers take more than the whole network: that is no time outside of them below zero."""
+    monkeypatch.setattr(timing, "_whole_pass_ms", lambda *_: 9.0 if _native._apart.get() else 5.0)
+    layer, x = SeparableConv2d(8, 8, 3, padding=1), torch.randn(1, 8, 9, 9)
+    fused = cost.profile(layer, x.to(memory_format=torch.channels_last), repeats=3, compare=False)
+    assert (fused.network_ms, fused.fused_ms) == (5, 4)
+    assert fused.outside_ms == pytest.approx(9 - fused.layers_ms - fused.interrupted_ms)
+    assert cost.profile(layer, x, repeats=3, compare=False).fused_ms == 0  # apart anyway
+    text = io.StringIO()
+    Console(file=text, width=140).print(fused.table())
+    assert "spared where layers run as one" in text.getvalue()
+    assert "-4.000" in text.getvalue()
+
+
 def test_table_and_json_say_the_same():
     measured = cost.profile(network(), torch.rand(2, 8, 20, 20), repeats=1)
     data = json.loads(json.dumps(measured.to_json()))
-    assert data["network_ms"] == pytest.approx(data["layers_ms"] + data["interrupted_ms"] + data["outside_ms"])
+    parts_ms = data["layers_ms"] + data["interrupted_ms"] + data["outside_ms"] - data["fused_ms"]
+    assert data["network_ms"] == pytest.approx(parts_ms)
     assert data["layers_ms"] == pytest.approx(sum(layer["measured_ms"] for layer in data["layers"]))
     assert data["machine"]["peak_gflops"] == measured.machine.peak_gflops
     assert data["layers"][1]["separable"]["macs"] == measured.layers[1].separable.macs

@@ -54,6 +54,7 @@ class Profile:
     network_ms: float
     spread: float  # the middle half of the passes spans this share of their median
     interrupted_ms: float  # by other work on the machine; see timing.Timing
+    fused_ms: float  # spared by layers that run as one in the whole network, and are timed here in parts
     repeats: int
     layers: list[LayerProfile] = field(default_factory=list)
 
@@ -65,7 +66,7 @@ class Profile:
     @property
     def outside_ms(self) -> float:
         """What the whole network took beside its layers: Python and the way from a call to its kernel."""
-        return self.network_ms - self.layers_ms - self.interrupted_ms
+        return self.network_ms + self.fused_ms - self.layers_ms - self.interrupted_ms
 
     @property
     def busy(self) -> bool:
@@ -79,8 +80,8 @@ class Profile:
 
     def to_json(self) -> dict[str, Any]:
         totals = {n: v for n, v in self.count.to_json().items() if n != "layers"}
-        names = ("network_ms", "layers_ms", "interrupted_ms", "outside_ms", "predicted_ms", "spread", "busy", "repeats")
-        times = {n: getattr(self, n) for n in names}
+        times_ms = ("network_ms", "layers_ms", "interrupted_ms", "outside_ms", "fused_ms", "predicted_ms")
+        times = {n: getattr(self, n) for n in (*times_ms, "spread", "busy", "repeats")}
         layers = [layer.to_json() for layer in self.layers]
         return {**totals, **times, "machine": self.machine.to_json(), "torch": torch.__version__, "layers": layers}
 
@@ -112,6 +113,8 @@ class Profile:
             table.add_row(f"{len(some)} layers", kind, "", *times, _dominant(some), "")
         table.add_row("interruptions", "", "", f"{self.interrupted_ms:.3f}", "", "", "")
         table.add_row("outside the layers", "", "", f"{self.outside_ms:.3f}", "", "", "")
+        if self.fused_ms:
+            table.add_row("spared where layers run as one", "", "", f"{-self.fused_ms:.3f}", "", "", "")
         table.add_section()
         macs, times = f"{self.count.macs / 1e6:,.2f}", (f"{self.network_ms:.3f}", f"{self.predicted_ms:.3f}")
         table.add_row("[bold]whole network", "", macs, *times, "", "")
@@ -139,8 +142,8 @@ def profile(model: nn.Module, example: Example, *, repeats: int = 15, compare: b
         compare: also time a separable layer of the same shape for each dense k x k layer.
 
     Returns:
-        A `Profile`: .network_ms = .layers_ms + .interrupted_ms + .outside_ms, .predicted_ms, .count, .machine, .layers;
-        .table() and .to_json().
+        A `Profile`: .network_ms = .layers_ms + .interrupted_ms + .outside_ms - .fused_ms,
+        .predicted_ms, .count, .machine, .layers; .table() and .to_json().
         `separable.report.profile_page` makes a page of it.
 
     Raises:
@@ -170,7 +173,9 @@ def profile(model: nn.Module, example: Example, *, repeats: int = 15, compare: b
             call = timing.dense.get((layer.count.name, layer.count.kind))
             if call is not None:
                 layer.separable = compare_with_separable(call, layer.count, repeats)
-    return Profile(counted, machine, timing.network_ms, timing.spread, timing.interrupted_ms, repeats, layers)
+    return Profile(
+        counted, machine, timing.network_ms, timing.spread, timing.interrupted_ms, timing.fused_ms, repeats, layers
+    )
 
 
 def _sample(limits: Limits) -> None:

@@ -3,6 +3,9 @@
 A pass is timed whole, in turn with a pass in which each operation is timed as it runs, on real inputs, in its place; a
 layer's time is the median over the passes of the sum of its operations. Which layer an operation belongs to is noted
 in a pass of its own beforehand, so that the timed passes do nothing but read the clock.
+
+Layers whose native kernels run as one are timed in parts, for their times to be known: what running as one spares is
+the difference to a third whole pass, in parts and untimed inside.
 """
 
 import statistics
@@ -15,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from separable import _native
 from separable.cost import trace
 from separable.cost.count import misfit
 from separable.cost.machine import clock_s
@@ -35,6 +39,7 @@ class Timing:
     network_ms: float
     spread: float  # the middle half of the whole passes spans this share of their median
     interrupted_ms: float
+    fused_ms: float  # spared by layers that run as one; 0 where none does
     layer_ms: dict[Key, float]
     dense: dict[Key, tuple]  # the arguments of each dense convolution's first call
 
@@ -43,17 +48,20 @@ def time_in_turn(model: nn.Module, inputs: tuple[Tensor, ...], repeats: int) -> 
     """Whole passes and passes timed by layer, in turn."""
     device = inputs[0].device
     whole_ms: list[float] = []
+    apart_ms: list[float] = []  # whole passes in parts, of a network that has layers which run as one
     passes: list[dict[Key, float]] = []
     try:
         steps, dense = _recorded_pass(model, inputs)
+        fuses = _fuses(model, inputs)
         for i in track(range(_WARM_UP + repeats), "timing the network"):
-            fresh = tuple(t.clone() for t in inputs)  # a network may write into its input
-            started = clock_s(device)
-            model(*fresh)
-            whole = (clock_s(device) - started) * 1e3
+            whole = _whole_pass_ms(model, inputs, device)
+            if fuses:
+                with _native.apart():
+                    in_parts = _whole_pass_ms(model, inputs, device)
             by_layer = _timed_pass(model, inputs, steps)
             if i >= _WARM_UP:
                 whole_ms.append(whole)
+                apart_ms.append(in_parts if fuses else whole)
                 passes.append(by_layer)
     except InputError:
         raise
@@ -62,7 +70,23 @@ def time_in_turn(model: nn.Module, inputs: tuple[Tensor, ...], repeats: int) -> 
     layer_ms = {key: statistics.median(ms[key] for ms in passes) for key in passes[0]}
     together_ms = statistics.median(sum(ms.values()) for ms in passes)
     interrupted_ms = max(0.0, together_ms - sum(layer_ms.values()))  # of few passes the medians may add up to more
-    return Timing(statistics.median(whole_ms), spread(whole_ms), interrupted_ms, layer_ms, dense)
+    network_ms = statistics.median(whole_ms)
+    fused_ms = statistics.median(apart_ms) - network_ms
+    return Timing(network_ms, spread(whole_ms), interrupted_ms, fused_ms, layer_ms, dense)
+
+
+def _whole_pass_ms(model: nn.Module, inputs: tuple[Tensor, ...], device: torch.device) -> float:
+    fresh = tuple(t.clone() for t in inputs)  # a network may write into its input
+    started = clock_s(device)
+    model(*fresh)
+    return (clock_s(device) - started) * 1e3
+
+
+def _fuses(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether any layer runs as one what the timed passes run in parts."""
+    with _native.apart() as found:
+        model(*(t.clone() for t in inputs))
+    return found.happened
 
 
 def _recorded_pass(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Step], dict[Key, tuple]]:

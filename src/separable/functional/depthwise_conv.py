@@ -255,9 +255,9 @@ def _native_conv(input: Tensor, weight: Tensor, bias: Tensor | None, window: Win
     """
     flat = (window.stride, [side for pair in window.pairs for side in pair], window.dilation)
     operators = torch.ops.separable
-    watched = not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias)):
         return arguments.activate(operators.depthwise_conv(input, weight, bias, *flat), activation)
-    fused = depthwise_conv_operator.number_of(None if watched else activation)
+    apart = activation is not None and _native.keeps_apart()
+    fused = depthwise_conv_operator.number_of(None if apart else activation)
     y = operators.depthwise_conv_inference(input, weight, bias, *flat, fused)
-    return arguments.activate(y, activation) if watched else y
+    return arguments.activate(y, activation) if apart else y

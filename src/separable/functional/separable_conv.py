@@ -214,9 +214,7 @@ def native_wins(input: Tensor) -> bool:
 
     Where a dispatch mode watches operation by operation, as a layer-by-layer profile does, the halves stay apart.
     """
-    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0:
-        return False
-    return input.stride(1) == 1 and input.shape[1] > 1
+    return input.stride(1) == 1 and input.shape[1] > 1 and not _native.keeps_apart()
 
 
 def _native_conv(

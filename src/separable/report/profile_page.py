@@ -68,11 +68,12 @@ def _time_parts(data: Mapping, layers: Sequence[Mapping]) -> list[str]:
     shares = ", ".join(
         f"{word} {ms / data['layers_ms']:.0%}" for word, ms in sorted(bound.items(), key=lambda x: -x[1])
     )
+    spared = f"; layers that run as one spare {data['fused_ms']:.2f} ms of it" if data["fused_ms"] else ""
     title = "Time of each layer in the order it runs, coloured by what bounds it; the stroke is the roof"
     return [
         f"The layers take {data['layers_ms']:.2f} ms of the network's {data['network_ms']:.2f} ms; "
         f"{data['interrupted_ms']:.2f} ms went to other work on the machine, {data['outside_ms']:.2f} ms to Python and "
-        f"the way from a call to its kernel. Time by what bounds it: {shares}.",
+        f"the way from a call to its kernel{spared}. Time by what bounds it: {shares}.",
         plots.bars(labels, values, unit="ms", title=title, marks=marks, mark_name="the roof", groups=groups),
     ]
 

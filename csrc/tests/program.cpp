@@ -1,0 +1,230 @@
+// A program of every kind of step against loops in double precision, over any split of its work; and programs that make no sense.
+#include "../program.h"
+
+#include "../pool.h"
+#include "grid.h"
+
+namespace {
+
+typedef std::vector<int64_t> Ints;
+enum : int64_t { kWorkspace, kPacked, kInput, kOutput, kNull = -1 };
+
+int64_t at(int64_t base, int64_t floats = 0) { return (base << 48) + floats * 4; }
+
+int64_t bits(float f) {
+  int32_t i;
+  std::memcpy(&i, &f, 4);
+  return i;
+}
+
+// A (height, width, channels) image in double precision.
+struct Image {
+  int64_t height, width, channels;
+  std::vector<double> values;
+  Image(int64_t h, int64_t w, int64_t c) : height(h), width(w), channels(c), values(h * w * c) {}
+  double& operator()(int64_t i, int64_t j, int64_t c) { return values[(i * width + j) * channels + c]; }
+};
+
+// weight (filters, kernel, kernel, channels of a group); stride 1, padding "same", relu where asked.
+Image convolution(Image& x, Floats& weight, Floats& bias, int64_t kernel, bool depthwise, bool relu) {
+  Image y(x.height, x.width, bias.n);
+  const int64_t group = depthwise ? 1 : x.channels, pad = kernel / 2;
+  for (int64_t i = 0; i < y.height; ++i)
+    for (int64_t j = 0; j < y.width; ++j)
+      for (int64_t f = 0; f < y.channels; ++f) {
+        double sum = bias[f];
+        for (int64_t t = 0; t < kernel * kernel; ++t) {
+          const int64_t row = i + t / kernel - pad, column = j + t % kernel - pad;
+          if (row < 0 || row >= x.height || column < 0 || column >= x.width) continue;
+          for (int64_t c = 0; c < group; ++c)
+            sum += x(row, column, depthwise ? f : c) * weight[(f * kernel * kernel + t) * group + c];
+        }
+        y(i, j, f) = relu ? std::fmax(sum, 0) : sum;
+      }
+  return y;
+}
+
+const int64_t kH = 40, kW = 33, kPixels = kH * kW, kC = 20, kWide = 24;
+
+// One network: relayout, dense 3x3, depthwise 3x3, pointwise with a residual, depthwise and pointwise as one, add, norm, mean.
+struct Network {
+  Floats input{3 * kPixels}, stem{kC * 27}, stem_bias{kC}, deep{kC * 9}, deep_bias{kC}, mix{kC * kC}, mix_bias{kC};
+  Floats last_deep{kC * 9}, last_deep_bias{kC}, widen{kWide * kC}, widen_bias{kWide}, gain{kWide}, offset{kWide};
+  Ints program, weight_at;                  // where in the program a packed weight's pointer stands
+  std::vector<const float*> weights;
+  std::vector<Floats*> constants{&stem_bias, &deep_bias, &mix_bias, &last_deep_bias, &widen_bias, &gain, &offset};
+  int64_t packed_bytes = 0;
+
+  Network() {
+    unsigned seed = 1;
+    fill(input, seed);
+    for (Floats* of : {&stem, &deep, &mix, &last_deep, &widen}) {
+      fill(*of, ++seed);
+      for (int64_t i = 0; i < of->n; ++i) (*of)[i] /= of == &stem ? 5 : of->n == kC * 9 ? 3 : 4;
+    }
+    for (Floats* of : constants) fill(*of, ++seed);
+    write();
+    place_weights();
+  }
+
+  int64_t constant(const Floats& of) const {  // constants lie before the packed weights
+    int64_t before = 0;
+    for (const Floats* c : constants) {
+      if (c == &of) break;
+      before += c->n;
+    }
+    return at(kPacked, before);
+  }
+
+  // `weights` of a step are placed later: their pointers are -2 here.
+  void step(int64_t kind, const Ints& fields, std::vector<Floats*> packed = {}) {
+    program.push_back(kind), program.push_back(fields.size());
+    for (int64_t field : fields) {
+      if (field == -2) weight_at.push_back(program.size());
+      program.push_back(field);
+    }
+    for (Floats* w : packed) weights.push_back(w->p);
+  }
+
+  void write() {
+    const int64_t a = at(kWorkspace), b = at(kWorkspace, kPixels * kWide), c = at(kWorkspace, 2 * kPixels * kWide);
+    step(SEP_STEP_RELAYOUT, {at(kInput), a, 1, 1, 1, 3, kH, kW, 0, 0, 0, kPixels, kW, 1, 0, 0, 0, 1, kW * 3, 3});
+    step(SEP_STEP_DENSE, {a, -2, constant(stem_bias), kNull, b, 1, 3, kC, kH, kW, kH, kW, kPixels * 3, 1, kW * 3, 3,
+                          3, 3, 1, 1, 1, 1, 1, 1, SEP_RELU, 0, SEP_F32}, {&stem});
+    step(SEP_STEP_DEPTHWISE, {b, -2, constant(deep_bias), c, 1, kC, kC, kH, kW, kH, kW, 3, 3, 1, 1, 1, 1, 1, 1, SEP_RELU}, {&deep});
+    step(SEP_STEP_POINTWISE, {c, -2, constant(mix_bias), kNull, b, a, kNull, kPixels, kC, kC, kC, kC, kC, kPixels,
+                              SEP_RELU, 0, 0, SEP_F32, bits(0)}, {&mix});
+    Ints chain = {a, b, kNull};
+    for (int64_t p = 0; p < 19; ++p) chain.push_back(p < 7 ? kNull : 0);
+    for (int64_t field : {int64_t(-2), constant(last_deep_bias), int64_t(1), kC, kH, kW, kH, kW}) chain.push_back(field);
+    for (int64_t field : {3, 3, 1, 1, 1, 1, 1, 1, (int)SEP_NONE}) chain.push_back(field);
+    const Ints project = {kNull, -2, constant(widen_bias), kNull, kNull, kNull, kNull, 0, kC, kWide, 0, 0, 0, 0, SEP_NONE, 0, 0, SEP_F32, 0};
+    chain.insert(chain.end(), project.begin(), project.end());
+    step(SEP_STEP_SEPARABLE, chain, {&last_deep, &widen});
+    step(SEP_STEP_ELEMENTWISE, {b, kNull, b, c, kPixels, kWide, kPixels, SEP_RELU});
+    step(SEP_STEP_LAYER_NORM, {c, constant(gain), constant(offset), a, kPixels, kWide, bits(1e-5f)});
+    step(SEP_STEP_POOL, {a, at(kOutput), 1, kWide, kH, kW, 1, 1, kH, kW, 1, 1, 0, 0, SEP_POOL_MEAN, bits(0)});
+  }
+
+  // Packed weights one after another, each at a multiple of 64 bytes, after the constants.
+  void place_weights() {
+    for (int64_t i : weight_at) program[i] = at(kPacked);
+    Ints measures(8 * SEP_MEASURES);
+    sep_program_measure(program.data(), program.size(), measures.data());
+    for (const Floats* c : constants) packed_bytes += c->n * 4;
+    size_t weight = 0;
+    for (int64_t step = 0; step < 8; ++step)
+      for (int64_t i = 2; i < SEP_MEASURES; ++i)
+        if (const int64_t bytes = measures[step * SEP_MEASURES + i]) {
+          packed_bytes = (packed_bytes + 63) / 64 * 64;
+          program[weight_at[weight++]] = (kPacked << 48) + packed_bytes;
+          packed_bytes += bytes;
+        }
+  }
+
+  int64_t pack(char* packed) {
+    char* to = packed;
+    for (const Floats* c : constants) std::memcpy(to, c->p, c->n * 4), to += c->n * 4;
+    return sep_program_pack(program.data(), program.size(), weights.data(), weights.size(), packed);
+  }
+
+  std::vector<double> expected() {
+    Image x(kH, kW, 3);
+    for (int64_t i = 0; i < input.n; ++i) x.values[i % kPixels * 3 + i / kPixels] = input[i];
+    Image wide = convolution(x, stem, stem_bias, 3, false, true), filtered = convolution(wide, deep, deep_bias, 3, true, true);
+    Image mixed = convolution(filtered, mix, mix_bias, 1, false, true);
+    for (size_t i = 0; i < mixed.values.size(); ++i) mixed.values[i] += wide.values[i];
+    Image again = convolution(mixed, last_deep, last_deep_bias, 3, true, false);
+    Image y = convolution(again, widen, widen_bias, 1, false, false);
+    std::vector<double> mean(kWide);
+    for (int64_t p = 0; p < kPixels; ++p) {
+      double* row = &y.values[p * kWide];
+      double middle = 0, variance = 0;
+      for (int64_t c = 0; c < kWide; ++c) row[c] = std::fmax(2 * row[c], 0), middle += row[c] / kWide;
+      for (int64_t c = 0; c < kWide; ++c) variance += std::pow(row[c] - middle, 2) / kWide;
+      for (int64_t c = 0; c < kWide; ++c)
+        mean[c] += ((row[c] - middle) / std::sqrt(variance + 1e-5) * gain[c] + offset[c]) / kPixels;
+    }
+    return mean;
+  }
+};
+
+int64_t parts;  // of one call of `last_part_first`, at most one a thread: each has scratch memory of its own
+
+void last_part_first(int64_t end, int64_t grain, sep_body body, void* context) {
+  const int64_t count = (end + grain - 1) / grain;
+  parts = std::max(parts, count);
+  for (int64_t part = count - 1; part >= 0; --part) body(part * grain, std::min(end, (part + 1) * grain), context);
+}
+
+std::vector<float> run(Network& network, char* packed, int64_t threads, Judge& judge) {
+  Ints measures(8 * SEP_MEASURES);
+  const auto [program, length] = std::pair((const int64_t*)network.program.data(), (int64_t)network.program.size());
+  judge.value("measure", sep_program_measure(program, length, measures.data()), 0, 0);
+  int64_t scratch_bytes = 0;
+  for (int64_t step = 0; step < 8; ++step) scratch_bytes = std::max(scratch_bytes, (measures[step * SEP_MEASURES + 1] + 63) / 64 * 64);
+  Aligned scratch(scratch_bytes * threads), workspace(3 * kPixels * kWide * 4);
+  Floats output(kWide);
+  unwritten(output);
+  char* bases[] = {workspace.p, packed, (char*)network.input.p, (char*)output.p};
+  parts = 0;
+  judge.value("run", sep_program_run(program, length, bases, 4, scratch.p, scratch_bytes, threads, last_part_first), 0, 0);
+  judge.value("as many parts as threads", parts, threads > 1 ? threads : 0, 0);
+  ++judge.cases;
+  return {output.p, output.p + kWide};
+}
+
+// What measuring says of a copy of exact size, in which AddressSanitizer sees one int too many.
+int64_t measured(const int64_t* program, int64_t length) {
+  Buffer<int64_t> copy(length);
+  std::copy(program, program + length, copy.p);
+  Ints measures(8 * SEP_MEASURES);
+  return sep_program_measure(copy.p, length, measures.data());
+}
+
+void judge_nonsense(const Network& network, char* packed, Judge& judge) {
+  Ints program = network.program;
+  const int64_t all = program.size(), fields = program[1];
+  for (int64_t length = 1; length < all; ++length) {
+    int64_t start = 0;
+    while (start + 2 <= length && start + 2 + program[start + 1] <= length) start += 2 + program[start + 1];
+    judge.value("cut short", measured(program.data(), length), start == length ? 0 : start + 1, 0);
+  }
+  for (int64_t kind : {int64_t(-1), int64_t(SEP_STEP_KINDS), INT64_MAX}) {
+    program[0] = kind;
+    judge.value("no such kind", measured(program.data(), all), 1, 0);
+  }
+  program[0] = network.program[0];
+  for (int64_t count : {fields - 1, fields + 1, int64_t(0), int64_t(-1), INT64_MAX, INT64_MIN}) {
+    program[1] = count;
+    judge.value("wrong number of fields", measured(program.data(), all), 1, 0);
+  }
+  program[1] = fields;
+  Floats output(1);
+  char* bases[] = {packed, packed, (char*)network.input.p, (char*)output.p};
+  for (int64_t base : {int64_t(4), int64_t(-2), INT64_MAX >> 48}) {
+    program[2] = (int64_t)((uint64_t)base << 48);
+    judge.value("no such memory", sep_program_run(program.data(), all, bases, 4, nullptr, 0, 1, last_part_first), 1, 0);
+  }
+  const auto& weights = network.weights;
+  const int64_t fewer = sep_program_pack(network.program.data(), all, weights.data(), weights.size() - 1, packed);
+  judge.value("a weight too few", fewer != 0, 1, 0);
+  judge.cases += 4;
+}
+
+}  // namespace
+
+bool test_program() {
+  Judge judge{"program"};
+  Network network;
+  Aligned packed(network.packed_bytes);
+  judge.value("pack", network.pack(packed.p), 0, 0);
+  const std::vector<double> wanted = network.expected();
+  const std::vector<float> alone = run(network, packed.p, 1, judge), shared = run(network, packed.p, 3, judge);
+  for (int64_t c = 0; c < kWide; ++c) {
+    judge.value("eight steps", alone[c], wanted[c], 1e-5 * (1 + std::fabs(wanted[c])));
+    judge.value("three threads", shared[c], alone[c], 0);
+  }
+  judge_nonsense(network, packed.p, judge);
+  return judge.report();
+}
