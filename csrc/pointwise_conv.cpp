@@ -312,9 +312,20 @@ void pack_rows(const float* weight, int64_t out_stride, int64_t c_in, int64_t c_
   }
 }
 
+// Weights whose outputs lie together, as those of a transposed product do: whole vectors, moved.
+void pack_columns(const float* weight, int64_t in_stride, int64_t c_in, int64_t c_out, float* to) {
+  for (int64_t panel = 0; panel < packed_columns(c_out); panel += kPanel) {
+    const int64_t width = least(kPanel, packed_columns(c_out) - panel);
+    for (int64_t i = 0; i < c_in; ++i, to += width)
+      for (int64_t o = 0; o < width; o += kLanes)
+        store(to + o, load_tail(weight + panel + o + i * in_stride, most(0, least(kLanes, c_out - panel - o))));
+  }
+}
+
 void pack_weight(const float* weight, int64_t out_stride, int64_t in_stride, int64_t c_in, int64_t c_out, int32_t product,
                  void* packed) {
   if (product == SEP_F32 && in_stride == 1) return pack_rows(weight, out_stride, c_in, c_out, (float*)packed);
+  if (product == SEP_F32 && out_stride == 1) return pack_columns(weight, in_stride, c_in, c_out, (float*)packed);
   const int64_t each = product == SEP_BF16 ? 2 : 1, steps = ceil_div(c_in, each), all = packed_columns(c_out);
   for (int64_t column = 0; column < all; column += kPanel) {
     const int64_t width = least(kPanel, all - column);

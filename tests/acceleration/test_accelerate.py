@@ -257,6 +257,26 @@ def test_training_swaps_depthwise_layers_and_keeps_everything_else():
         torch.testing.assert_close(actual.grad, expected.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_training_joins_norms_with_activations_and_recomputes_where_asked():
+    separable_layer = separable.SeparableConv2d(16, 24, 3, padding=1, inner_activation="relu")
+    parts = [torch.nn.Conv2d(3, 16, 1), torch.nn.BatchNorm2d(16), torch.nn.ReLU6(inplace=True), separable_layer]
+    network = torch.nn.Sequential(*parts, torch.nn.BatchNorm2d(24), torch.nn.SiLU()).train()
+    swapped = accelerate(network, training=True, recompute=True)
+    assert [type(layer) for layer in swapped[1:3]] == [separable.layers.BatchNorm2d, torch.nn.Identity]
+    assert swapped[3].recompute
+    assert not network[3].recompute
+    x = torch.randn(4, 3, 12, 12).to(memory_format=torch.channels_last)
+    for module in (network, swapped):
+        module(x).square().mean().backward()
+    for (name, expected), actual in zip(network.state_dict().items(), swapped.state_dict().values(), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5, msg=name)
+    for (name, expected), actual in zip(network.named_parameters(), swapped.parameters(), strict=True):
+        torch.testing.assert_close(actual.grad, expected.grad, rtol=1e-3, atol=1e-5, msg=name)
+    torch.testing.assert_close(swapped.eval()(x), network.eval()(x), rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="training"):
+        accelerate(network, recompute=True)
+
+
 @torch.no_grad()
 def test_bfloat16_rounds_factors_and_keeps_sums():
     network, x = separable_network(), torch.randn(2, 3, 40, 36)

@@ -12,14 +12,19 @@ from separable import _native
 from separable.acceleration.plan import Plan
 from separable.acceleration.report import Report, Row, report_of
 from separable.acceleration.tape import CannotRecordError, record
-from separable.acceleration.training import swap_depthwise
+from separable.acceleration.training import swap_layers
 from separable.errors import InputError
 
 _MOST_PLANS = 16  # shapes whose plans are kept, with their packed weights
 
 
 def accelerate(
-    model: nn.Module, example: Any = None, *, training: bool = False, dtype: torch.dtype = torch.float32
+    model: nn.Module,
+    example: Any = None,
+    *,
+    training: bool = False,
+    recompute: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """The same network, same outputs, faster on a CPU.
 
@@ -28,8 +33,9 @@ def accelerate(
             by `load_state_dict` or `to` of the result.
         example: an input, or a tuple of them, to plan for at once; else the first call plans. The network runs once for
             each new shape of inputs, with its hooks.
-        training: swap its depthwise convolutions for layers with native forward and backward, in a copy, and nothing
-            else; the copy trains, saves and loads as the model does.
+        training: swap its depthwise convolutions and batch norms for layers with native forward and backward, in a
+            copy, and nothing else; the copy trains, saves and loads as the model does.
+        recompute: with training, set `recompute` in its separable layers: less memory, a little more work.
         dtype: float32; torch.bfloat16 rounds the factors of matrix products to bfloat16 and sums in float32, on
             processors with AVX512-BF16; outputs then differ by about a percent of the largest.
 
@@ -38,7 +44,7 @@ def accelerate(
         `report` says for every operation which kernel runs it, or why it was left alone.
 
     Raises:
-        InputError: the model is in training mode; the dtype is not supported here.
+        InputError: the model is in training mode; the dtype is not supported here; recompute without training.
 
     >>> network = accelerate(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()).eval(), torch.zeros(1, 3, 8, 8))
     >>> network(torch.ones(1, 3, 8, 8)).shape
@@ -46,8 +52,10 @@ def accelerate(
     >>> [row.operation for row in network.report.rows]
     ['aten::conv2d', 'aten::relu']
     """
+    if recompute and not training:
+        raise InputError("recompute", recompute, "saves memory in training only; ask for training=True")
     if training:
-        return swap_depthwise(model)
+        return swap_layers(model, recompute)
     _check_dtype(dtype)
     _check_evaluation(model)
     network = Accelerated(model, dtype)

@@ -6,6 +6,7 @@ Source: Howard et al. 2017, "MobileNets", arXiv:1704.04861, section 3.1 (depthwi
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from separable import _native
 from separable.errors import InputError
@@ -33,6 +34,7 @@ def separable_conv1d(
     order: str = "depthwise_first",
     inner_activation: str | None = None,
     activation: str | None = None,
+    recompute: bool = False,
     impl: str = "auto",
 ) -> Tensor:
     """Separable convolution of a sequence; see `separable_conv2d`. `padding="causal"` exists here only.
@@ -40,7 +42,8 @@ def separable_conv1d(
     Shapes: input [N, C_in, L] -> [N, C_out, L'].
     """
     weights, biases, activations = (dw_weight, pw_weight), (dw_bias, pw_bias), (inner_activation, activation)
-    return _separable_conv(1, input, weights, biases, stride, padding, dilation, order, activations, impl)
+    how = (order, activations, recompute, impl)
+    return _separable_conv(1, input, weights, biases, stride, padding, dilation, *how)
 
 
 def separable_conv2d(
@@ -56,6 +59,7 @@ def separable_conv2d(
     order: str = "depthwise_first",
     inner_activation: str | None = None,
     activation: str | None = None,
+    recompute: bool = False,
     impl: str = "auto",
 ) -> Tensor:
     """Filter space and mix channels in two cheap steps instead of one dear one.
@@ -70,8 +74,10 @@ def separable_conv2d(
         order: "depthwise_first" (MobileNet, Xception) or "pointwise_first" (BSConv at m = 1).
         inner_activation: applied between the halves.
         activation: applied to the result.
+        recompute: in training, keep no tensor between the halves: backward makes it again from the input. Same numbers,
+            less memory, the first half's work once more.
         impl: "auto" takes the fastest way known for this shape, "reference" plain torch, "native" the fused kernels:
-            inference, one or two dimensions, depth multiplier 1.
+            one or two dimensions, depth multiplier 1, and inference or `recompute`.
 
     Returns:
         [N, C_out, H', W'] with H' as in `depthwise_conv2d`. Work in multiply-adds, depthwise first:
@@ -85,7 +91,8 @@ def separable_conv2d(
     torch.Size([1, 16, 6, 6])
     """
     weights, biases, activations = (dw_weight, pw_weight), (dw_bias, pw_bias), (inner_activation, activation)
-    return _separable_conv(2, input, weights, biases, stride, padding, dilation, order, activations, impl)
+    how = (order, activations, recompute, impl)
+    return _separable_conv(2, input, weights, biases, stride, padding, dilation, *how)
 
 
 def separable_conv3d(
@@ -101,6 +108,7 @@ def separable_conv3d(
     order: str = "depthwise_first",
     inner_activation: str | None = None,
     activation: str | None = None,
+    recompute: bool = False,
     impl: str = "auto",
 ) -> Tensor:
     """Separable convolution of a volume; see `separable_conv2d`.
@@ -108,7 +116,8 @@ def separable_conv3d(
     Shapes: input [N, C_in, D, H, W] -> [N, C_out, D', H', W'].
     """
     weights, biases, activations = (dw_weight, pw_weight), (dw_bias, pw_bias), (inner_activation, activation)
-    return _separable_conv(3, input, weights, biases, stride, padding, dilation, order, activations, impl)
+    how = (order, activations, recompute, impl)
+    return _separable_conv(3, input, weights, biases, stride, padding, dilation, *how)
 
 
 def reference(
@@ -118,19 +127,28 @@ def reference(
     window: Window,
     order: str,
     activations: tuple[str | None, str | None],
-    impl: str = "reference",
 ) -> Tensor:
-    """The operation half by half, arguments in normal form; weights and biases are (depthwise, pointwise).
+    """The operation in plain torch, arguments in normal form; weights and biases are (depthwise, pointwise)."""
+    return _half_by_half(input, weights, biases, window, order, activations, "reference")
 
-    `impl` is the depthwise half's: with "reference" all of it is plain torch.
-    """
+
+def _half_by_half(
+    input: Tensor,
+    weights: tuple[Tensor, Tensor],
+    biases: tuple[Tensor | None, Tensor | None],
+    window: Window,
+    order: str,
+    activations: tuple[str | None, str | None],
+    depthwise_impl: str,
+) -> Tensor:
+    """The depthwise half in the way that `depthwise_impl` names, the pointwise half in torch's."""
     (dw_weight, pw_weight), (dw_bias, pw_bias), (inner, last) = weights, biases, activations
     mix = depthwise_conv.CONV[len(window.stride)]
     if order == "depthwise_first":
-        x = depthwise_conv.compute(input, dw_weight, dw_bias, window, input.shape[1], inner, impl)
+        x = depthwise_conv.compute(input, dw_weight, dw_bias, window, input.shape[1], inner, depthwise_impl)
         return arguments.activate(mix(x, pw_weight, pw_bias), last)
     x = arguments.activate(mix(input, pw_weight, pw_bias), inner)
-    return depthwise_conv.compute(x, dw_weight, dw_bias, window, dw_weight.shape[0], last, impl)
+    return depthwise_conv.compute(x, dw_weight, dw_bias, window, dw_weight.shape[0], last, depthwise_impl)
 
 
 def check_order(order: str) -> None:
@@ -167,6 +185,7 @@ def _separable_conv(
     dilation: Size,
     order: str,
     activations: tuple[str | None, str | None],
+    recompute: bool,
     impl: str,
 ) -> Tensor:
     (dw_weight, pw_weight), (dw_bias, pw_bias) = weights, biases
@@ -181,17 +200,32 @@ def _separable_conv(
     arguments.check_bias("dw_bias", dw_bias, dw_weight.shape[0])
     arguments.check_bias("pw_bias", pw_bias, pw_weight.shape[0])
     window = arguments.window(input.shape[2:], dw_weight.shape[2:], stride, padding, dilation)
+    trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, *weights, *biases))
     if impl != "reference":
-        obstacle = _native.missing or obstacle_to_native(input, weights, biases, order)
+        obstacle = _native.missing or obstacle_to_native(input, weights, biases, order, recompute)
         if not obstacle and (impl == "native" or native_wins(input)):
-            return _native_conv(input, weights, biases, window, order, activations)
+            compute = _native_recomputing if trained else _native_conv
+            return compute(input, weights, biases, window, order, activations)
         if obstacle and impl == "native":
             raise InputError("impl", impl, f"cannot run here: {obstacle}")
-    return reference(input, weights, biases, window, order, activations, impl="auto" if impl == "auto" else "reference")
+    given = (input, weights, biases, window, order, activations, "auto" if impl == "auto" else "reference")
+    if trained and recompute and _can_checkpoint():
+        return checkpoint(_half_by_half, *given, use_reentrant=False, preserve_rng_state=False)
+    return _half_by_half(*given)
+
+
+def _can_checkpoint() -> bool:
+    """Exported graphs hold no hooks, and functorch's transforms know none: there everything is kept."""
+    capturing = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+    return not (capturing or torch._C._are_functorch_transforms_active())
 
 
 def obstacle_to_native(
-    input: Tensor, weights: tuple[Tensor, Tensor], biases: tuple[Tensor | None, Tensor | None], order: str
+    input: Tensor,
+    weights: tuple[Tensor, Tensor],
+    biases: tuple[Tensor | None, Tensor | None],
+    order: str,
+    recompute: bool = False,
 ) -> str:
     """Why the fused kernels cannot compute this; empty where they can."""
     tensors = [t for t in (input, *weights, *biases) if t is not None]
@@ -202,8 +236,8 @@ def obstacle_to_native(
         return "the fused kernels have one or two dimensions and depth multiplier 1"
     if any(t.dtype != torch.float32 for t in tensors):
         return f"the fused kernels compute float32, and the input is {input.dtype}"
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return "the fused kernels have no derivatives; call them under torch.no_grad()"
+    if not recompute and torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return "the fused kernels keep nothing for derivatives; call them under torch.no_grad() or with recompute=True"
     if torch.is_autocast_enabled("cpu"):
         return "autocast chooses its own dtype"
     return _native.obstacle()
@@ -229,3 +263,18 @@ def _native_conv(
     inner, last = map(depthwise_conv_operator.number_of, activations)
     first = order == "pointwise_first"
     return torch.ops.separable.separable_conv_inference(input, *weights, *biases, *flat, first, inner, last)
+
+
+def _native_recomputing(
+    input: Tensor,
+    weights: tuple[Tensor, Tensor],
+    biases: tuple[Tensor | None, Tensor | None],
+    window: Window,
+    order: str,
+    activations: tuple[str | None, str | None],
+) -> Tensor:
+    """With derivatives. The last activation stands outside, so that torch keeps of it what its own derivative needs."""
+    flat = (window.stride, [side for pair in window.pairs for side in pair], window.dilation)
+    inner, first = depthwise_conv_operator.number_of(activations[0]), order == "pointwise_first"
+    y = torch.ops.separable.separable_conv(input, *weights, *biases, *flat, first, inner)
+    return arguments.activate(y, activations[1])

@@ -8,6 +8,7 @@ from separable.layers.blocks import (
     mobilenet_v1_block,
 )
 from separable.layers.depthwise import DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d
+from separable.layers.norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from separable.layers.readings import GatedSeparableConv2d, StackedConv2d
 from separable.layers.separable import (
     DepthwiseConvTranspose1d,
@@ -22,6 +23,9 @@ from separable.layers.separable import (
 )
 
 __all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
     "ConvNeXtBlock",
     "DepthwiseConv1d",
     "DepthwiseConv2d",

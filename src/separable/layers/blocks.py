@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from separable.errors import InputError
 from separable.functional import arguments
 from separable.layers.depthwise import DepthwiseConv2d, check_channels
+from separable.layers.norm import normalize
 from separable.layers.separable import SeparableConv2d
 
 
@@ -85,8 +86,8 @@ class InvertedResidual(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         x = input  # [N, C_in, H, W]
         if self.conv_pw is not None and self.bn1 is not None:
-            x = arguments.activate(self.bn1(self.conv_pw(x)), self.activation)  # [N, expanded, H, W]
-        x = arguments.activate(self.bn2(self.conv_dw(x)), self.activation)  # [N, expanded, H', W']
+            x = normalize(self.bn1, self.conv_pw(x), self.activation)  # [N, expanded, H, W]
+        x = normalize(self.bn2, self.conv_dw(x), self.activation)  # [N, expanded, H', W']
         if self.se is not None:
             x = self.se(x)
         x = self.bn3(self.conv_pwl(x))  # [N, C_out, H', W']

@@ -24,6 +24,7 @@ from separable.layers.depthwise import (
     DepthwiseConvTranspose3d,
     check_channels,
 )
+from separable.layers.norm import normalize
 
 Norm = Callable[[int], nn.Module]
 
@@ -90,11 +91,8 @@ class _Separable(nn.Module):
     def _one_after_the_other(self, input: Tensor) -> Tensor:
         """first half -> inner_norm -> inner_activation -> second half -> norm -> activation."""
         halves = (self.conv_dw, self.conv_pw) if self.order == "depthwise_first" else (self.conv_pw, self.conv_dw)
-        x = halves[0](input)
-        x = x if self.inner_norm is None else self.inner_norm(x)
-        x = halves[1](arguments.activate(x, self.inner_activation))
-        x = x if self.norm is None else self.norm(x)
-        return arguments.activate(x, self.activation)
+        x = normalize(self.inner_norm, halves[0](input), self.inner_activation)
+        return normalize(self.norm, halves[1](x), self.activation)
 
     def extra_repr(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}, order={self.order!r}"]
@@ -104,6 +102,8 @@ class _Separable(nn.Module):
 
 
 class _SeparableConvNd(_Separable):
+    recompute = False  # of layers pickled before it was an argument
+
     def __init__(
         self,
         in_channels: int,
@@ -123,8 +123,10 @@ class _SeparableConvNd(_Separable):
         inner_activation: str | None = None,
         norm: Norm | None = None,
         activation: str | None = None,
+        recompute: bool = False,
     ):
         super().__init__()
+        self.recompute = bool(recompute)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
 
         def depthwise(channels: int, out: int, bias: bool) -> nn.Module:
@@ -151,15 +153,16 @@ class _SeparableConvNd(_Separable):
             order=self.order,
             inner_activation=self.inner_activation,
             activation=self.activation if self.norm is None else None,
+            recompute=self.recompute,
         )
-        return x if self.norm is None else arguments.activate(self.norm(x), self.activation)
+        return x if self.norm is None else normalize(self.norm, x, self.activation)
 
     def _is_one_operation(self) -> bool:
         """Whether nothing stands between the halves, and nobody replaced or hooked one of them and expects its call."""
         dw, pw = self.conv_dw, self.conv_pw
         borders = dw.padding_mode == "zeros" or self.order == "depthwise_first"
         plain = type(dw) is _DEPTHWISE[self.dims] and type(pw) is _POINTWISE[self.dims]
-        return self.inner_norm is None and plain and borders and not (_is_hooked(dw) or _is_hooked(pw))
+        return self.inner_norm is None and plain and borders and not (is_hooked(dw) or is_hooked(pw))
 
 
 class SeparableConv1d(_SeparableConvNd):
@@ -180,6 +183,8 @@ class SeparableConv2d(_SeparableConvNd):
         order: "depthwise_first": conv_dw [C_in*m, 1, kh, kw], then conv_pw [C_out, C_in*m, 1, 1].
             "pointwise_first": conv_pw [C_out*m, C_in, 1, 1], then conv_dw [C_out, m, kh, kw].
         inner_norm, norm: called with the number of channels between and after the halves, as torch.nn.BatchNorm2d is.
+        recompute: in training, keep no tensor between the halves; see `separable_conv2d`. It has no effect where an
+            inner_norm stands there, for a norm needs what it normalizes.
         inner_activation, activation: None, "relu", "relu6", "silu", "hard_swish" or "gelu" (erf), each after the norm.
 
     Shapes: input [N, in_channels, H, W] -> [N, out_channels, H', W'].
@@ -279,7 +284,7 @@ def _make_norm(name: str, norm: Norm | None, channels: int, factory: dict[str, A
     return norm(channels).to(**factory)  # where the halves are, and in their dtype
 
 
-def _is_hooked(module: nn.Module) -> bool:
+def is_hooked(module: nn.Module) -> bool:
     """Whether calling the module does more than its forward; torch asks the same in nn.Module.__call__."""
     forward = module._forward_hooks or module._forward_pre_hooks
     backward = module._backward_hooks or module._backward_pre_hooks

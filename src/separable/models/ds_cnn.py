@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from separable.errors import InputError
 from separable.layers import DepthwiseConv2d, mobilenet_v1_block
 from separable.layers.depthwise import check_channels
+from separable.layers.norm import normalize
 from separable.models.folding import fold_after, fold_inside
 from separable.models.initialization import initialize
 
@@ -54,7 +55,7 @@ class DSCNN(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         x = self.conv_stem(features.unsqueeze(1))  # [N, C, T', F']
-        x = self.blocks(F.relu(self.bn1(x)))  # [N, C, T'', F'']
+        x = self.blocks(normalize(self.bn1, x, "relu"))  # [N, C, T'', F'']
         x = torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)  # [N, C]
         return self.classifier(x)
 

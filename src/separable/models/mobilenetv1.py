@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from separable.layers import mobilenet_v1_block
 from separable.layers.depthwise import check_channels
+from separable.layers.norm import normalize
 from separable.models.initialization import initialize
 from separable.models.scaling import scale_channels, thin_strides
 
@@ -62,7 +63,7 @@ class MobileNetV1(nn.Module):
         initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = F.relu6(self.bn1(self.conv_stem(images)))  # [N, 32, H/2, W/2]
+        x = normalize(self.bn1, self.conv_stem(images), "relu6")  # [N, 32, H/2, W/2]
         x = self.blocks(x)  # [N, 1024, H/32, W/32]
         x = torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)  # [N, 1024]
         return self.classifier(x)

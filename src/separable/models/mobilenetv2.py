@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from separable.layers import InvertedResidual
 from separable.layers.depthwise import check_channels
+from separable.layers.norm import normalize
 from separable.models.initialization import initialize
 from separable.models.scaling import scale_channels, thin_strides
 
@@ -69,8 +70,8 @@ class MobileNetV2(nn.Module):
         initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = F.relu6(self.bn1(self.conv_stem(images)))  # [N, 32, H/2, W/2]
+        x = normalize(self.bn1, self.conv_stem(images), "relu6")  # [N, 32, H/2, W/2]
         x = self.blocks(x)  # [N, 320, H/32, W/32]
-        x = F.relu6(self.bn2(self.conv_head(x)))  # [N, 1280, H/32, W/32]
+        x = normalize(self.bn2, self.conv_head(x), "relu6")  # [N, 1280, H/32, W/32]
         x = torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)  # [N, 1280]
         return self.classifier(self.dropout(x))

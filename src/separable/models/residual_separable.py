@@ -8,13 +8,13 @@ in its branch and scaled from zero (Goyal et al. 2017, arXiv:1706.02677, section
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import init
 
 from separable.errors import InputError
 from separable.layers import SeparableConv2d
 from separable.layers.depthwise import check_channels
+from separable.layers.norm import normalize
 from separable.models.initialization import initialize
 
 
@@ -99,7 +99,7 @@ class ResidualSeparable(nn.Module):
                 init.zeros_(module.norm.weight)  # each block begins as the identity
 
     def forward(self, images: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv_stem(images)))  # [N, widths[0], H/2, W/2]
+        x = normalize(self.bn1, self.conv_stem(images), "relu")  # [N, widths[0], H/2, W/2]
         x = self.stages(x)  # [N, widths[-1], H/2^S, W/2^S] for S stages
         x = x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)  # [N, widths[-1]]; so that its gradient stays channels_last
         return self.classifier(self.dropout(x))

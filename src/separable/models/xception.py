@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from separable.layers import SeparableConv2d, XceptionBlock
 from separable.layers.depthwise import check_channels
+from separable.layers.norm import normalize
 from separable.models.initialization import initialize
 from separable.models.scaling import thin_strides
 
@@ -57,8 +58,8 @@ class Xception(nn.Module):
         initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(images)))  # [N, 32, H/2, W/2]
-        x = F.relu(self.bn2(self.conv2(x)))  # [N, 64, H/2, W/2]
+        x = normalize(self.bn1, self.conv1(images), "relu")  # [N, 32, H/2, W/2]
+        x = normalize(self.bn2, self.conv2(x), "relu")  # [N, 64, H/2, W/2]
         x = self.blocks(x)  # [N, 1024, H/32, W/32]
         x = self.conv4(self.conv3(x))  # [N, 2048, H/32, W/32]
         x = torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)  # [N, 2048]

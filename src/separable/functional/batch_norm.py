@@ -1,0 +1,96 @@
+"""Batch norm with the activation after it, for training channels-last on a CPU.
+
+Source: Ioffe and Szegedy 2015, "Batch Normalization", arXiv:1502.03167, section 3.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from separable import _native
+from separable.errors import InputError
+from separable.functional import arguments, batch_norm_operator
+from separable.functional.depthwise_conv_operator import is_channels_last, number_of
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """torch.nn.functional.batch_norm, then an activation; in training one pass that keeps its input alone.
+
+    Args:
+        input: [N, C, ...].
+        running_mean, running_var: [C], updated in place in training; None keeps none.
+        weight, bias: [C], or None for ones and zeros.
+        training: normalize by this batch's mean and variance, else by the running ones.
+        momentum: of the update: running = (1 - momentum) * running + momentum * this batch's, the variance unbiased.
+        activation: None, "relu", "relu6", "silu", "hard_swish" or "gelu" (erf), applied to the result.
+        impl: "auto" takes the native kernels in eager training where input lies channels last, "reference" plain torch,
+            "native" these kernels (float32).
+
+    Returns:
+        [N, C, ...]; native in channels-last memory.
+
+    Raises:
+        InputError: an argument breaks one of these rules.
+
+    >>> import torch
+    >>> y = batch_norm(torch.randn(8, 4, 6, 6), None, None, training=True, activation="relu")
+    >>> y.shape, bool((y >= 0).all())
+    (torch.Size([8, 4, 6, 6]), True)
+    """
+    arguments.check_impl(impl, native=True)
+    arguments.check_activation("activation", activation)
+    if impl != "reference":
+        obstacle = obstacle_to_native(input, (weight, bias), training)
+        if not obstacle and (impl == "native" or native_wins(input)):
+            return _native_norm(input, running_mean, running_var, weight, bias, momentum, eps, activation)
+        if obstacle and impl == "native":
+            raise InputError("impl", impl, f"cannot run here: {obstacle}")
+    y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return arguments.activate(y, activation)
+
+
+def obstacle_to_native(input: Tensor, affine: tuple[Tensor | None, Tensor | None], training: bool) -> str:
+    """Why the native kernels cannot compute this; empty where they can."""
+    if not training:
+        return "the native batch norm is that of training; without it `accelerate` folds norms into convolutions"
+    if input.device.type != "cpu":
+        return f"the native kernels run on the CPU, and the input is on {input.device}"
+    if any(t is not None and t.dtype != torch.float32 for t in (input, *affine)):
+        return f"the native batch norm computes float32, and the input is {input.dtype}"
+    if input.dim() < 2 or input.numel() <= input.shape[1]:
+        return "a batch norm needs more than one value for each channel"
+    return _native.obstacle()
+
+
+def native_wins(input: Tensor) -> bool:
+    """True on channels-last memory in eager mode (benchmarks/train.py).
+
+    A compiler joins torch's own norm with what stands around it; a dispatch mode watches operation by operation.
+    """
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    return is_channels_last(input)
+
+
+def _native_norm(input, running_mean, running_var, weight, bias, momentum, eps, activation) -> Tensor:
+    x = batch_norm_operator.dense_last(input)
+    y, mean, variance = torch.ops.separable.batch_norm(x, weight, bias, eps, number_of(activation))
+    count = x.numel() // x.shape[1]
+    with torch.no_grad():
+        if running_mean is not None:
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        if running_var is not None:
+            running_var.lerp_((variance * (count / (count - 1))).to(running_var.dtype), momentum)
+    return y
