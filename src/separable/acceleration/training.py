@@ -38,7 +38,7 @@ def swap_layers(model: nn.Module, recompute: bool = False) -> nn.Module:
             if child in made:
                 setattr(module, name, made[child])
         if recompute and hasattr(module, "recompute"):
-            module.recompute = True
+            module.recompute = True  # type: ignore[assignment]
     _join_activations(model)
     return _ours(model) if _is_depthwise(model) or _is_norm(model) else model
 

@@ -49,7 +49,7 @@ def _backward(grad, x, weight, bias, mean, variance, eps, activation):
             t.detach().requires_grad_()
             for t in (x, ones if weight is None else weight, zeros if bias is None else bias)
         ]
-        gx, gw, gb = torch.autograd.grad(reference(*leaves, eps, activation), leaves, grad)
+        gx, gw, gb = torch.autograd.grad(reference(*leaves, eps, activation), leaves, grad)  # type: ignore[call-arg]
     return _last_like(x).copy_(gx), gw, gb
 
 

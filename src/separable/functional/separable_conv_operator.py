@@ -89,7 +89,7 @@ def _gradients(ctx, grad):
     how = (ctx.stride, ctx.padding, ctx.dilation, ctx.pointwise_first, ctx.inner)
     if torch.is_grad_enabled():  # a derivative of these gradients will be asked for: torch's operators have them
         asked = [t for t in tensors if t is not None and t.requires_grad]
-        made = iter(torch.autograd.grad(reference(*tensors, *how), asked, grad, create_graph=True))
+        made = iter(torch.autograd.grad(reference(*tensors, *how), asked, grad, create_graph=True))  # type: ignore[call-arg]
         found: list[Any] = [next(made) if t is not None and t.requires_grad else None for t in tensors]
         return (*found, *[None] * 5)
     x, dw, pw, *biases = tensors

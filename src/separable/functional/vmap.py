@@ -16,7 +16,7 @@ from separable.functional import (  # noqa: F401 - they define the operators
     separable_conv_operator,
 )
 
-_NAMES = ("depthwise_conv", "depthwise_conv_inference", "depthwise_conv_backward")
+_NAMES: tuple[str, ...] = ("depthwise_conv", "depthwise_conv_inference", "depthwise_conv_backward")
 _NAMES += ("separable_conv", "separable_conv_inference", "separable_conv_backward")
 _NAMES += ("batch_norm", "batch_norm_backward")
 

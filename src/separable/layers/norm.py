@@ -1,5 +1,6 @@
 """Batch norms that may take the activation after them into the same pass; parameters and names are torch's own."""
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from separable import functional
@@ -12,6 +13,9 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor, activation: str | None = None) -> Tensor:
         """[N, C, ...] -> [N, C, ...]: the norm, then `activation`."""
         activation = activation or self.activation
+        if not self.training and self.running_mean is not None:  # nothing here decides by values: graphs are made of it
+            affine = (self.running_mean, self.running_var, self.weight, self.bias)
+            return arguments.activate(F.batch_norm(input, *affine, False, 0.0, self.eps), activation)
         if not self.training or self.momentum is None:  # a cumulative average counts its batches: torch's own does
             return arguments.activate(super().forward(input), activation)
         self._check_input_dim(input)
