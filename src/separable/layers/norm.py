@@ -14,16 +14,24 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         """[N, C, ...] -> [N, C, ...]: the norm, then `activation`."""
         activation = activation or self.activation
         if not self.training and self.running_mean is not None:  # nothing here decides by values: graphs are made of it
-            affine = (self.running_mean, self.running_var, self.weight, self.bias)
-            return arguments.activate(F.batch_norm(input, *affine, False, 0.0, self.eps), activation)
+            held = (self.running_mean, self.running_var, self.weight, self.bias)
+            return arguments.activate(F.batch_norm(input, *held, False, 0.0, self.eps), activation)
         if not self.training or self.momentum is None:  # a cumulative average counts its batches: torch's own does
             return arguments.activate(super().forward(input), activation)
         self._check_input_dim(input)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        running = (self.running_mean, self.running_var)
-        affine = (self.weight, self.bias)
-        return functional.batch_norm(input, *running, *affine, True, self.momentum, self.eps, activation=activation)
+        return functional.batch_norm(
+            input,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            training=True,
+            momentum=self.momentum,
+            eps=self.eps,
+            activation=activation,
+        )
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", activation={self.activation!r}" if self.activation else "")
