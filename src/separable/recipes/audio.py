@@ -24,7 +24,7 @@ from separable.data.features import Features
 from separable.data.sound_variation import Clipped, Variation, vary_spectrum
 from separable.errors import InputError
 from separable.recipes import audio_reports, command_line, learning, result_page, running
-from separable.recipes.running import L, Running
+from separable.recipes.running import Running
 from separable.recipes.saved_listener import Listener, build, evaluate
 
 
@@ -53,7 +53,7 @@ class Settings(Running):
     vary: bool = True  # speed, place, loudness, noise, masks
 
 
-class ListenerTraining(L.LightningModule):
+class ListenerTraining(running.Training):
     """The network, its batches, its loss and its optimiser."""
 
     def __init__(self, listener: Listener, settings: Settings, train: list[wav.Clip], valid: list[wav.Clip]):
@@ -72,8 +72,6 @@ class ListenerTraining(L.LightningModule):
             if (teacher.classes, teacher.features.rate) != (listener.classes, listener.features.rate):
                 rule = "hears other classes, or another rate, than the sounds to train on have"
                 raise InputError("teacher", str(settings.teacher), rule)
-        self.losses: list[float] = []  # of this epoch
-        self.history: list[dict[str, float]] = []
 
     def batches(self, epoch: int) -> tuple[Tensor, ...]:
         """The clips of each batch of an epoch; every process has its own share, all shares equally long."""
@@ -91,11 +89,7 @@ class ListenerTraining(L.LightningModule):
 
     def training_step(self, number: int, batch_idx: int) -> Tensor:
         running.seed_step(self.settings.seed, self)
-        loss = self.loss(self.batches(self.current_epoch)[batch_idx])
-        self.losses.append(loss.item())
-        if self.global_step % running.LOG_EVERY == 0:
-            self.log("loss", loss)
-        return loss
+        return self.noted(self.loss(self.batches(self.current_epoch)[batch_idx]))
 
     def loss(self, numbers: Tensor) -> Tensor:
         """Of these clips, varied anew: cross entropy with their labels and, where there is one, with the teacher."""
@@ -118,17 +112,7 @@ class ListenerTraining(L.LightningModule):
         loss = float(F.cross_entropy(scores, self.valid_y))
         # the best epoch is chosen by likelihood: accuracy soon stands still
         self.log_dict({"valid_accuracy": accuracy, "valid_likelihood": -loss}, batch_size=len(scores))
-        train_loss = sum(self.losses) / max(len(self.losses), 1)
-        self.losses = []
-        self.history.append(
-            {"epoch": self.current_epoch + 1, "loss": train_loss, "valid_loss": loss, "valid_accuracy": accuracy}
-        )
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["history"], checkpoint["losses"] = self.history, self.losses
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history, self.losses = checkpoint["history"], checkpoint["losses"]
+        self.end_epoch(valid_loss=loss, valid_accuracy=accuracy)
 
     def configure_optimizers(self) -> Any:
         """AdamW; weight decay on matrices and filters alone; a warm start, then down along half a cosine."""

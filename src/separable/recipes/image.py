@@ -27,7 +27,7 @@ from separable.data.pixels import Pixels
 from separable.errors import InputError
 from separable.recipes import command_line, image_reports, learning, result_page, running
 from separable.recipes.image_sets import fit_classes, open_network, open_set, our_network, sized, variation
-from separable.recipes.running import L, Running
+from separable.recipes.running import Running
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Teacher:
         return self.network.to(images.device)(normalise(images, self.preparation)).float()
 
 
-class ImageTraining(L.LightningModule):
+class ImageTraining(running.Training):
     """The network, its batches, its loss and its optimiser."""
 
     def __init__(self, network: nn.Module, settings: Settings, train: Pixels, valid: Pixels, preparation: Preparation):
@@ -97,7 +97,6 @@ class ImageTraining(L.LightningModule):
         self.vary = variation(names, train.shape[1:], settings.pad)
         self.teacher = Teacher(settings.teacher, train.classes) if settings.teacher else None
         self.right, self.planned = 0, (-1, torch.empty(0))
-        self.history: list[dict[str, float]] = []
 
     def plan(self, epoch: int) -> Tensor:
         """The images of each batch of an epoch [batches, batch_size]; every process has its own share."""
@@ -127,9 +126,7 @@ class ImageTraining(L.LightningModule):
         if self.teacher is not None:
             share, softness = self.settings.label_weight, self.settings.temperature
             loss = share * loss + (1 - share) * distance(outputs.float(), self.teacher(images), softness)
-        if self.global_step % running.LOG_EVERY == 0:
-            self.log("loss", loss)
-        return loss
+        return self.noted(loss)
 
     def validation_step(self, number: int, batch_idx: int) -> None:
         numbers = self.valid_places[batch_idx * 500 : (batch_idx + 1) * 500]
@@ -138,21 +135,10 @@ class ImageTraining(L.LightningModule):
             self.right += int((outputs.argmax(1).cpu() == self.valid_set.labels[numbers]).sum())
 
     def on_validation_epoch_end(self) -> None:
-        row: dict[str, float] = {"epoch": self.current_epoch + 1}
-        if "loss" in self.trainer.callback_metrics:  # not yet, where few batches are left after a resume
-            row["loss"] = float(self.trainer.callback_metrics["loss"])
-        if len(self.valid_places):
-            row["valid_accuracy"] = self.right / len(self.valid_places)
-            self.log("valid_accuracy", row["valid_accuracy"])
-        self.log("epochs_done", float(row["epoch"]))
+        measured = {"valid_accuracy": self.right / len(self.valid_places)} if len(self.valid_places) else {}
+        self.log_dict({**measured, "epochs_done": self.current_epoch + 1.0})
         self.right = 0
-        self.history.append(row)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["history"] = self.history
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history = checkpoint["history"]
+        self.end_epoch(**measured)
 
     def configure_optimizers(self) -> Any:
         plain = [p for p in self.network.parameters() if p.requires_grad and p.dim() < 2]

@@ -10,7 +10,6 @@ import io
 import json
 import math
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor
 from separable import atomic
 from separable.errors import InputError
 from separable.progress import say
-from separable.recipes.running import L, Running, check_free, fit, machines, quiet, world
+from separable.recipes.running import L, Running, Training, check_free, fit, machines, quiet, world
 
 STEPS, LOWEST, HIGHEST, SETTLED = 100, 1e-5, 1.0, 10  # of the search
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
@@ -42,7 +41,7 @@ def half_cosine(steps: int, least: float = 0.01) -> Callable[[int], float]:
     return lambda step: min(1.0, (step + 1) / warm) * max(least, 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
 
 
-def train(module: L.LightningModule, settings: Running, monitor: str) -> dict[str, Any] | None:
+def train(module: Training, settings: Running, monitor: str) -> dict[str, Any] | None:
     """Search the learning rate where asked for, `fit`, and give the module the best weights, on the processor.
 
     Returns:
@@ -51,17 +50,16 @@ def train(module: L.LightningModule, settings: Running, monitor: str) -> dict[st
     """
     check_free(settings)
     found = {"learning_rate_search": find(module, settings)} if settings.find_lr else {}
-    began = time.perf_counter(), time.process_time()
     best = fit(module, settings, monitor)
-    spent = [(now - then) / 60 for now, then in zip((time.perf_counter(), time.process_time()), began, strict=True)]
+    wall_s, processor_s = module.spent_s()
     if world()[0]:
         return None
     module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
     module.cpu()
     return {
         "settings": {name: str(value) for name, value in vars(settings).items()},
-        "minutes": spent[0],
-        "processor_minutes": spent[1],
+        "minutes": wall_s / 60,
+        "processor_minutes": processor_s / 60,
         "threads": torch.get_num_threads(),
         "history": module.history,
         **found,

@@ -9,6 +9,7 @@ command by torchrun.
 import logging
 import os
 import sys
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,50 @@ class Steps:
         """Nothing to take up: the number of the next batch is in Lightning's own checkpoint."""
 
 
+class Training(L.LightningModule):
+    """What every recipe's module tells of its training, kept in its checkpoints so that a resumed run tells it all.
+
+    `training_step` returns what `noted` gives; the end of a validation calls `end_epoch` with what it measured.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[Tensor] = []  # of each step of this epoch, of this process
+        self.history: list[dict[str, float]] = []  # a row an epoch
+        self.began = (0.0, 0.0)  # on the wall clock and the processor's, in seconds; earlier by what a resumed run took
+
+    def noted(self, loss: Tensor) -> Tensor:
+        """The loss of a step, noted for the mean of its epoch and for TensorBoard."""
+        self.losses.append(loss.detach())  # read at the end of the epoch: a GPU is not waited for
+        if self.global_step % LOG_EVERY == 0:
+            self.log("loss", loss)
+        return loss
+
+    def end_epoch(self, **measured: float) -> None:
+        """Add a row to the history: the epoch, its mean training loss, and what was measured."""
+        loss = sum(map(float, self.losses)) / max(len(self.losses), 1)
+        self.losses = []
+        self.history.append({"epoch": self.current_epoch + 1, "loss": loss, **measured})
+
+    def spent_s(self) -> tuple[float, float]:
+        """Seconds of training, and of processor time, up to now; of a killed run up to its last checkpoint."""
+        return time.perf_counter() - self.began[0], time.process_time() - self.began[1]
+
+    def on_fit_start(self) -> None:
+        """Start the clocks: Lightning calls it behind `on_load_checkpoint`, which set them back."""
+        self.began = self.began[0] + time.perf_counter(), self.began[1] + time.process_time()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint |= {"history": self.history, "losses": [*map(float, self.losses)], "spent_s": self.spent_s()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What is not in it is of a checkpoint made before it was kept."""
+        self.history = checkpoint["history"]
+        self.losses = [torch.tensor(loss) for loss in checkpoint.get("losses", [])]
+        wall_s, processor_s = checkpoint.get("spent_s", (0.0, 0.0))
+        self.began = -wall_s, -processor_s
+
+
 class Averaging(callbacks.WeightAveraging):
     """Exponential average of the weights, short-sighted at first; validation and the saved network use it.
 
@@ -98,7 +143,7 @@ def seed_step(seed: int, module: L.LightningModule) -> None:
     torch.manual_seed((seed * 1_000_003 + module.global_step) * 1024 + module.global_rank)
 
 
-def fit(module: L.LightningModule, settings: Running, monitor: str) -> Path:
+def fit(module: Training, settings: Running, monitor: str) -> Path:
     """Train to the end; the checkpoint of the epoch whose `monitor`, logged in validation, was highest.
 
     Writes checkpoints to out/checkpoints and TensorBoard's files to out/tensorboard.
