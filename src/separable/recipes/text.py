@@ -26,7 +26,7 @@ from separable.errors import InputError
 from separable.models.saved_classifier import SavedClassifier
 from separable.models.sentence_classifier import SentenceClassifier, Shape
 from separable.recipes import command_line, learning, result_page, running, text_reports
-from separable.recipes.running import L, Running
+from separable.recipes.running import Running
 from separable.recipes.text_rival import Rival
 from separable.recipes.text_teacher import Teacher, open_teacher
 
@@ -71,7 +71,7 @@ class Settings(Running):
 TABLES = (torch.nn.Embedding, torch.nn.EmbeddingBag)
 
 
-class ClassifierTraining(L.LightningModule):
+class ClassifierTraining(running.Training):
     """The network, its batches, its loss and its optimiser."""
 
     def __init__(
@@ -91,8 +91,6 @@ class ClassifierTraining(L.LightningModule):
         share = torch.bincount(train.labels, minlength=len(network.shape.classes)) / len(train)
         self.weights = (1 / (share * len(share))) ** settings.balance  # [K]
         self.pairs: list[Tensor] = []
-        self.loss = float("nan")  # of the last step that was logged
-        self.history: list[dict[str, float]] = []
 
     def plan(self, epoch: int) -> list[list[int]]:
         """The sentences of each batch of an epoch; every process has its own share, all shares equally long."""
@@ -126,10 +124,7 @@ class ClassifierTraining(L.LightningModule):
         loss = loss_of(logits)
         for half in halves:
             loss = loss + self.settings.halves * loss_of(half)
-        if self.global_step % running.LOG_EVERY == 0:
-            self.loss = float(loss.detach())
-            self.log("loss", loss)
-        return loss
+        return self.noted(loss)
 
     def validation_step(self, number: int, batch_idx: int) -> None:
         if self.valid_set is None:
@@ -145,13 +140,7 @@ class ClassifierTraining(L.LightningModule):
             score = text_reports.macro_f1(truth.tolist(), guess.tolist())
         self.pairs = []
         self.log("valid_score", score)
-        self.history.append({"epoch": self.current_epoch + 1, "loss": self.loss, "valid_score": score})
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["history"], checkpoint["loss"] = self.history, self.loss
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history, self.loss = checkpoint["history"], checkpoint["loss"]
+        self.end_epoch(valid_score=score)
 
     def configure_optimizers(self) -> Any:
         bag = [p for name, p in self.network.named_parameters() if name.startswith("bag")]

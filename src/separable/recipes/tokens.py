@@ -27,7 +27,7 @@ from separable.models.saved_tagger import SavedTagger
 from separable.models.tagger import Shape, Tagger
 from separable.models.word_encoder import WordEncoder
 from separable.recipes import command_line, learning, result_page, running, token_reports
-from separable.recipes.running import L, Running
+from separable.recipes.running import Running
 
 MINILM = "minilm"
 
@@ -62,7 +62,7 @@ class Settings(Running):
     topic_after: Sequence[int] = field(default_factory=lambda: (2,))  # blocks after which the mean of all is told
 
 
-class TaggerTraining(L.LightningModule):
+class TaggerTraining(running.Training):
     """The network, its batches, its loss and its optimiser."""
 
     def __init__(self, saved: SavedTagger, settings: Settings, train: Corpus, valid: Corpus):
@@ -75,8 +75,6 @@ class TaggerTraining(L.LightningModule):
         self.planned: tuple[int, list[list[int]]] = (-1, [])
         self.truth = [{*entities.spans(s.tags)} for s in valid.sentences]
         self.right = self.guessed = 0
-        self.history: list[dict[str, float]] = []
-        self.told_loss = float("nan")  # the last that was logged
 
     def plan(self, epoch: int) -> list[list[int]]:
         """The sentences of each batch of an epoch; every process has its own share, all shares equally long."""
@@ -101,10 +99,7 @@ class TaggerTraining(L.LightningModule):
             numbers, self.whole, self.settings.forget, self.settings.shout, self.settings.alone
         )
         loss = self.network.loss(self.heard(batch.to(self.device), self.train_set, numbers))
-        if self.global_step % running.LOG_EVERY == 0:
-            self.log("loss", loss)
-            self.told_loss = float(loss.detach())
-        return loss
+        return self.noted(loss)
 
     def heard(self, batch: Batch, corpus: Corpus, numbers: list[int]) -> Batch:
         """The batch with what an encoder that is being trained says of its words."""
@@ -127,13 +122,7 @@ class TaggerTraining(L.LightningModule):
         f1 = 2 * self.right / max(self.guessed + true, 1)
         self.right = self.guessed = 0
         self.log("valid_f1", f1)
-        self.history.append({"epoch": self.current_epoch + 1, "loss": self.told_loss, "valid_f1": f1})
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["history"], checkpoint["told_loss"] = self.history, self.told_loss
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history, self.told_loss = checkpoint["history"], checkpoint["told_loss"]
+        self.end_epoch(valid_f1=f1)
 
     def configure_optimizers(self) -> Any:
         share = learning.half_cosine(self.settings.epochs * len(self.plan(0)))
