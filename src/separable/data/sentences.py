@@ -9,15 +9,14 @@ Source: RFC 4180 (csv); jsonlines.org.
 
 import codecs
 import csv
-import gzip
 import io
 import json
-import lzma
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from separable.data.packed import open_packed
 from separable.errors import InputError
 
 TEXTS = ("text", "sentence", "title", "utterance", "query", "headline", "标题", "文本", "句子")
@@ -166,14 +165,8 @@ def _decode(path: Path, encoding: str) -> str:
     except LookupError:
         rule = 'is no known encoding; usual ones are "utf-8", "latin-1", "gb18030", "utf-16"'
         raise InputError("encoding", encoding, rule) from None
-    opener = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix.lower(), open)
-    try:
-        with opener(path, "rb") as file:  # type: ignore[operator]
-            raw: bytes = file.read()
-    except (lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
-        raise InputError("file", str(path), f"cannot be unpacked: {error}") from None
-    except OSError as error:
-        raise InputError("file", str(path), f"cannot be read: {error.strerror or error}") from None
+    with open_packed(path) as file:
+        raw = file.read()
     name = codecs.lookup(encoding).name
     for mark, found in _BOMS.items():
         if raw.startswith(mark) and not name.startswith(found):
