@@ -89,7 +89,9 @@ def test_the_search_is_refused_in_several_processes(tmp_path):
         learning.find(None, Running(out=tmp_path, devices=2))
 
 
-def test_mixed_precision_is_clipped_in_every_recipe(tmp_path, said, shades):
+@pytest.fixture
+def small(tmp_path, said, shades):
+    """Every recipe with options for a training of seconds."""
     import soundfile
 
     draw = np.random.default_rng(0)
@@ -98,19 +100,49 @@ def test_mixed_precision_is_clipped_in_every_recipe(tmp_path, said, shades):
         for take in range(6):
             samples = 0.3 * np.sin(2 * np.pi * hertz * np.arange(4000) / 8000) + 0.01 * draw.standard_normal(4000)
             soundfile.write(tmp_path / "sounds" / f"{label}_{take}.wav", samples, 8000)
-    (tmp_path / "tags").write_text("Ada B-PER\nmet O\nUlm B-LOC\n\nBo B-PER\nmet O\nUlm B-LOC\n\n" * 20)
+    (tmp_path / "tags").write_text("Ada B-PER\nmet O\nUlm B-LOC\n\nBo B-PER\nmet O\nUlm B-LOC\n\n-DOCSTART- O\n\n" * 20)
     heard = ("--data", tmp_path / "sounds", "--names", "(?P<label>[a-z]+)_(?P<take>[0-9]+)", "--valid", "take=0-1")
-    given = {
+    tagged = ("--train", tmp_path / "tags", "--valid", tmp_path / "tags")
+    return {
         text: ("--train", said, "--width", "16"),
-        tokens: ("--train", tmp_path / "tags", "--valid", tmp_path / "tags", "--width", "16", "--context", "document"),
+        tokens: (*tagged, "--width", "16", "--context", "document", "--batch-words", "40"),
         audio: (*heard, "--network", "causal", "--batch", "4"),
         image: ("--train", shades, "--widths", "8", "--depths", "1", "--batch-size", "8"),
     }
-    for recipe, options in given.items():
+
+
+def test_mixed_precision_is_clipped_in_every_recipe(tmp_path, small):
+    for recipe, options in small.items():
         out = tmp_path / recipe.__name__
         results = recipe.main(settings(recipe, out, *options, "--precision", "bf16-mixed", "--clip", "0.5"))
         assert all(math.isfinite(row["loss"]) for row in results["history"] if "loss" in row)
         assert (out / "network").is_dir()
+
+
+@pytest.mark.parametrize("recipe", [audio, image, text, tokens])
+def test_a_training_that_falls_apart_stops_and_leaves_no_network(recipe, tmp_path, small):
+    wanted = settings(recipe, tmp_path / "out", *small[recipe], "--learning-rate", "1e30", "--checkpoint-every", "3")
+    with pytest.raises(InputError, match=r"^learning_rate = 1e\+30: (the loss|weights) became (nan|inf|infinite)"):
+        recipe.main(wanted)
+    assert not (tmp_path / "out" / "network").exists()
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_a_checkpoint_of_good_weights_is_not_written_over_by_one_of_nan(tmp_path, said):
+    options = ("--train", said, "--width", "16", "--batch", "4", "--checkpoint-every", "5")
+    wanted = settings(text, tmp_path / "out", *options)
+    falling_apart = text.ClassifierTraining.noted
+
+    def noted(module, loss):
+        return falling_apart(module, loss * (math.nan if module.global_step == 12 else 1))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text.ClassifierTraining, "noted", noted)
+        with pytest.raises(InputError, match=r"^learning_rate = 0\.004: the loss became nan at step 13;"):
+            text.main(wanted)
+    kept = torch.load(tmp_path / "out" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == 10
+    assert all(value.isfinite().all() for value in kept["state_dict"].values() if value.is_floating_point())
 
 
 def test_a_converted_network_is_taken_further_with_its_classes_or_with_others(tmp_path, shades):

@@ -21,7 +21,8 @@ from torch import Tensor
 from separable import atomic
 from separable.errors import InputError
 from separable.progress import say
-from separable.recipes.running import L, Running, Training, check_free, fit, machines, quiet, world
+from separable.recipes import beginning
+from separable.recipes.running import L, Running, Training, check, fit, machines, quiet, world
 
 STEPS, LOWEST, HIGHEST, SETTLED = 100, 1e-5, 1.0, 10  # of the search
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
@@ -48,7 +49,8 @@ def train(module: Training, settings: Running, monitor: str) -> dict[str, Any] |
         What every result tells: settings, minutes, threads, history, the search. None in all processes but the first,
         which alone saves and reports.
     """
-    check_free(settings)
+    check(settings)
+    beginning.keep(settings)
     found = {"learning_rate_search": find(module, settings)} if settings.find_lr else {}
     best = fit(module, settings, monitor)
     wall_s, processor_s = module.spent_s()
@@ -66,7 +68,7 @@ def train(module: Training, settings: Running, monitor: str) -> dict[str, Any] |
     }
 
 
-def find(module: L.LightningModule, settings: Running) -> dict[str, Any]:
+def find(module: Training, settings: Running) -> dict[str, Any]:
     """Search a learning rate on a copy of the module and set it; all rates of the settings keep their ratio to it.
 
     What was found is written to out/learning_rate.json, and a run that goes on takes it from there.
@@ -93,7 +95,7 @@ def find(module: L.LightningModule, settings: Running) -> dict[str, Any]:
     return found
 
 
-def _search(module: L.LightningModule, settings: Running) -> dict[str, Any]:
+def _search(module: Training, settings: Running) -> dict[str, Any]:
     from lightning.pytorch.tuner.tuning import Tuner
 
     quiet()
@@ -110,12 +112,11 @@ def _search(module: L.LightningModule, settings: Running) -> dict[str, Any]:
         num_sanity_val_steps=0,
         **machines(settings),
     )
-    given = settings.learning_rate
+    given, copied = settings.learning_rate, copy.deepcopy(module)
+    copied.is_a_search = True
     bar = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
     with bar:  # it knows no other way to leave its bar away
-        search = Tuner(trainer).lr_find(
-            copy.deepcopy(module), min_lr=LOWEST, max_lr=HIGHEST, num_training=STEPS, update_attr=False
-        )
+        search = Tuner(trainer).lr_find(copied, min_lr=LOWEST, max_lr=HIGHEST, num_training=STEPS, update_attr=False)
     assert search is not None  # it gives none to a trainer of another kind alone
     pairs = [*zip(search.results["lr"], search.results["loss"], strict=False)][SETTLED:]  # its average begins too low
     rates = [rate for rate, loss in pairs if math.isfinite(loss)]

@@ -9,7 +9,6 @@ of TF-IDF with a linear SVM, alone and together with the network. docs/recipes.m
 
 import random
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,8 @@ from separable.data.sentences import Corpus
 from separable.errors import InputError
 from separable.models.saved_classifier import SavedClassifier
 from separable.models.sentence_classifier import SentenceClassifier, Shape
-from separable.recipes import command_line, learning, result_page, running, text_reports
+from separable.recipes import beginning, command_line, learning, result_page, running, text_reports
+from separable.recipes.rules import Count, Counts, Rate, Share, ShareBelow1, Weight
 from separable.recipes.running import Running
 from separable.recipes.text_rival import Rival
 from separable.recipes.text_teacher import Teacher, open_teacher
@@ -45,27 +45,27 @@ class Settings(Running):
     unknown_label: str | None = None  # stands for none of the classes; such sentences are never trained on
     init: Path | None = None  # a saved classifier to go on from; its words and shape are kept, classes may differ
     teacher: Path | None = None  # a saved classifier of the same classes, or minilm: see text_teacher
-    teacher_weight: float = 0.5  # of them in the loss
+    teacher_weight: Share = 0.5  # of them in the loss
     strict: bool = False  # refuse a file that has a bad line, rather than leave the line out
     rival: bool = False  # also measure TF-IDF with a linear SVM, alone and together
-    epochs: int = 12
-    batch: int = 32  # sentences of a batch
-    learning_rate: float = 4e-3
-    bag_share: float = 1.0  # of the linear half's logits in the sum; 0 for none
-    bag_rank: int = 64  # of its matrix, where there are more classes than that
-    bag_learning_rate: float = 6e-4  # of the linear half
-    weight_decay: float = 0.01  # of AdamW
-    average: float = 0.99
-    smoothing: float = 0.1  # of labels
-    halves: float = 0.5  # weight of each half's own loss beside that of their sum
-    balance: float = 0.0  # weight of a class is (1 / its share) to this power: 1 where classes matter equally
-    width: int = 96  # channels of the blocks
-    dilations: Sequence[int] = field(default_factory=lambda: (1, 2))  # of the blocks, one each
-    word_dropout: float = 0.1  # of a word's vector, at once
-    input_dropout: float = 0.2  # of what enters the blocks
-    block_dropout: float = 0.1  # inside each block
-    output_dropout: float = 0.3  # of the sentence's vector
-    bag_dropout: float = 0.2  # of the linear half
+    epochs: Count = 12
+    batch: Count = 32  # sentences of a batch
+    learning_rate: Rate = 4e-3
+    bag_share: Weight = 1.0  # of the linear half's logits in the sum; 0 for none
+    bag_rank: Count = 64  # of its matrix, where there are more classes than that
+    bag_learning_rate: Weight = 6e-4  # of the linear half
+    weight_decay: Weight = 0.01  # of AdamW
+    average: ShareBelow1 = 0.99
+    smoothing: ShareBelow1 = 0.1  # of labels
+    halves: Weight = 0.5  # weight of each half's own loss beside that of their sum
+    balance: Weight = 0.0  # weight of a class is (1 / its share) to this power: 1 where classes matter equally
+    width: Count = 96  # channels of the blocks
+    dilations: Counts = field(default_factory=lambda: (1, 2))  # of the blocks, one each
+    word_dropout: ShareBelow1 = 0.1  # of a word's vector, at once
+    input_dropout: ShareBelow1 = 0.2  # of what enters the blocks
+    block_dropout: ShareBelow1 = 0.1  # inside each block
+    output_dropout: ShareBelow1 = 0.3  # of the sentence's vector
+    bag_dropout: ShareBelow1 = 0.2  # of the linear half
 
 
 TABLES = (torch.nn.Embedding, torch.nn.EmbeddingBag)
@@ -159,6 +159,7 @@ def main(settings: Settings, teacher: Teacher | None = None) -> dict[str, Any]:
     `teacher` is one at hand, in place of that which the settings name. Writes below settings.out: network/ (see
     models.saved_classifier), results.json, report.html, checkpoints/, tensorboard/.
     """
+    beginning.check(settings)
     train = known(read(settings.train, settings), settings)
     train.check_trainable(settings.train)
     valid = known(read(settings.valid, settings), settings) if settings.valid else None

