@@ -24,6 +24,7 @@ import torch
 from separable.cost import processor
 from separable.data import conll, vectors
 from separable.models.saved_tagger import SavedTagger
+from separable.models.sentence_encoder import PACKAGED
 from separable.recipes import token_reports, tokens
 
 RESULTS = Path(__file__).parent / "results"
@@ -71,7 +72,7 @@ def train_one(seed: int, encoder: str, folder: Path, words: Path, runs: Path) ->
         valid=folder / "eng.testa",
     )  # fmt: skip
     if encoder == "frozen":
-        settings.encoder = tokens.MINILM
+        settings.encoder = PACKAGED
     if encoder == "tuned":
         settings.init, settings.epochs = runs / f"frozen{seed}" / "network", 3
         settings.learning_rate, settings.encoder_learning_rate = 3e-4, 3e-5

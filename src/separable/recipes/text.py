@@ -24,7 +24,7 @@ from separable.data.sentences import Corpus
 from separable.errors import InputError
 from separable.models.saved_classifier import SavedClassifier
 from separable.models.sentence_classifier import SentenceClassifier, Shape
-from separable.recipes import beginning, command_line, learning, result_page, running, text_reports
+from separable.recipes import beginning, command_line, going_on, learning, result_page, running, text_reports
 from separable.recipes.rules import Count, Counts, Rate, Share, ShareBelow1, Weight
 from separable.recipes.running import Running
 from separable.recipes.text_rival import Rival
@@ -33,7 +33,7 @@ from separable.recipes.text_teacher import Teacher, open_teacher
 
 @dataclass
 class Settings(Running):
-    """What can be set, with what docs/recipes.md was measured with."""
+    """What can be set; what each task of docs/recipes.md was measured with stands there."""
 
     train: Path = Path("train.csv")  # csv, tsv, JSON lines or text@label; packed or not
     valid: Path | None = None  # chooses the best epoch; without, the last is kept
@@ -68,6 +68,17 @@ class Settings(Running):
     bag_dropout: ShareBelow1 = 0.2  # of the linear half
 
 
+KEPT = (
+    "width",
+    "dilations",
+    "bag_share",
+    "bag_rank",
+    "word_dropout",
+    "input_dropout",
+    "block_dropout",
+    "output_dropout",
+    "bag_dropout",
+)  # settings that are part of the network's shape
 TABLES = (torch.nn.Embedding, torch.nn.EmbeddingBag)
 
 
@@ -160,14 +171,15 @@ def main(settings: Settings, teacher: Teacher | None = None) -> dict[str, Any]:
     models.saved_classifier), results.json, report.html, checkpoints/, tensorboard/.
     """
     beginning.check(settings)
-    train = known(read(settings.train, settings), settings)
+    paths = {"train": settings.train, "valid": settings.valid, "test": settings.test}
+    parts = {name: read(path, settings) for name, path in paths.items() if path}
+    train = known(parts["train"], settings)
     train.check_trainable(settings.train)
-    valid = known(read(settings.valid, settings), settings) if settings.valid else None
     torch.manual_seed(settings.seed)
     network, table = begin(train, settings)
     places = {label: place for place, label in enumerate(network.shape.classes)}
     rows = SentenceRows(train.texts, [places[label] for label in train.labels], table)
-    held = held_out(valid, places, table, settings) if valid else None
+    held = held_out(known(parts["valid"], settings), places, table, settings) if "valid" in parts else None
     if teacher is None and settings.teacher:
         teacher = open_teacher(train, settings.teacher)
     module = ClassifierTraining(network, settings, rows, held, teacher.of_training if teacher else None)
@@ -180,13 +192,14 @@ def main(settings: Settings, teacher: Teacher | None = None) -> dict[str, Any]:
         **trained,
         "trained_params": sum(p.numel() for p in network.parameters()),
         "table_params": sum(m.weight.numel() for m in network.modules() if isinstance(m, TABLES)),
-        "skipped": {"train": [str(bad) for bad in train.skipped]},
+        "skipped": {"train": [str(bad) for bad in train.skipped], "vectors": table.vectors.skipped},
     }
+    text_reports.write(settings.out, results)  # before anything is measured: nothing made is lost
     rival = Rival(train.texts, train.labels) if settings.rival else None
-    for name, path in (("valid", settings.valid), ("test", settings.test)):
-        if path:
-            results[name] = evaluate(saved, read(path, settings), settings.unknown_label, rival, teacher)
-    text_reports.write(settings.out, results)
+    for name in ("valid", "test"):
+        if name in parts:
+            results[name] = evaluate(saved, parts[name], settings.unknown_label, rival, teacher)
+            text_reports.write(settings.out, results)
     return results
 
 
@@ -213,6 +226,8 @@ def begin(train: Corpus, settings: Settings) -> tuple[SentenceClassifier, Senten
     """A new network for these sentences and vectors, or the saved one of `init` with what fits of its weights."""
     if settings.init:
         saved = SavedClassifier.load(settings.init)
+        kept = {name: getattr(saved.network.shape, name) for name in KEPT}
+        going_on.check(settings, kept | {"vectors": "its own"})
         network = SentenceClassifier(replace(saved.network.shape, classes=train.classes()))
         own, given = network.state_dict(), saved.network.state_dict()
         same = network.shape.classes == saved.network.shape.classes
@@ -225,15 +240,7 @@ def begin(train: Corpus, settings: Settings) -> tuple[SentenceClassifier, Senten
         classes=train.classes(),
         changes=0,
         vector_size=words.table.shape[1],
-        width=settings.width,
-        dilations=tuple(settings.dilations),
-        word_dropout=settings.word_dropout,
-        input_dropout=settings.input_dropout,
-        block_dropout=settings.block_dropout,
-        output_dropout=settings.output_dropout,
-        bag_dropout=settings.bag_dropout,
-        bag_share=settings.bag_share,
-        bag_rank=settings.bag_rank,
+        **{name: getattr(settings, name) for name in KEPT} | {"dilations": tuple(settings.dilations)},
     )
     table = SentenceTable.learn(train.texts, words, shape.bag_buckets if shape.bag_share else 0, shape.piece_buckets)
     shape.changes = len(table.lexicon.changes)
