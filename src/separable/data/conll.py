@@ -16,6 +16,7 @@ from pathlib import Path
 from separable.data import entities
 from separable.data.packed import lines_of, open_packed
 from separable.errors import InputError
+from separable.progress import say_skipped
 
 SEPARATOR = re.compile(r"[ \t]+")
 
@@ -64,6 +65,7 @@ def read(path: Path | str, strict: bool = False) -> Corpus:
     if not corpus.sentences:
         reason = f"; the first problem: {corpus.skipped[0]}" if corpus.skipped else ""
         raise InputError("file", str(path), f"holds no tagged sentence{reason}")
+    say_skipped(path.name, corpus.skipped, len(corpus.sentences) + len(corpus.skipped), "sentences")
     return corpus
 
 
