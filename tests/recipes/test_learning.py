@@ -1,4 +1,4 @@
-"""What the recipes share in training: the search of a learning rate, clipping in mixed precision, and their help."""
+"""What the recipes share in training: processes, folders, losses, the learning rate, clipping, stopping; and help."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from torch import nn
 
 from separable import conversion, store
 from separable.errors import InputError
-from separable.recipes import audio, command_line, image, learning, text, tokens
+from separable.recipes import audio, command_line, image, learning, running, text, tokens
 from separable.recipes.running import Running
 
 
@@ -111,12 +111,82 @@ def small(tmp_path, said, shades):
     }
 
 
-def test_mixed_precision_is_clipped_in_every_recipe(tmp_path, small):
+def test_as_many_processes_must_run_as_are_asked_for(tmp_path, said, monkeypatch):
+    wanted = settings(text, tmp_path / "out", "--train", said, "--devices", "2")
+    with pytest.raises(InputError, match=r"devices = 2: must, times nodes, be the number of processes that run \(1\)"):
+        text.main(wanted)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(InputError, match=r"be the number of processes that run \(4\); torchrun"):
+        text.main(wanted)
+
+
+def test_a_finished_run_however_short_is_not_begun_over(tmp_path, said):
+    wanted = settings(text, tmp_path / "out", "--train", said, "--width", "16")
+    text.main(wanted)
+    assert (tmp_path / "out" / "checkpoints" / "last.ckpt").exists()  # of its only epoch: it made fewer than 100 steps
+    for kept in ("checkpoints/best.ckpt", "results.json"):
+        with pytest.raises(InputError, match="holds checkpoints or results of an earlier run"):
+            running.check(wanted)
+        (tmp_path / "out" / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+        (tmp_path / "out" / kept).unlink()
+    running.check(wanted)
+
+
+def test_a_run_stops_where_validation_grows_no_better(tmp_path, said):
+    still = ("--learning-rate", "1e-9", "--bag-learning-rate", "1e-9", "--patience", "2")
+    wanted = settings(text, tmp_path / "out", "--train", said, "--valid", said, "--width", "16", *still)
+    wanted.epochs = 20
+    found = text.main(wanted)
+    assert len(found["history"]) == 3  # the first, and two that were no better
+
+
+def test_losses_and_minutes_of_a_run_that_goes_on_are_of_the_whole_run(tmp_path):
+    first, second = running.Training(), running.Training()
+    first.settings = second.settings = Running(out=tmp_path)
+    first.on_fit_start()
+    first.began = first.began[0] - 60, first.began[1] - 30  # a minute ago, half of it on the processor
+    first.noted(torch.tensor(3.0)), first.noted(torch.tensor(1.0))
+    kept = {}
+    first.on_save_checkpoint(kept)
+    torch.save(kept, tmp_path / "kept")
+    second.on_load_checkpoint(torch.load(tmp_path / "kept", weights_only=True))
+    second.on_fit_start()
+    second.noted(torch.tensor(5.0))
+    second.end_epoch(valid=0.5)
+    assert second.history == [{"epoch": 1, "loss": 3.0, "valid": 0.5}]
+    assert second.losses == []
+    assert [60 <= wall < 65 and 30 <= processor < 35 for wall, processor in [second.spent_s()]] == [True]
+
+
+def test_a_setting_that_is_yes_or_no_may_stand_alone(tmp_path):
+    given = ["--out", str(tmp_path), "--strict", "--find-lr", "--resume", "no", "--vary", "no"]
+    wanted = command_line.parse(audio.Settings, given)
+    assert (wanted.strict, wanted.find_lr, wanted.resume, wanted.vary) == (True, True, False, False)
+    with pytest.raises(InputError, match="strict = maybe: must be yes or no"):
+        command_line.parse(audio.Settings, [*given, "--strict", "maybe"])
+
+
+def test_mixed_precision_is_clipped_in_every_recipe(tmp_path, small, monkeypatch):
+    norms, clip = [], running.Training.configure_gradient_clipping
+
+    def watched(module, optimizer, **given):
+        before = norm(module)
+        clip(module, optimizer, **given)
+        norms.append((before, norm(module)))
+
+    monkeypatch.setattr(running.Training, "configure_gradient_clipping", watched)
     for recipe, options in small.items():
         out = tmp_path / recipe.__name__
-        results = recipe.main(settings(recipe, out, *options, "--precision", "bf16-mixed", "--clip", "0.5"))
-        assert all(math.isfinite(row["loss"]) for row in results["history"] if "loss" in row)
+        results = recipe.main(settings(recipe, out, *options, "--precision", "bf16-mixed", "--clip", "0.01"))
+        assert math.isfinite(results["history"][0]["loss"])
+        assert max(before for before, _ in norms) > 0.02, recipe.__name__
+        assert all(after <= 0.01001 for _, after in norms), recipe.__name__
+        norms.clear()
         assert (out / "network").is_dir()
+
+
+def norm(module):
+    return float(nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
 
 
 @pytest.mark.parametrize("recipe", [audio, image, text, tokens])

@@ -22,7 +22,7 @@ from separable import atomic
 from separable.errors import InputError
 from separable.progress import say
 from separable.recipes import beginning
-from separable.recipes.running import L, Running, Training, check, fit, machines, quiet, world
+from separable.recipes.running import L, Running, Training, fit, machines, quiet, world
 
 STEPS, LOWEST, HIGHEST, SETTLED = 100, 1e-5, 1.0, 10  # of the search
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
@@ -49,7 +49,6 @@ def train(module: Training, settings: Running, monitor: str) -> dict[str, Any] |
         What every result tells: settings, minutes, threads, history, the search. None in all processes but the first,
         which alone saves and reports.
     """
-    check(settings)
     beginning.keep(settings)
     found = {"learning_rate_search": find(module, settings)} if settings.find_lr else {}
     best = fit(module, settings, monitor)
