@@ -30,8 +30,8 @@ from separable.recipes import token_reports, tokens
 
 RESULTS = Path(__file__).parent / "results"
 SIZE = 100
-# recall and f1 of each row of the reference report that these networks are held against; it gives averages of 0.973 that
-# do not follow from them, so averages are made here
+# recall and f1 of each row of the reference report that these networks are held against; its averages of 0.973 do not
+# follow from them, so averages are made here
 REFERENCE = {
     "B-LOC": (0.906, 0.916), "I-LOC": (0.805, 0.850), "B-MISC": (0.856, 0.865), "I-MISC": (0.782, 0.809),
     "B-ORG": (0.898, 0.906), "I-ORG": (0.894, 0.902), "B-PER": (0.957, 0.960), "I-PER": (0.980, 0.982),
