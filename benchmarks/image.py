@@ -38,6 +38,12 @@ def settings(name: str, data: Path, out: Path, seed: int, epochs: int, precision
     return image.Settings(train=train, test=test, out=out, seed=seed, **shared)
 
 
+def finished(run: Path) -> bool:
+    """Whether the recipe came to its end, which is the test."""
+    file = run / "results.json"
+    return file.exists() and "test" in json.loads(file.read_text())
+
+
 def row(name: str, run: Path) -> dict:
     """What one finished run said of itself."""
     said = json.loads((run / "results.json").read_text())
@@ -87,7 +93,7 @@ def main() -> None:
     rows, epochs = [], given.epochs or SETTINGS[given.name]["epochs"]
     for seed in map(int, given.seeds.split(",")):
         run = given.runs / f"{given.name}-{epochs}-{seed}"
-        if not (run / "results.json").exists():
+        if not finished(run):
             image.main(settings(given.name, given.data, run, seed, epochs, given.precision))
         rows.append(row(given.name, run))
         print({k: rows[-1][k] for k in ("data", "seed", "test_accuracy", "params", "macs", "processor_minutes")})

@@ -193,7 +193,7 @@ def _measured(
 
 
 def _mean(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One row of the means of all numbers that are measured; sentences and minutes of parts are summed."""
+    """One row of the means of all numbers that are measured; sentences of parts are summed."""
     numbers = (
         "accuracy",
         "macro_f1",

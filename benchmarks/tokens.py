@@ -21,17 +21,21 @@ from pathlib import Path
 
 import torch
 
+from separable import atomic
 from separable.cost import processor
 from separable.data import conll, vectors
 from separable.models.saved_tagger import SavedTagger
+from separable.models.sentence_encoder import PACKAGED
 from separable.recipes import token_reports, tokens
 
 RESULTS = Path(__file__).parent / "results"
 SIZE = 100
-# f1 of each row of the reference report that these networks are held against
+# recall and f1 of each row of the reference report that these networks are held against; its averages of 0.973 do not
+# follow from them, so averages are made here
 REFERENCE = {
-    "B-LOC": 0.916, "I-LOC": 0.850, "B-MISC": 0.865, "I-MISC": 0.809, "B-ORG": 0.906, "I-ORG": 0.902,
-    "B-PER": 0.960, "I-PER": 0.982, "O": 0.994, "micro avg": 0.973, "macro avg": 0.909, "weighted avg": 0.973,
+    "B-LOC": (0.906, 0.916), "I-LOC": (0.805, 0.850), "B-MISC": (0.856, 0.865), "I-MISC": (0.782, 0.809),
+    "B-ORG": (0.898, 0.906), "I-ORG": (0.894, 0.902), "B-PER": (0.957, 0.960), "I-PER": (0.980, 0.982),
+    "O": (0.995, 0.994),
 }  # fmt: skip
 
 
@@ -71,9 +75,9 @@ def train_one(seed: int, encoder: str, folder: Path, words: Path, runs: Path) ->
         valid=folder / "eng.testa",
     )  # fmt: skip
     if encoder == "frozen":
-        settings.encoder = tokens.MINILM
+        settings.encoder = PACKAGED
     if encoder == "tuned":
-        settings.init, settings.epochs = runs / f"frozen{seed}" / "network", 3
+        settings.init, settings.vectors, settings.epochs = runs / f"frozen{seed}" / "network", None, 3
         settings.learning_rate, settings.encoder_learning_rate = 3e-4, 3e-5
     tokens.main(settings)
 
@@ -114,28 +118,47 @@ def measure(run: Path, valid: conll.Corpus, test: conll.Corpus) -> list[dict]:
     return found
 
 
+def references(support: dict[str, float]) -> dict[str, float]:
+    """f1 of the reference for each row and average, the latter of its rows; micro f1 of tokens is their accuracy."""
+    f1 = {name: row[1] for name, row in REFERENCE.items()}
+    total = sum(support[name] for name in f1)
+    micro = sum(recall * support[name] for name, (recall, _) in REFERENCE.items()) / total
+    weighted = sum(f1[name] * support[name] for name in f1) / total
+    return f1 | {"micro avg": micro, "macro avg": statistics.mean(f1.values()), "weighted avg": weighted}
+
+
 def rows_of_reports(measured: list[dict]) -> list[dict]:
     """Mean f1 of each row of the token report over the seeds, and its distance from the reference."""
     found = []
     for encoder, context in sorted({(m["row"]["encoder"], m["row"]["context"]) for m in measured}):
         reports = [m["tokens"] for m in measured if (m["row"]["encoder"], m["row"]["context"]) == (encoder, context)]
-        for name, reference in REFERENCE.items():
+        support = {name: row["support"] for name, row in reports[0].items()}
+        for name, reference in references(support).items():
             f1 = statistics.mean(report[name]["f1-score"] for report in reports)
             found.append(
                 {
-                    "encoder": encoder, "context": context, "row": name, "f1": round(f1, 3), "reference_f1": reference,
-                    "distance": round(f1 - reference, 3), "seeds": len(reports),
-                    "support": int(reports[0][name]["support"]),
+                    "encoder": encoder, "context": context, "row": name, "f1": round(f1, 3),
+                    "reference_f1": round(reference, 3), "distance": round(f1 - reference, 3) + 0.0,  # never -0.0
+                    "seeds": len(reports), "support": int(support[name]),
                 }
             )  # fmt: skip
     return found
 
 
-def write(name: str, rows: list[dict]) -> None:
-    with (RESULTS / name).open("w", newline="") as file:
+def write(name: str, rows: list[dict], keys: tuple[str, ...]) -> None:
+    """Put rows in place of earlier ones of the same keys, but for a mean that was of more seeds; keep all others."""
+    kept: dict[tuple[str, ...], dict] = {}
+    if (RESULTS / name).exists():
+        with (RESULTS / name).open(newline="") as file:
+            kept = {tuple(row[key] for key in keys): row for row in csv.DictReader(file)}
+    for row in rows:
+        place = tuple(str(row[key]) for key in keys)
+        if int(kept.get(place, {}).get("seeds", 0)) <= int(row.get("seeds", 0)):
+            kept[place] = row
+    with atomic.write_beside(RESULTS / name) as beside, beside.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(kept.values())
 
 
 def main() -> None:
@@ -154,8 +177,8 @@ def main() -> None:
     measured = [part for run in runs for part in measure(run, valid, test)]
     if not measured:
         raise SystemExit(f"no finished run below {given.runs}: name the seeds to train with --train")
-    write("tokens.csv", [m["row"] for m in measured])
-    write("tokens_rows.csv", rows_of_reports(measured))
+    write("tokens.csv", [m["row"] for m in measured], ("encoder", "context", "seed"))
+    write("tokens_rows.csv", rows_of_reports(measured), ("encoder", "context", "row"))
     for encoder, context in sorted({(m["row"]["encoder"], m["row"]["context"]) for m in measured}):
         rows = [m["row"] for m in measured if (m["row"]["encoder"], m["row"]["context"]) == (encoder, context)]
         scores = [row["test_f1"] for row in rows]

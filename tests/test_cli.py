@@ -78,7 +78,7 @@ def place(tmp_path_factory):
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
     """The command in a process of its own, as a shell starts it."""
-    command = [sys.executable, "-m", "separable.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "separable", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
 
 

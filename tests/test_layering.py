@@ -18,6 +18,7 @@ STEPS = [
     ["recipes", "apps"],
     ["commands"],
     ["cli"],
+    ["__main__"],
 ]
 STEP = {room: step for step, rooms in enumerate(STEPS) for room in rooms}
 # What every room may say: what went wrong, how far it is, and a file written whole or not at all.

@@ -6,13 +6,14 @@ All of it goes to standard error: standard output belongs to results.
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
 Item = TypeVar("Item")
 _LINE_EVERY_S = 5.0
+_NAMED = 5
 _shown: ContextVar[bool] = ContextVar("separable_progress_shown", default=False)
 
 
@@ -52,6 +53,14 @@ def say(text: str) -> None:
     """One line about where the work stands, where progress is shown."""
     if _shown.get():
         print(text, file=sys.stderr, flush=True)
+
+
+def say_skipped(place: object, reasons: Sequence[object], total: int, kind: str) -> None:
+    """Name the first of what could not be used of a place, and count all; nothing where all could be used."""
+    for reason in reasons[:_NAMED]:
+        say(f"skipped {place} {reason}")
+    if reasons:
+        say(f"{len(reasons)} of {total} {kind} of {place} could not be used and were skipped")
 
 
 def _bar(items: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:

@@ -5,7 +5,7 @@ import torch
 
 from separable.data import vectors
 from separable.data.conll import Sentence
-from separable.data.rows import GAP, STEP, Corpus, other_places
+from separable.data.rows import GAP, LONGEST_DOCUMENT, STEP, Corpus, other_places
 from separable.data.words import Lexicon, WordTable
 
 TAGS = {"O": 0, "S-PER": 1, "S-LOC": 2}
@@ -99,6 +99,35 @@ def test_a_forgotten_word_is_forgotten_everywhere_in_its_document():
         assert len(changes.unique()) == 1
         seen.add(int(changes[0]))
     assert seen == {0, corpus.table.changes["rare"]}
+
+
+def test_words_new_in_fine_tuning_are_forgotten_by_how_often_they_stand_there():
+    """The lexicon of an earlier training never counted them; what it counted stays known."""
+    earlier = Lexicon.of(["the"] * 99)
+    sentence = Sentence(["once", *["often"] * 99, "the"], ["O"] * 101)
+    known = vectors.Vectors({"once": 0, "often": 1, "the": 2}, torch.eye(3))
+    corpus = Corpus([sentence], WordTable(earlier, known), TAGS)
+    seen = {"once": 0, "often": 0, "the": 0}
+    torch.manual_seed(0)
+    for _ in range(200):
+        batch = corpus.batch([0], forget=1.0)
+        for place, word in ((0, "once"), (1, "often"), (100, "the")):
+            seen[word] += int(batch.features[batch.words[place], 0] == 0)
+    assert 70 < seen["once"] < 130  # an even chance
+    assert max(seen["often"], seen["the"]) < 10  # one in a hundred
+
+
+def test_a_file_that_marks_no_documents_is_read_in_parts_of_consecutive_sentences():
+    words = ["Blair", "said", "so", "again", "."]
+    sentences = [Sentence(words, ["S-PER", "O", "O", "O", "O"]) for _ in range(3 * LONGEST_DOCUMENT // 5 + 1)]
+    corpus = Corpus(sentences, WordTable(Lexicon.of(words), vectors.none(4)), TAGS)
+    groups = corpus.groups(True, words=600)
+    assert [n for group in groups for n in group] == list(range(len(sentences)))
+    assert [5 * len(group) for group in groups] == [LONGEST_DOCUMENT] * 3 + [5]
+    assert corpus.spots[:5] == [1, 2, 3, 4, 4]  # a part does not begin as a document does
+    assert corpus.spots[LONGEST_DOCUMENT // 5] == 4
+    both = corpus.batch([*groups[2][-2:], *groups[3]], whole_documents=True)
+    assert both.scopes[:15].tolist() == [0] * 10 + [1] * 5
 
 
 def test_a_shouted_sentence_is_read_as_its_words_in_capitals(corpus):

@@ -1,11 +1,13 @@
 """The reader of labelled sentences: four formats, encodings, and every bad line named, counted, skipped or refused."""
 
 import gzip
+import random
 
 import pytest
 from tests import real_data
 
-from separable.data import sentences
+from separable import progress
+from separable.data import conll, sentences
 from separable.errors import InputError
 
 
@@ -94,6 +96,8 @@ def test_a_class_whose_every_line_is_bad_is_told(tmp_path):
 ENCODED = [
     ("utf-8", "latin-1", "Ääni nousi@x\n", "line 1 is not utf-8 .byte 0xc4.; name the file's encoding, e.g. latin-1"),
     ("utf-8", "gb18030", "a@x\n净利润下降@y\n", "line 2 is not utf-8 .*e.g. gb18030"),
+    ("utf-8", "gb18030", "Profit of the year 2009 rose by 12 percent@x\n公司净利润@y\n", "line 2 .*e.g. gb18030"),
+    ("utf-8", "latin-1", "Déjà élevé, élan à l'été@x\n", "line 1 .*e.g. latin-1"),
     ("utf-8", "utf-16", "净利@x\n", "begins with the mark of utf-16"),
     ("gb18030", "latin-1", "hyvä tulos@x\n", "line 1 is not gb18030 .*e.g. latin-1"),
     ("latin-1", "utf-8", "Ääni@x\n", "is UTF-8 and would be misread as latin-1"),
@@ -142,3 +146,27 @@ def test_reads_the_real_files_whole():
     headlines = sentences.read(real_data.folder("zh_finance") / "test_data.csv", strict=True)
     assert headlines.labels.count("1") == headlines.labels.count("0") == 1200
     assert len(sentences.read(real_data.folder("banking77") / "train.csv.xz", strict=True).classes()) == 77
+
+
+def test_bytes_that_are_no_text_get_no_advice_on_their_encoding(tmp_path):
+    (tmp_path / "a.txt").write_bytes(random.Random(1).randbytes(400))
+    with pytest.raises(InputError, match=r"it does not look like text$"):
+        sentences.read(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    ("reader", "name", "good", "bad"),
+    [
+        (sentences, "a.jsonl", '{"text": "a", "label": "x"}\n', '{"text": "a"}\n'),
+        (conll, "a.conll", "Ada B-PER\n\n", "Ada\n\n"),
+    ],
+)
+def test_the_first_bad_lines_and_their_number_are_told(tmp_path, capsys, reader, name, good, bad):
+    path = written(tmp_path / name, good * 3 + bad * 7)
+    with progress.shown():
+        assert len(reader.read(path).skipped) == 7
+    told = capsys.readouterr().err.splitlines()
+    assert [line.startswith(f"skipped {name} line ") for line in told] == [True] * 5 + [False]
+    assert told[-1] == f"7 of 10 sentences of {name} could not be used and were skipped"
+    reader.read(path)
+    assert not capsys.readouterr().err

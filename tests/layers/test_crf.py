@@ -87,23 +87,87 @@ def test_what_stands_beyond_a_length_is_never_read(crf, emissions):
     assert torch.equal(crf.decode(changed, LENGTHS), crf.decode(emissions, LENGTHS))
 
 
-def test_emissions_far_apart_give_finite_loss_and_gradient():
-    crf = LinearChainCRF(*entities.bioes_rules(entities.bioes_tags(["A", "B"])))
-    emissions = (torch.randn(2, 6, 9) * 100).requires_grad_()
-    loss = crf(emissions, torch.zeros(2, 6, dtype=torch.long), torch.tensor([6, 3])).sum()
+@pytest.fixture
+def bioes():
+    return entities.bioes_rules(entities.bioes_tags(["LOC", "PER"]))
+
+
+@pytest.mark.parametrize("size", [1.0, 100.0, 1e3, 1e5])
+def test_gradients_are_those_of_recorded_logarithms_whatever_the_emissions(bioes, size):
+    """The reference records sums of logarithms alone, in float64, sentence by sentence."""
+    torch.manual_seed(4)
+    crf = LinearChainCRF(*bioes).double()
+    for parameter in crf.parameters():
+        torch.nn.init.normal_(parameter)
+    lengths = torch.tensor([7, 3, 1, 2])
+    emissions = (torch.randn(4, 7, 9, dtype=torch.float64) * size).requires_grad_()
+    weight = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    totals = []
+    for row, n in zip(emissions, lengths.tolist(), strict=True):
+        reached = crf.start + crf.starts + row[0]
+        for t in range(1, n):
+            reached = torch.logsumexp(reached[:, None] + crf.transition + crf.steps, 0) + row[t]
+        totals.append(torch.logsumexp(reached + crf.end + crf.ends, 0))
+    got = crf.log_partition(emissions, lengths)
+    torch.testing.assert_close(got, torch.stack(totals))
+    asked = [emissions, *crf.parameters()]
+    wanted = torch.autograd.grad((torch.stack(totals) * weight).sum(), asked)
+    for a, b in zip(torch.autograd.grad((got * weight).sum(), asked), wanted, strict=True):
+        assert a.isfinite().all()
+        torch.testing.assert_close(a, b.nan_to_num())  # logsumexp of what cannot be reached records NaN
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e5])
+def test_loss_and_gradient_are_finite_in_single_precision(bioes, size):
+    torch.manual_seed(5)
+    crf = LinearChainCRF(*bioes)
+    emissions = (torch.randn(20, 40, 9) * size).requires_grad_()
+    lengths = torch.arange(2, 42, 2)
+    loss = crf(emissions, torch.zeros(20, 40, dtype=torch.long), lengths).sum()
     loss.backward()
     assert loss.isfinite()
-    assert emissions.grad.isfinite().all()
+    assert all(part.grad.isfinite().all() for part in (emissions, *crf.parameters()))
 
 
-def test_no_forbidden_sequence_is_returned_whatever_the_emissions():
-    tags = entities.bioes_tags(["LOC", "PER"])
-    starts, ends, steps = entities.bioes_rules(tags)
+@pytest.mark.parametrize("size", [20.0, 1e4, 1e6])
+def test_no_forbidden_sequence_is_returned_whatever_the_emissions(bioes, size):
+    starts, ends, steps = bioes
     torch.manual_seed(2)
-    found = LinearChainCRF(starts, ends, steps).decode(torch.randn(200, 7, len(tags)) * 20, torch.full((200,), 7))
+    found = LinearChainCRF(starts, ends, steps).decode(torch.randn(200, 7, 9) * size, torch.full((200,), 7))
     assert starts[found[:, 0]].all()
     assert ends[found[:, -1]].all()
     assert steps[found[:, :-1], found[:, 1:]].all()
+
+
+def test_what_is_expected_is_the_share_of_every_sequence(crf, emissions):
+    got = crf.expected(emissions, LENGTHS)
+    tags, starts, ends, steps = torch.zeros(4, 5, 3), torch.zeros(3), torch.zeros(3), torch.zeros(3, 3)
+    for row, n in enumerate(LENGTHS.tolist()):
+        scored = [*every_sequence(crf, emissions[row].detach(), n)]
+        shares = torch.stack([score for score, _ in scored]).softmax(0).tolist()
+        for share, (_, found) in zip(shares, scored, strict=True):
+            starts[found[0]] += share
+            ends[found[-1]] += share
+            for place, tag in enumerate(found):
+                tags[row, place, tag] += share
+            for a, b in itertools.pairwise(found):
+                steps[a, b] += share
+    for a, b in zip((got.tags, got.starts, got.ends, got.steps), (tags, starts, ends, steps), strict=True):
+        torch.testing.assert_close(a.float(), b)
+
+
+def test_cross_entropy_is_that_of_whole_sequences_and_least_for_the_same_chain(crf, emissions):
+    torch.manual_seed(6)
+    teacher, heard = LinearChainCRF(STARTS, ENDS, STEPS).double(), torch.randn(4, 5, 3, dtype=torch.float64)
+    wanted = 0.0
+    for row, n in enumerate(LENGTHS.tolist()):
+        given = torch.stack([score for score, _ in every_sequence(teacher, heard[row], n)]).softmax(0)
+        said = torch.stack([score for score, _ in every_sequence(crf, emissions[row], n)]).log_softmax(0)
+        wanted = wanted - (given * said).sum()
+    torch.testing.assert_close(crf.cross_entropy(emissions, LENGTHS, teacher.expected(heard, LENGTHS)), wanted)
+    own = crf.cross_entropy(emissions, LENGTHS, crf.expected(emissions, LENGTHS))
+    for gradient in torch.autograd.grad(own, [emissions, *crf.parameters()]):
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient))
 
 
 def test_refuses_rules_of_another_size():

@@ -1,4 +1,4 @@
-"""What the recipes share in training: the search of a learning rate, clipping in mixed precision, and their help."""
+"""What the recipes share in training: processes, folders, losses, the learning rate, clipping, stopping; and help."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from torch import nn
 
 from separable import conversion, store
 from separable.errors import InputError
-from separable.recipes import audio, command_line, image, learning, text, tokens
+from separable.recipes import audio, command_line, image, learning, running, text, tokens
 from separable.recipes.running import Running
 
 
@@ -89,7 +89,9 @@ def test_the_search_is_refused_in_several_processes(tmp_path):
         learning.find(None, Running(out=tmp_path, devices=2))
 
 
-def test_mixed_precision_is_clipped_in_every_recipe(tmp_path, said, shades):
+@pytest.fixture
+def small(tmp_path, said, shades):
+    """Every recipe with options for a training of seconds."""
     import soundfile
 
     draw = np.random.default_rng(0)
@@ -98,19 +100,119 @@ def test_mixed_precision_is_clipped_in_every_recipe(tmp_path, said, shades):
         for take in range(6):
             samples = 0.3 * np.sin(2 * np.pi * hertz * np.arange(4000) / 8000) + 0.01 * draw.standard_normal(4000)
             soundfile.write(tmp_path / "sounds" / f"{label}_{take}.wav", samples, 8000)
-    (tmp_path / "tags").write_text("Ada B-PER\nmet O\nUlm B-LOC\n\nBo B-PER\nmet O\nUlm B-LOC\n\n" * 20)
+    (tmp_path / "tags").write_text("Ada B-PER\nmet O\nUlm B-LOC\n\nBo B-PER\nmet O\nUlm B-LOC\n\n-DOCSTART- O\n\n" * 20)
     heard = ("--data", tmp_path / "sounds", "--names", "(?P<label>[a-z]+)_(?P<take>[0-9]+)", "--valid", "take=0-1")
-    given = {
+    tagged = ("--train", tmp_path / "tags", "--valid", tmp_path / "tags")
+    return {
         text: ("--train", said, "--width", "16"),
-        tokens: ("--train", tmp_path / "tags", "--valid", tmp_path / "tags", "--width", "16", "--context", "document"),
+        tokens: (*tagged, "--width", "16", "--context", "document", "--batch-words", "40"),
         audio: (*heard, "--network", "causal", "--batch", "4"),
         image: ("--train", shades, "--widths", "8", "--depths", "1", "--batch-size", "8"),
     }
-    for recipe, options in given.items():
+
+
+def test_as_many_processes_must_run_as_are_asked_for(tmp_path, said, monkeypatch):
+    wanted = settings(text, tmp_path / "out", "--train", said, "--devices", "2")
+    with pytest.raises(InputError, match=r"devices = 2: must, times nodes, be the number of processes that run \(1\)"):
+        text.main(wanted)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(InputError, match=r"be the number of processes that run \(4\); torchrun"):
+        text.main(wanted)
+
+
+def test_a_finished_run_however_short_is_not_begun_over(tmp_path, said):
+    wanted = settings(text, tmp_path / "out", "--train", said, "--width", "16")
+    text.main(wanted)
+    assert (tmp_path / "out" / "checkpoints" / "last.ckpt").exists()  # of its only epoch: it made fewer than 100 steps
+    for kept in ("checkpoints/best.ckpt", "results.json"):
+        with pytest.raises(InputError, match="holds checkpoints or results of an earlier run"):
+            running.check(wanted)
+        (tmp_path / "out" / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+        (tmp_path / "out" / kept).unlink()
+    running.check(wanted)
+
+
+def test_a_run_stops_where_validation_grows_no_better(tmp_path, said):
+    still = ("--learning-rate", "1e-9", "--bag-learning-rate", "1e-9", "--patience", "2")
+    wanted = settings(text, tmp_path / "out", "--train", said, "--valid", said, "--width", "16", *still)
+    wanted.epochs = 20
+    found = text.main(wanted)
+    assert len(found["history"]) == 3  # the first, and two that were no better
+
+
+def test_losses_and_minutes_of_a_run_that_goes_on_are_of_the_whole_run(tmp_path):
+    first, second = running.Training(), running.Training()
+    first.settings = second.settings = Running(out=tmp_path)
+    first.on_fit_start()
+    first.began = first.began[0] - 60, first.began[1] - 30  # a minute ago, half of it on the processor
+    first.noted(torch.tensor(3.0)), first.noted(torch.tensor(1.0))
+    kept = {}
+    first.on_save_checkpoint(kept)
+    torch.save(kept, tmp_path / "kept")
+    second.on_load_checkpoint(torch.load(tmp_path / "kept", weights_only=True))
+    second.on_fit_start()
+    second.noted(torch.tensor(5.0))
+    second.end_epoch(valid=0.5)
+    assert second.history == [{"epoch": 1, "loss": 3.0, "valid": 0.5}]
+    assert second.losses == []
+    assert [60 <= wall < 65 and 30 <= processor < 35 for wall, processor in [second.spent_s()]] == [True]
+
+
+def test_a_setting_that_is_yes_or_no_may_stand_alone(tmp_path):
+    given = ["--out", str(tmp_path), "--strict", "--find-lr", "--resume", "no", "--vary", "no"]
+    wanted = command_line.parse(audio.Settings, given)
+    assert (wanted.strict, wanted.find_lr, wanted.resume, wanted.vary) == (True, True, False, False)
+    with pytest.raises(InputError, match="strict = maybe: must be yes or no"):
+        command_line.parse(audio.Settings, [*given, "--strict", "maybe"])
+
+
+def test_mixed_precision_is_clipped_in_every_recipe(tmp_path, small, monkeypatch):
+    norms, clip = [], running.Training.configure_gradient_clipping
+
+    def watched(module, optimizer, **given):
+        before = norm(module)
+        clip(module, optimizer, **given)
+        norms.append((before, norm(module)))
+
+    monkeypatch.setattr(running.Training, "configure_gradient_clipping", watched)
+    for recipe, options in small.items():
         out = tmp_path / recipe.__name__
-        results = recipe.main(settings(recipe, out, *options, "--precision", "bf16-mixed", "--clip", "0.5"))
-        assert all(math.isfinite(row["loss"]) for row in results["history"] if "loss" in row)
+        results = recipe.main(settings(recipe, out, *options, "--precision", "bf16-mixed", "--clip", "0.01"))
+        assert math.isfinite(results["history"][0]["loss"])
+        assert max(before for before, _ in norms) > 0.02, recipe.__name__
+        assert all(after <= 0.01001 for _, after in norms), recipe.__name__
+        norms.clear()
         assert (out / "network").is_dir()
+
+
+def norm(module):
+    return float(nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
+
+
+@pytest.mark.parametrize("recipe", [audio, image, text, tokens])
+def test_a_training_that_falls_apart_stops_and_leaves_no_network(recipe, tmp_path, small):
+    wanted = settings(recipe, tmp_path / "out", *small[recipe], "--learning-rate", "1e30", "--checkpoint-every", "3")
+    with pytest.raises(InputError, match=r"^learning_rate = 1e\+30: (the loss|weights) became (nan|inf|infinite)"):
+        recipe.main(wanted)
+    assert not (tmp_path / "out" / "network").exists()
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_a_checkpoint_of_good_weights_is_not_written_over_by_one_of_nan(tmp_path, said):
+    options = ("--train", said, "--width", "16", "--batch", "4", "--checkpoint-every", "5")
+    wanted = settings(text, tmp_path / "out", *options)
+    falling_apart = text.ClassifierTraining.noted
+
+    def noted(module, loss):
+        return falling_apart(module, loss * (math.nan if module.global_step == 12 else 1))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text.ClassifierTraining, "noted", noted)
+        with pytest.raises(InputError, match=r"^learning_rate = 0\.004: the loss became nan at step 13;"):
+            text.main(wanted)
+    kept = torch.load(tmp_path / "out" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == 10
+    assert all(value.isfinite().all() for value in kept["state_dict"].values() if value.is_floating_point())
 
 
 def test_a_converted_network_is_taken_further_with_its_classes_or_with_others(tmp_path, shades):

@@ -202,6 +202,17 @@ def test_a_bad_line_keeps_its_place_and_results_go_whole_into_a_file(said, monke
     assert sorted(file.name for file in tmp_path.iterdir()) == ["bad.jsonl", "rows.jsonl"]
 
 
+@pytest.mark.parametrize("kind", ["said", "named"])
+def test_standard_input_has_the_lines_that_the_same_file_has(kind, request, monkeypatch, capsys, tmp_path):
+    content = "\ufeffoil\u2028rises\r\nAda\x85met \n\nUlm\x0bfalls".encode()
+    (tmp_path / "lines.txt").write_bytes(content)
+    given = ("predict", request.getfixturevalue(kind) / "out", "--json")
+    from_file = call(monkeypatch, capsys, *given, tmp_path / "lines.txt")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert call(monkeypatch, capsys, *given, "-")[:2] == from_file[:2]
+    assert from_file[1].count("\n") == 4
+
+
 def test_entities_come_as_columns_and_with_their_places_in_a_plain_sentence(named, monkeypatch, capsys, tmp_path):
     code, out, _ = call(monkeypatch, capsys, "predict", named / "out", "Ada met Ulm.", "Bo met Rom.")
     assert code == 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tests import real_data
-from tests.recipes.runs import finish, finish_together, kill_in_mid_epoch, results
+from tests.recipes.runs import check_one_step, check_shares, finish, kill_in_mid_epoch, results
 
 from separable.data import conll
 from separable.errors import InputError
@@ -64,18 +64,20 @@ def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, files):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_two_processes_train_one_network(tmp_path, files):
-    out = tmp_path / "two"
-    finish_together(command(files, out, "--epochs", "4", "--devices", "2"))
-    assert f1(out) > 0.9
-    assert len(results(out)["history"]) == 4
+@pytest.mark.parametrize("context", ["sentence", "document"])
+def test_every_sentence_is_trained_on_by_one_process_alone(tmp_path, files, context, monkeypatch):
+    check_shares(tokens, command(files, tmp_path, "--context", context)[2:], 240, monkeypatch)
+
+
+def test_two_processes_train_one_network(tmp_path, files, monkeypatch):
+    check_one_step(tokens, command(files, tmp_path / "two", "--batch-words", "840")[2:], 240, monkeypatch)
 
 
 def test_a_run_is_not_begun_over_an_earlier_one(tmp_path, files):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     settings = command_line.parse(tokens.Settings, command(files, tmp_path)[2:])
-    with pytest.raises(InputError, match="holds checkpoints of an earlier run"):
+    with pytest.raises(InputError, match="holds checkpoints or results of an earlier run"):
         tokens.main(settings)
 
 

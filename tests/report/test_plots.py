@@ -1,5 +1,6 @@
 """Plots show every value they were given, in the page's colours, and refuse what they cannot draw."""
 
+import io
 import re
 
 import pytest
@@ -45,6 +46,20 @@ def test_confusion_counts_the_diagonal_and_shows_each_count():
     svg = plots.confusion([[41, 3], [0, 52]], ["cat", "dog"])
     assert "93 of 96 examples of 2 classes lie on the diagonal" in svg
     assert all(f">{n}</text>" in svg for n in (41, 3, 52))
+
+
+def test_confusion_of_long_names_still_has_room_for_its_counts(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "figure", lambda fig, *_: (fig.savefig(io.BytesIO()), drawn.append(fig)))
+    for size in (2, 3, 12, 30):
+        plots.confusion(
+            [[int(i == j) for j in range(size)] for i in range(size)], [f"{i} {'word ' * 30}{i}" for i in range(size)]
+        )
+    for fig in drawn:
+        box = fig.axes[0].get_window_extent()
+        assert box.width / fig.dpi > 0.25 * fig.get_size_inches()[0]
+        names = [label.get_text() for label in fig.axes[0].get_yticklabels()]
+        assert len(set(names)) == len(names)
 
 
 def test_no_stand_in_colour_reaches_a_page():

@@ -94,8 +94,9 @@ def is_file(place: str) -> bool:
 
 
 def standard_input(encoding: str) -> list[str]:
-    """Its lines."""
+    """Its lines, cut where those of a file are: a sentence may hold U+2028 and the like."""
     try:
-        return sys.stdin.buffer.read().decode(encoding).splitlines()
+        content = sys.stdin.buffer.read().decode("utf-8-sig" if encoding == "utf-8" else encoding)
+        return [line.removesuffix("\r") for line in content.removesuffix("\n").split("\n")] if content else []
     except (UnicodeDecodeError, LookupError) as error:
         raise InputError("standard input", f"read as {encoding}", f"cannot be decoded: {error}") from None

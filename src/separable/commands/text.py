@@ -54,7 +54,7 @@ def predict(
 
 def _read(place: str, encoding: str, column: str | None) -> Iterator[tuple[str, Sentence | BadLine]]:
     if place == "-":
-        yield from ((place, Sentence(line, "")) for line in standard_input(encoding))
+        yield from ((place, Sentence(line.strip(), "")) for line in standard_input(encoding))
     elif is_file(place):
         yield from ((place, item) for item in sentences.read_texts(place, encoding, column))
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from separable.commands.evaluate import Evaluated
 from separable.commands.predict import Row, is_file, standard_input, tell
-from separable.data import untagged
+from separable.data import conll, untagged
 from separable.data.entities import iob2, spans
 from separable.data.untagged import Words
 from separable.models.saved_tagger import SavedTagger
@@ -19,7 +19,7 @@ def evaluate(folder: str, data: str, *, strict: bool = False) -> Evaluated:
     """Strict entities and single tokens, as at the end of the recipe."""
     from separable.recipes import token_reports, tokens
 
-    part = tokens.evaluate(SavedTagger.load(folder), Path(data), strict)
+    part = tokens.evaluate(SavedTagger.load(folder), conll.read(data, strict))
     name = Path(data).name
     section, headline = partial(token_reports.section, name, part), token_reports.headline(name, part)
     return Evaluated(part, token_reports.text(part), token_reports.TITLE, section, headline)

@@ -7,17 +7,16 @@ A bad line costs its sentence: named with its number, counted, and skipped, or r
 Source: Tjong Kim Sang and De Meulder 2003, "Introduction to the CoNLL-2003 Shared Task", section 2.
 """
 
-import gzip
 import json
-import lzma
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from separable.data import entities
+from separable.data.packed import lines_of, open_packed
 from separable.errors import InputError
+from separable.progress import say_skipped
 
 SEPARATOR = re.compile(r"[ \t]+")
 
@@ -66,28 +65,8 @@ def read(path: Path | str, strict: bool = False) -> Corpus:
     if not corpus.sentences:
         reason = f"; the first problem: {corpus.skipped[0]}" if corpus.skipped else ""
         raise InputError("file", str(path), f"holds no tagged sentence{reason}")
+    say_skipped(path.name, corpus.skipped, len(corpus.sentences) + len(corpus.skipped), "sentences")
     return corpus
-
-
-def open_packed(path: Path) -> IO[bytes]:
-    """A file's bytes, unpacked where its name ends in .xz or .gz."""
-    opener = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix.lower(), open)
-    try:
-        return opener(path, "rb")  # type: ignore[operator]
-    except OSError as error:
-        raise InputError("file", str(path), f"cannot be read: {error.strerror or error}") from None
-
-
-def lines_of(file: IO[bytes], path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines of UTF-8."""
-    try:
-        for number, raw in enumerate(file, 1):
-            yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        rule = f"line {number} is not UTF-8 (byte {error.object[error.start]:#x}); convert it, e.g. with iconv"
-        raise InputError("file", str(path), rule) from None
-    except (lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
-        raise InputError("file", str(path), f"cannot be unpacked: {error}") from None
 
 
 def _columns(lines: Iterator[tuple[int, str]]) -> Iterator[Sentence | str]:
@@ -138,4 +117,5 @@ def _json_lines(lines: Iterator[tuple[int, str]]) -> Iterator[Sentence | str]:
 
 
 def are_strings(value: object) -> bool:
+    """Whether this is a list of text, neither it nor any of its members empty."""
     return isinstance(value, list) and bool(value) and all(isinstance(v, str) and v for v in value)

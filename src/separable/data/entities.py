@@ -21,6 +21,7 @@ def split(tag: str) -> tuple[str, str]:
 
 
 def is_tag(tag: str) -> bool:
+    """Whether this is O, or a letter of any scheme, a hyphen and a kind."""
     letter, kind = split(tag)
     return tag == "O" or (letter in tuple("BIMESLU") and bool(kind))
 

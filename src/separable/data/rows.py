@@ -21,6 +21,7 @@ GAP = 4  # the reach of kernel 3 at dilation 4
 SPOTS = 5  # where a sentence stands in its document: 0 not known, 1 first, 2 second, 3 third, 4 later
 FLAGS = 4 * SPOTS
 STEP = 64  # words of a batch, its types and its line are filled up to a multiple of it: kernels are made for each size
+LONGEST_DOCUMENT = 2000  # words; a longer one is read in parts, for a file that marks none may be one of any length
 _LARGEST_GROUP = 64  # places of one word that look at each other, at most
 
 
@@ -42,11 +43,15 @@ class Batch:
     tags: Tensor  # [S, T] int64; 0 where unknown
 
     def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on a device."""
         return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
 class Corpus:
-    """Sentences in numbers, one flat tensor a property; `table` grows by their words."""
+    """Sentences in numbers, one flat tensor a property; `table` grows by their words.
+
+    A document beyond LONGEST_DOCUMENT words becomes several, of consecutive sentences.
+    """
 
     def __init__(self, sentences: Sequence[Sentence], table: WordTable, tag_places: dict[str, int]):
         self.table = table
@@ -61,6 +66,9 @@ class Corpus:
         for document in self.by_document():
             for place, number in enumerate(document, 1):
                 self.spots[number] = min(place, SPOTS - 1)
+        self.documents = parts_of(self.documents, self.lengths)
+        own, earlier = torch.bincount(self.forms)[self.forms], table.rows()[self.types, COUNT]
+        self.counts = torch.maximum(own, earlier)  # [M], how often training saw the number form: here, or before
         self.flags = self._flags()
         self.encoded = torch.zeros(len(self.types), 0)  # [M, E], set by who has an encoder
 
@@ -136,7 +144,7 @@ class Corpus:
         loud = (torch.rand(count) < shout)[sentences]  # [M]
         types = torch.where(loud, self.loud[flat], self.types[flat]) if shout else self.types[flat]
         spoken = document[sentences] * (int(self.forms.max()) + 1) + self.forms[flat]  # [M], a word in its document
-        words, features = self._features(types, spoken, forget)
+        words, features = self._features(types, spoken, self.counts[flat], forget)
         scopes = torch.where(joined, document, len(kinds) + torch.arange(count))  # [S]
         spots = torch.tensor([self.spots[n] for n in numbers]) * joined  # [S]
         named = ((self.named[flat] > 0) | loud) & joined[sentences]
@@ -158,17 +166,35 @@ class Corpus:
             tags=torch.zeros(count, longest, dtype=torch.long).masked_scatter(inside, self.tags[flat]),
         )
 
-    def _features(self, types: Tensor, spoken: Tensor, forget: float) -> tuple[Tensor, Tensor]:
-        """Of each word its row of features [M], and the rows [U, ...]."""
+    def _features(self, types: Tensor, spoken: Tensor, counts: Tensor, forget: float) -> tuple[Tensor, Tensor]:
+        """Of each word its row of features [M], and the rows [U, ...]; see `batch` for counts and forget."""
         table = self.table.rows()
         lost = torch.zeros_like(types, dtype=torch.bool)
         if forget:
             distinct, which = torch.unique(spoken, return_inverse=True)
-            lost = torch.rand(len(distinct))[which] * (forget + table[types, COUNT]) < forget
+            lost = torch.rand(len(distinct))[which] * (forget + counts) < forget
         distinct, which = torch.unique(2 * types + lost, return_inverse=True)
         features = table[distinct // 2]
         features[distinct % 2 > 0, :2] = 0
         return which, features
+
+
+def parts_of(documents: Sequence[int], lengths: Sequence[int], longest: int = LONGEST_DOCUMENT) -> list[int]:
+    """New numbers for the documents of sentences, such that none has more than `longest` words, or one sentence.
+
+    >>> parts_of([7, 7, 7, 8], [3, 2, 4, 9], longest=5)
+    [0, 0, 1, 2]
+    """
+    numbers: dict[tuple[int, int], int] = {}  # of each document and part
+    now: dict[int, tuple[int, int]] = {}  # the part of each document, and the words in it
+    found = []
+    for document, length in zip(documents, lengths, strict=True):
+        part, words = now.get(document, (0, 0))
+        if words and words + length > longest:
+            part, words = part + 1, 0
+        now[document] = part, words + length
+        found.append(numbers.setdefault((document, part), len(numbers)))
+    return found
 
 
 def other_places(spoken: Tensor, named: Tensor) -> Tensor:

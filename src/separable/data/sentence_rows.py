@@ -37,6 +37,7 @@ class SentenceBatch:
     labels: Tensor  # [N], -1 where unknown
 
     def to(self, device: torch.device) -> "SentenceBatch":
+        """The same batch with its tensors on a device."""
         tensors: dict[str, Any] = {name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **tensors)
 
@@ -51,6 +52,7 @@ class SentenceTable:
 
     @classmethod
     def learn(cls, texts: Sequence[str], vectors: Vectors, bag_buckets: int, piece_buckets: int) -> "SentenceTable":
+        """Words and weights of features as these training texts give them; `bag_buckets` is 0 without a bag."""
         split = [positions.split(text) for text in texts]
         lexicon = Lexicon.of(word for words in split for word in words)
         if not bag_buckets:  # the network has no bag
@@ -115,6 +117,7 @@ class SentenceRows:
         return groups
 
     def batch(self, numbers: Sequence[int]) -> SentenceBatch:
+        """The sentences `numbers`, in that order."""
         lengths = torch.tensor([self.lengths[n] for n in numbers])
         longest = max(int(lengths.max()), 1)
         there = torch.arange(longest)[None] < lengths[:, None]  # [N, L]

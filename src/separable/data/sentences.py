@@ -9,21 +9,24 @@ Source: RFC 4180 (csv); jsonlines.org.
 
 import codecs
 import csv
-import gzip
 import io
 import json
-import lzma
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from separable.data.packed import open_packed
 from separable.errors import InputError
+from separable.progress import say_skipped
 
 TEXTS = ("text", "sentence", "title", "utterance", "query", "headline", "标题", "文本", "句子")
 LABELS = ("label", "category", "intent", "class", "sentiment", "正负面", "标签", "类别")
 _TABLES, _JSON = {".csv", ".tsv"}, {".json", ".jsonl", ".ndjson"}
 _BOMS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+_FEW_HAN = 4  # letters with accents may look like fewer by chance
 _LONGEST = 100_000  # characters of a sentence; a field beyond is a quote that was never closed
 
 
@@ -118,6 +121,7 @@ def read(
     if not corpus.sentences:
         reason = f"; the first problem: {corpus.skipped[0]}" if corpus.skipped else ""
         raise InputError("file", str(path), f"holds no labelled sentence{reason}")
+    say_skipped(path.name, corpus.skipped, len(corpus.sentences) + len(corpus.skipped), "sentences")
     return corpus
 
 
@@ -166,14 +170,8 @@ def _decode(path: Path, encoding: str) -> str:
     except LookupError:
         rule = 'is no known encoding; usual ones are "utf-8", "latin-1", "gb18030", "utf-16"'
         raise InputError("encoding", encoding, rule) from None
-    opener = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix.lower(), open)
-    try:
-        with opener(path, "rb") as file:  # type: ignore[operator]
-            raw: bytes = file.read()
-    except (lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
-        raise InputError("file", str(path), f"cannot be unpacked: {error}") from None
-    except OSError as error:
-        raise InputError("file", str(path), f"cannot be read: {error.strerror or error}") from None
+    with open_packed(path) as file:
+        raw = file.read()
     name = codecs.lookup(encoding).name
     for mark, found in _BOMS.items():
         if raw.startswith(mark) and not name.startswith(found):
@@ -182,7 +180,9 @@ def _decode(path: Path, encoding: str) -> str:
         content = raw.decode("utf-8-sig" if name == "utf-8" else name)
     except UnicodeDecodeError as error:
         line, byte = raw.count(b"\n", 0, error.start) + 1, raw[error.start]
-        rule = f"line {line} is not {encoding} (byte {byte:#x}); name the file's encoding, e.g. {_guess(raw, name)}"
+        guess = _guess(raw, name)
+        way = f"name the file's encoding, e.g. {guess}" if guess else "it does not look like text"
+        rule = f"line {line} is not {encoding} (byte {byte:#x}); {way}"
         raise InputError("file", str(path), rule) from None
     if name in ("iso8859-1", "cp1252", "iso8859-15") and not raw.isascii() and _is(raw, "utf-8"):
         raise InputError("file", str(path), f"is UTF-8 and would be misread as {encoding}; leave the encoding away")
@@ -190,11 +190,24 @@ def _decode(path: Path, encoding: str) -> str:
 
 
 def _guess(raw: bytes, name: str) -> str:
-    """An encoding in which these bytes can be read; much beyond ASCII that pairs up is taken for Chinese."""
-    beyond = sum(byte > 127 for byte in raw)
-    if name != "gb18030" and _is(raw, "gb18030") and beyond > len(raw) / 5:
-        return "gb18030"
+    """An encoding in which these bytes are text; none where they hold what no text holds."""
+    if _CONTROLS.search(raw):
+        return ""
+    if name != "gb18030" and _is(raw, "gb18030"):
+        beyond = [c for c in raw.decode("gb18030") if ord(c) > 127]
+        # Chinese is written in common characters; letters with accents, read as it, seldom give one
+        common = [c for c in beyond if "\u4e00" <= c <= "\u9fff" and _can_be(c, "gb2312")]
+        if len(common) >= _FEW_HAN and len(common) > len(beyond) / 2:
+            return "gb18030"
     return "utf-8" if _is(raw, "utf-8") else "latin-1"
+
+
+def _can_be(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is(raw: bytes, encoding: str) -> bool:

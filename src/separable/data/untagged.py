@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from separable.data import conll
+from separable.data.packed import lines_of, open_packed
 from separable.data.positions import IDEOGRAPH
 from separable.errors import InputError
 
@@ -63,8 +64,8 @@ def read(path: Path | str, columns: bool | None = None) -> list[Words]:
     path = Path(path)
     endings = [ending.lower() for ending in path.suffixes if ending.lower() not in (".xz", ".gz")]
     ending = endings[-1] if endings else ""
-    with conll.open_packed(path) as file:
-        lines = conll.lines_of(file, path)
+    with open_packed(path) as file:
+        lines = lines_of(file, path)
         if columns is None and ending in _JSON:
             found = list(_json_lines(lines))
         elif ending not in _PLAIN if columns is None else columns:

@@ -110,6 +110,7 @@ class WordTable:
         self._tensor = torch.tensor(self._rows)
 
     def add(self, words: Iterable[str]) -> list[int]:
+        """The number of each word's type; types not met before get the next ones."""
         found = []
         for word in words:
             place = self.types.get(word)

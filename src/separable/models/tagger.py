@@ -7,7 +7,7 @@ Source: Strubell et al. 2017, arXiv:1702.02098 (dilated convolutions); Dauphin e
 blocks); Ma and Hovy 2016, arXiv:1603.01354 (characters and CRF).
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -45,9 +45,6 @@ class Shape:
     input_dropout: float = 0.25
     block_dropout: float = 0.25
     output_dropout: float = 0.5
-
-    def to_json(self) -> dict:
-        return asdict(self)
 
 
 class Tagger(nn.Module):

@@ -47,9 +47,11 @@ class WordEncoder(nn.Module):
 
     @classmethod
     def described(cls, about: dict[str, Any]) -> "WordEncoder":
+        """What `describe` told of, with weights still to be loaded."""
         return cls(SentenceEncoder(Bert(about["config"]), WordPieces(about["pieces"])).eval(), about["config"])
 
     def forward(self, sentences: Sentences) -> Tensor:
+        """Of each word the mean of the outputs for its pieces: [M, size], one sentence after another."""
         rows, words = self._rows(sentences)
         outputs, _ = self.encoder.tokens(rows)  # [N, L, size]
         wide = outputs.shape[1]

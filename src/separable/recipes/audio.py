@@ -9,7 +9,6 @@ chosen on `valid`; `test` is read once, at the end. docs/recipes.md has what it 
 Source: Zhang et al. 2017, arXiv:1711.07128; Majumdar and Ginsburg 2020, arXiv:2004.08531.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,37 +22,38 @@ from separable.data import wav
 from separable.data.features import Features
 from separable.data.sound_variation import Clipped, Variation, vary_spectrum
 from separable.errors import InputError
-from separable.recipes import audio_reports, command_line, learning, result_page, running
-from separable.recipes.running import L, Running
+from separable.recipes import audio_reports, beginning, command_line, learning, result_page, running
+from separable.recipes.rules import Count, Counts, MaybeCount, Rate, Share, ShareBelow1, Weight
+from separable.recipes.running import Running
 from separable.recipes.saved_listener import Listener, build, evaluate
 
 
 @dataclass
 class Settings(Running):
-    """What can be set, with what docs/recipes.md was measured with."""
+    """What can be set; docs/recipes.md says what its numbers were reached with, and benchmarks/audio.py sets it."""
 
     data: Path = Path("sounds")  # a folder, a tar
     names: str = wav.FOLDERS  # what a path says; see data.wav
     valid: str = "10%"  # a share by name, or a part of the names: split=valid, take=5-9
     test: str | None = None  # likewise; read once, at the end
-    rate: int | None = None  # samples a second; without, that of most files
+    rate: MaybeCount = None  # samples a second; without, that of most files
     strict: bool = False  # refuse a set with a bad file, rather than leave the file out
     network: str = "small"  # or medium, large, causal
     init: Path | None = None  # a saved network that hears, to go on from; with other classes, its last layer is new
     teacher: Path | None = None  # a saved network that hears the same classes, to learn from
-    teaching: float = 0.7  # share of the teacher in the loss
-    seconds: float = 1.0  # of the window a clip stands in
-    epochs: int = 24
-    batch: int = 32  # clips of a batch
-    learning_rate: float = 1e-2
-    weight_decay: float = 0.02  # of matrices and filters
-    smoothing: float = 0.05  # of the labels
-    average: float = 0.99
-    speeds: Sequence[int] = field(default_factory=lambda: (100, 80, 90, 110, 120))  # percent
+    teaching: Share = 0.7  # share of the teacher in the loss
+    seconds: Rate = 1.0  # of the window a clip stands in
+    epochs: Count = 24
+    batch: Count = 32  # clips of a batch
+    learning_rate: Rate = 1e-2
+    weight_decay: Weight = 0.02  # of matrices and filters
+    smoothing: ShareBelow1 = 0.05  # of the labels
+    average: ShareBelow1 = 0.99
+    speeds: Counts = field(default_factory=lambda: (100, 80, 90, 110, 120))  # percent
     vary: bool = True  # speed, place, loudness, noise, masks
 
 
-class ListenerTraining(L.LightningModule):
+class ListenerTraining(running.Training):
     """The network, its batches, its loss and its optimiser."""
 
     def __init__(self, listener: Listener, settings: Settings, train: list[wav.Clip], valid: list[wav.Clip]):
@@ -72,10 +72,8 @@ class ListenerTraining(L.LightningModule):
             if (teacher.classes, teacher.features.rate) != (listener.classes, listener.features.rate):
                 rule = "hears other classes, or another rate, than the sounds to train on have"
                 raise InputError("teacher", str(settings.teacher), rule)
-        self.losses: list[float] = []  # of this epoch
-        self.history: list[dict[str, float]] = []
 
-    def batches(self, epoch: int) -> tuple[Tensor, ...]:
+    def plan(self, epoch: int) -> tuple[Tensor, ...]:
         """The clips of each batch of an epoch; every process has its own share, all shares equally long."""
         draw = torch.Generator().manual_seed(self.settings.seed * 100_003 + epoch)
         rank, processes = running.world()
@@ -84,18 +82,14 @@ class ListenerTraining(L.LightningModule):
         return torch.randperm(len(self.labels), generator=draw)[:used][rank::processes].split(size)
 
     def train_dataloader(self) -> running.Steps:
-        return running.Steps(len(self.batches(0)))
+        return running.Steps(len(self.plan(0)))
 
     def val_dataloader(self) -> running.Steps:
         return running.Steps(1)
 
     def training_step(self, number: int, batch_idx: int) -> Tensor:
         running.seed_step(self.settings.seed, self)
-        loss = self.loss(self.batches(self.current_epoch)[batch_idx])
-        self.losses.append(loss.item())
-        if self.global_step % running.LOG_EVERY == 0:
-            self.log("loss", loss)
-        return loss
+        return self.noted(self.loss(self.plan(self.current_epoch)[batch_idx]))
 
     def loss(self, numbers: Tensor) -> Tensor:
         """Of these clips, varied anew: cross entropy with their labels and, where there is one, with the teacher."""
@@ -118,17 +112,7 @@ class ListenerTraining(L.LightningModule):
         loss = float(F.cross_entropy(scores, self.valid_y))
         # the best epoch is chosen by likelihood: accuracy soon stands still
         self.log_dict({"valid_accuracy": accuracy, "valid_likelihood": -loss}, batch_size=len(scores))
-        train_loss = sum(self.losses) / max(len(self.losses), 1)
-        self.losses = []
-        self.history.append(
-            {"epoch": self.current_epoch + 1, "loss": train_loss, "valid_loss": loss, "valid_accuracy": accuracy}
-        )
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["history"], checkpoint["losses"] = self.history, self.losses
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history, self.losses = checkpoint["history"], checkpoint["losses"]
+        self.end_epoch(valid_loss=loss, valid_accuracy=accuracy)
 
     def configure_optimizers(self) -> Any:
         """AdamW; weight decay on matrices and filters alone; a warm start, then down along half a cosine."""
@@ -138,7 +122,7 @@ class ListenerTraining(L.LightningModule):
             {"params": whole, "weight_decay": self.settings.weight_decay},
             {"params": single, "weight_decay": 0.0},
         ]
-        share = learning.half_cosine(self.settings.epochs * len(self.batches(0)), least=0.005)
+        share = learning.half_cosine(self.settings.epochs * len(self.plan(0)), least=0.005)
         return learning.adamw(groups, self.settings, share)
 
 
@@ -154,6 +138,7 @@ def main(settings: Settings) -> dict[str, Any]:
 
     Writes below settings.out: network/ (see saved_listener), results.json, report.html, checkpoints/, tensorboard/.
     """
+    beginning.check(settings)
     sounds, parts = read(settings)
     listener = begin(settings, sounds.rate, parts["rest"])
     module = ListenerTraining(listener, settings, parts["rest"], parts["valid"])
@@ -172,6 +157,7 @@ def main(settings: Settings) -> dict[str, Any]:
         "skipped": sounds.skipped,
         "resampled": sounds.resampled,
     }
+    audio_reports.write(settings.out, results, parts, sounds.rate)  # it stays, whatever becomes of the rest
     for name in ("valid", "test"):
         if name in parts:
             results[name] = evaluate(listener, parts[name])

@@ -23,7 +23,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(settings: type, arguments: list[str] | None = None, program: str | None = None) -> Any:
-    """Settings from a command line: --name value for each field, lists with commas.
+    """Settings from a command line: --name value for each field, lists with commas; --name alone says yes.
 
     Raises:
         InputError: a setting that is none, is needed and not given, or has a value of another type.
@@ -42,12 +42,14 @@ def parse(settings: type, arguments: list[str] | None = None, program: str | Non
         told |= {name: text or told.get(name, "") for name, text in meanings(owner).items()}
     groups = {True: parser.add_argument_group("of this recipe"), False: parser.add_argument_group("of every recipe")}
     for entry in fields(settings):
+        alone: dict[str, Any] = {"nargs": "?", "const": "yes"} if hints[entry.name] is bool else {}
         shown = _help(entry, told[entry.name]).replace("%", "%%")
         groups[entry.name in own].add_argument(
             "--" + entry.name.replace("_", "-"),
             metavar=_kind(hints[entry.name]),
             help=shown,
             required=_is_needed(entry),
+            **alone,
         )
     parser.add_argument_group("other").add_argument("--help", "-h", action="help", help="show this and stop")
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}

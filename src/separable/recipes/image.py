@@ -11,7 +11,6 @@ what it reaches. Source of the distillation: Hinton, Vinyals and Dean 2015, arXi
 import copy
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,44 +24,45 @@ from separable import atomic, cost, progress, store
 from separable.data import Preparation
 from separable.data.pixels import Pixels
 from separable.errors import InputError
-from separable.recipes import command_line, image_reports, learning, result_page, running
+from separable.recipes import beginning, command_line, image_reports, learning, result_page, running
 from separable.recipes.image_sets import fit_classes, open_network, open_set, our_network, sized, variation
-from separable.recipes.running import L, Running
+from separable.recipes.rules import Channels, Count, Counts, Rate, Share, ShareBelow1, Weight, Whole
+from separable.recipes.running import Running
 
 
 @dataclass
 class Settings(Running):
-    """What can be set; the defaults are those of docs/recipes.md for Fashion-MNIST."""
+    """What can be set; docs/recipes.md says what its numbers were reached with, and benchmarks/image.py sets it."""
 
     train: str = ""  # a folder or tar of class/file, a .csv, idx files, or torchvision:NAME:FOLDER
     valid: str = ""  # likewise
     test: str = ""  # likewise; read once, at the end
-    valid_share: float = 0.1  # of train, held out where valid is not given; 0: train on all, keep the last epoch
+    valid_share: ShareBelow1 = 0.1  # of train, held out where valid is not given; 0: train on all, keep the last epoch
     strict: bool = False  # refuse images of which one cannot be used, rather than leave it out
-    size: int = 0  # side of the images in pixels; 0: as the network wants them, or as they are
-    channels: int = 0  # 1 or 3; 0: as the network wants them, or 1 where no image has colour
+    size: Whole = 0  # side of the images in pixels; 0: as the network wants them, or as they are
+    channels: Channels = 0  # 1 or 3; 0: as the network wants them, or 1 where no image has colour
     network: str = "compact"  # or mobilenetv1, -v2, -v3_small, -v3_large, xception, timm:NAME, FILE.py:FACTORY, ...
     weights: Path | None = None  # for timm:NAME, torchvision:NAME or FILE.py:FACTORY
     init: Path | None = None  # a saved network, a converted one too, in place of `network`
-    widths: Sequence[int] = field(default_factory=lambda: (48, 96))  # channels of each stage of the compact network
-    depths: Sequence[int] = field(default_factory=lambda: (2, 3))  # blocks of each stage
-    kernel_size: int = 3  # of the compact network
-    expand_ratio: int = 2  # likewise
-    dropout: float = 0.0  # before the last layer of the compact network
-    width_multiplier: float = 1.0  # of the MobileNets
-    reduction: int = 0  # image side over that of the last maps; 0: by the image's side
+    widths: Counts = field(default_factory=lambda: (48, 96))  # channels of each stage of the compact network
+    depths: Counts = field(default_factory=lambda: (2, 3))  # blocks of each stage
+    kernel_size: Count = 3  # of the compact network
+    expand_ratio: Count = 2  # likewise
+    dropout: ShareBelow1 = 0.0  # before the last layer of the compact network
+    width_multiplier: Rate = 1.0  # of the MobileNets
+    reduction: Whole = 0  # image side over that of the last maps; 0: by the image's side
     teacher: Path | None = None  # a saved network of the same classes
-    temperature: float = 4.0  # by which both outputs are softened in the distance to the teacher
-    label_weight: float = 0.1  # of the labels beside the teacher
+    temperature: Rate = 4.0  # by which both outputs are softened in the distance to the teacher
+    label_weight: Share = 0.1  # of the labels beside the teacher
     augment: str = "crop,flip"  # of crop, flip, resize, trivial, erase, with commas
-    pad: int = 2  # pixels around an image that is cropped
-    together: int = 4  # images that are varied alike
-    epochs: int = 14
-    batch_size: int = 128  # images of a batch
-    learning_rate: float = 1e-2
-    weight_decay: float = 0.05  # of matrices and filters
-    warm_up: float = 0.2  # of all steps
-    label_smoothing: float = 0.1  # share of each label given to all classes
+    pad: Whole = 2  # pixels around an image that is cropped
+    together: Count = 4  # images that are varied alike
+    epochs: Count = 14
+    batch_size: Count = 128  # images of a batch
+    learning_rate: Rate = 1e-2
+    weight_decay: Weight = 0.05  # of matrices and filters
+    warm_up: Share = 0.2  # of all steps
+    label_smoothing: ShareBelow1 = 0.1  # share of each label given to all classes
 
 
 class Teacher:
@@ -83,7 +83,7 @@ class Teacher:
         return self.network.to(images.device)(normalise(images, self.preparation)).float()
 
 
-class ImageTraining(L.LightningModule):
+class ImageTraining(running.Training):
     """The network, its batches, its loss and its optimiser."""
 
     def __init__(self, network: nn.Module, settings: Settings, train: Pixels, valid: Pixels, preparation: Preparation):
@@ -97,7 +97,6 @@ class ImageTraining(L.LightningModule):
         self.vary = variation(names, train.shape[1:], settings.pad)
         self.teacher = Teacher(settings.teacher, train.classes) if settings.teacher else None
         self.right, self.planned = 0, (-1, torch.empty(0))
-        self.history: list[dict[str, float]] = []
 
     def plan(self, epoch: int) -> Tensor:
         """The images of each batch of an epoch [batches, batch_size]; every process has its own share."""
@@ -127,9 +126,7 @@ class ImageTraining(L.LightningModule):
         if self.teacher is not None:
             share, softness = self.settings.label_weight, self.settings.temperature
             loss = share * loss + (1 - share) * distance(outputs.float(), self.teacher(images), softness)
-        if self.global_step % running.LOG_EVERY == 0:
-            self.log("loss", loss)
-        return loss
+        return self.noted(loss)
 
     def validation_step(self, number: int, batch_idx: int) -> None:
         numbers = self.valid_places[batch_idx * 500 : (batch_idx + 1) * 500]
@@ -138,21 +135,10 @@ class ImageTraining(L.LightningModule):
             self.right += int((outputs.argmax(1).cpu() == self.valid_set.labels[numbers]).sum())
 
     def on_validation_epoch_end(self) -> None:
-        row: dict[str, float] = {"epoch": self.current_epoch + 1}
-        if "loss" in self.trainer.callback_metrics:  # not yet, where few batches are left after a resume
-            row["loss"] = float(self.trainer.callback_metrics["loss"])
-        if len(self.valid_places):
-            row["valid_accuracy"] = self.right / len(self.valid_places)
-            self.log("valid_accuracy", row["valid_accuracy"])
-        self.log("epochs_done", float(row["epoch"]))
+        measured = {"valid_accuracy": self.right / len(self.valid_places)} if len(self.valid_places) else {}
+        self.log_dict({**measured, "epochs_done": self.current_epoch + 1.0})
         self.right = 0
-        self.history.append(row)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["history"] = self.history
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history = checkpoint["history"]
+        self.end_epoch(**measured)
 
     def configure_optimizers(self) -> Any:
         plain = [p for p in self.network.parameters() if p.requires_grad and p.dim() < 2]
@@ -174,36 +160,24 @@ def main(settings: Settings) -> dict[str, Any]:
 
     Writes below settings.out: network/ (see store), results.json, report.html, checkpoints/, tensorboard/.
     """
-    if not 0 <= settings.valid_share < 1:
-        raise InputError("valid_share", settings.valid_share, "must be at least 0 and below 1")
+    beginning.check(settings)
     torch.manual_seed(settings.seed)
     network, known = open_network(settings.network, settings.weights, settings.init)
+    sets = read(settings, known)
+    train, example = sets["train"], torch.zeros(1, *sets["train"].shape)
     plain = sized(settings.size, known)
-    saved_classes = store.read_about(settings.init).get("classes") if settings.init else None
-    channels = known.channels if known else settings.channels
-    train = Pixels(open_set(settings.train, "train", plain), channels, settings.strict)
-    if train.empty:
-        raise InputError("train", settings.train, f"shows no readable image of {', '.join(train.empty)}")
-
-    def others(place: str, role: str) -> Pixels:
-        return Pixels(open_set(place, role, plain, train.classes), train.shape[0], settings.strict)
-
-    valid = others(settings.valid, "valid") if settings.valid else train
     preparation = known or measured(train)
     preparation = replace(preparation, **{k: getattr(plain, k) for k in ("size", "resize", "crop_fraction")})
-    example = torch.zeros(1, *train.shape)
     if network is None:
         network = our_network(settings, len(train.classes), train.shape)
-    if saved_classes != train.classes:
+    if not settings.init or store.read_about(settings.init).get("classes") != train.classes:
         fit_classes(network, len(train.classes), example)
     network = network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    module = ImageTraining(network, settings, train, valid, preparation)
-    monitor = "valid_accuracy" if len(module.valid_places) else "epochs_done"
-    trained = learning.train(module, settings, monitor)
+    module = ImageTraining(network, settings, train, sets.get("valid", train), preparation)
+    trained = learning.train(module, settings, "valid_accuracy" if len(module.valid_places) else "epochs_done")
     if trained is None:
         return {}  # one process saves and reports
     network = module.network.eval()
-    about = {"preparation": preparation, "classes": train.classes}
     counted = cost.count(network, example)
     results: dict[str, Any] = {
         **trained,
@@ -212,17 +186,31 @@ def main(settings: Settings) -> dict[str, Any]:
         "macs": counted.macs,
         "images": {"train": len(module.train_places), "grey": train.grey},
         "skipped": {"train": train.skipped},
-        "saved": save(network, settings.out / "network", example, about),
+        "saved": save(
+            network, settings.out / "network", example, {"preparation": preparation, "classes": train.classes}
+        ),
     }
-    pictures = {}
-    parts = [("valid", valid, module.valid_places)] if len(module.valid_places) else []
-    if settings.test:
-        test = others(settings.test, "test")
-        parts.append(("test", test, torch.arange(len(test))))
-    for name, part, places in parts:
-        results[name], pictures[name] = evaluate(network, part, places, preparation)
+    pictures: dict[str, list[Tensor]] = {}
+    image_reports.write(settings.out, results, pictures)  # it stays, whatever becomes of the rest
+    for name, places in (("valid", module.valid_places), ("test", torch.arange(len(sets.get("test", ()))))):
+        if len(places):
+            results[name], pictures[name] = evaluate(network, sets.get(name, train), places, preparation)
     image_reports.write(settings.out, results, pictures)
     return results
+
+
+def read(settings: Settings, known: Preparation | None) -> dict[str, Pixels]:
+    """The sets that are given, by their role, as the network wants them: all of them, so that none is missed later."""
+    plain = sized(settings.size, known)
+    channels = known.channels if known else settings.channels
+    train = Pixels(open_set(settings.train, "train", plain), channels, settings.strict)
+    if train.empty:
+        raise InputError("train", settings.train, f"shows no readable image of {', '.join(train.empty)}")
+    sets = {"train": train}
+    for role, place in (("valid", settings.valid), ("test", settings.test)):
+        if place:
+            sets[role] = Pixels(open_set(place, role, plain, train.classes), train.shape[0], settings.strict)
+    return sets
 
 
 def held_out(count: int, share: float) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,6 @@ from separable.errors import InputError
 from separable.models import sources
 from separable.models.residual_separable import ResidualSeparable
 
-PLAIN = Preparation()  # values in 0..1, three channels: what Pixels reads
 _SPLITS = {"train": ("train", "training"), "valid": ("valid", "val", "validation", "dev"), "test": ("test", "testing")}
 _OWN = {
     "mobilenetv1": models.MobileNetV1,

@@ -10,7 +10,6 @@ import io
 import json
 import math
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -22,7 +21,8 @@ from torch import Tensor
 from separable import atomic
 from separable.errors import InputError
 from separable.progress import say
-from separable.recipes.running import L, Running, check_free, fit, machines, quiet, world
+from separable.recipes import beginning
+from separable.recipes.running import L, Running, Training, fit, machines, quiet, world
 
 STEPS, LOWEST, HIGHEST, SETTLED = 100, 1e-5, 1.0, 10  # of the search
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
@@ -42,33 +42,32 @@ def half_cosine(steps: int, least: float = 0.01) -> Callable[[int], float]:
     return lambda step: min(1.0, (step + 1) / warm) * max(least, 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
 
 
-def train(module: L.LightningModule, settings: Running, monitor: str) -> dict[str, Any] | None:
+def train(module: Training, settings: Running, monitor: str) -> dict[str, Any] | None:
     """Search the learning rate where asked for, `fit`, and give the module the best weights, on the processor.
 
     Returns:
         What every result tells: settings, minutes, threads, history, the search. None in all processes but the first,
         which alone saves and reports.
     """
-    check_free(settings)
+    beginning.keep(settings)
     found = {"learning_rate_search": find(module, settings)} if settings.find_lr else {}
-    began = time.perf_counter(), time.process_time()
     best = fit(module, settings, monitor)
-    spent = [(now - then) / 60 for now, then in zip((time.perf_counter(), time.process_time()), began, strict=True)]
+    wall_s, processor_s = module.spent_s()
     if world()[0]:
         return None
     module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
     module.cpu()
     return {
         "settings": {name: str(value) for name, value in vars(settings).items()},
-        "minutes": spent[0],
-        "processor_minutes": spent[1],
+        "minutes": wall_s / 60,
+        "processor_minutes": processor_s / 60,
         "threads": torch.get_num_threads(),
         "history": module.history,
         **found,
     }
 
 
-def find(module: L.LightningModule, settings: Running) -> dict[str, Any]:
+def find(module: Training, settings: Running) -> dict[str, Any]:
     """Search a learning rate on a copy of the module and set it; all rates of the settings keep their ratio to it.
 
     What was found is written to out/learning_rate.json, and a run that goes on takes it from there.
@@ -95,7 +94,7 @@ def find(module: L.LightningModule, settings: Running) -> dict[str, Any]:
     return found
 
 
-def _search(module: L.LightningModule, settings: Running) -> dict[str, Any]:
+def _search(module: Training, settings: Running) -> dict[str, Any]:
     from lightning.pytorch.tuner.tuning import Tuner
 
     quiet()
@@ -112,12 +111,11 @@ def _search(module: L.LightningModule, settings: Running) -> dict[str, Any]:
         num_sanity_val_steps=0,
         **machines(settings),
     )
-    given = settings.learning_rate
+    given, copied = settings.learning_rate, copy.deepcopy(module)
+    copied.is_a_search = True
     bar = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
     with bar:  # it knows no other way to leave its bar away
-        search = Tuner(trainer).lr_find(
-            copy.deepcopy(module), min_lr=LOWEST, max_lr=HIGHEST, num_training=STEPS, update_attr=False
-        )
+        search = Tuner(trainer).lr_find(copied, min_lr=LOWEST, max_lr=HIGHEST, num_training=STEPS, update_attr=False)
     assert search is not None  # it gives none to a trainer of another kind alone
     pairs = [*zip(search.results["lr"], search.results["loss"], strict=False)][SETTLED:]  # its average begins too low
     rates = [rate for rate, loss in pairs if math.isfinite(loss)]

@@ -34,12 +34,21 @@ def write(
         left_out: what was not trained on, a line each.
     """
     with atomic.write_beside(folder / "results.json") as beside:
-        beside.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
+        beside.write_text(json.dumps(_finite(results), indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
     settings = report.table(["setting", "value"], [[k, v] for k, v in results["settings"].items()], "Settings")
     left = [f"Left out of training: {line}" for line in left_out[:20]]
     training = report.Section("Training", [*left, *curves, *_search(results), settings])
     time = (f"{results['minutes']:.1f} min", f"training ({results['processor_minutes']:.1f} of processor time)")
     report.write_page(folder / "report.html", title, [*sections, training], facts=[*facts, time])
+
+
+def _finite(value: Any) -> Any:
+    """What JSON can hold: null for a number that is none, such as the loss of a step that overflowed."""
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def curve(history: Sequence[Mapping[str, float]], series: Mapping[str, str], y: str, title: str) -> list[str]:

@@ -9,7 +9,6 @@ of TF-IDF with a linear SVM, alone and together with the network. docs/recipes.m
 
 import random
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,15 +24,16 @@ from separable.data.sentences import Corpus
 from separable.errors import InputError
 from separable.models.saved_classifier import SavedClassifier
 from separable.models.sentence_classifier import SentenceClassifier, Shape
-from separable.recipes import command_line, learning, result_page, running, text_reports
-from separable.recipes.running import L, Running
+from separable.recipes import beginning, command_line, going_on, learning, result_page, running, text_reports
+from separable.recipes.rules import Count, Counts, Rate, Share, ShareBelow1, Weight
+from separable.recipes.running import Running
 from separable.recipes.text_rival import Rival
 from separable.recipes.text_teacher import Teacher, open_teacher
 
 
 @dataclass
 class Settings(Running):
-    """What can be set, with what docs/recipes.md was measured with."""
+    """What can be set; what each task of docs/recipes.md was measured with stands there."""
 
     train: Path = Path("train.csv")  # csv, tsv, JSON lines or text@label; packed or not
     valid: Path | None = None  # chooses the best epoch; without, the last is kept
@@ -45,33 +45,44 @@ class Settings(Running):
     unknown_label: str | None = None  # stands for none of the classes; such sentences are never trained on
     init: Path | None = None  # a saved classifier to go on from; its words and shape are kept, classes may differ
     teacher: Path | None = None  # a saved classifier of the same classes, or minilm: see text_teacher
-    teacher_weight: float = 0.5  # of them in the loss
+    teacher_weight: Share = 0.5  # of them in the loss
     strict: bool = False  # refuse a file that has a bad line, rather than leave the line out
     rival: bool = False  # also measure TF-IDF with a linear SVM, alone and together
-    epochs: int = 12
-    batch: int = 32  # sentences of a batch
-    learning_rate: float = 4e-3
-    bag_share: float = 1.0  # of the linear half's logits in the sum; 0 for none
-    bag_rank: int = 64  # of its matrix, where there are more classes than that
-    bag_learning_rate: float = 6e-4  # of the linear half
-    weight_decay: float = 0.01  # of AdamW
-    average: float = 0.99
-    smoothing: float = 0.1  # of labels
-    halves: float = 0.5  # weight of each half's own loss beside that of their sum
-    balance: float = 0.0  # weight of a class is (1 / its share) to this power: 1 where classes matter equally
-    width: int = 96  # channels of the blocks
-    dilations: Sequence[int] = field(default_factory=lambda: (1, 2))  # of the blocks, one each
-    word_dropout: float = 0.1  # of a word's vector, at once
-    input_dropout: float = 0.2  # of what enters the blocks
-    block_dropout: float = 0.1  # inside each block
-    output_dropout: float = 0.3  # of the sentence's vector
-    bag_dropout: float = 0.2  # of the linear half
+    epochs: Count = 12
+    batch: Count = 32  # sentences of a batch
+    learning_rate: Rate = 4e-3
+    bag_share: Weight = 1.0  # of the linear half's logits in the sum; 0 for none
+    bag_rank: Count = 64  # of its matrix, where there are more classes than that
+    bag_learning_rate: Weight = 6e-4  # of the linear half
+    weight_decay: Weight = 0.01  # of AdamW
+    average: ShareBelow1 = 0.99
+    smoothing: ShareBelow1 = 0.1  # of labels
+    halves: Weight = 0.5  # weight of each half's own loss beside that of their sum
+    balance: Weight = 0.0  # weight of a class is (1 / its share) to this power: 1 where classes matter equally
+    width: Count = 96  # channels of the blocks
+    dilations: Counts = field(default_factory=lambda: (1, 2))  # of the blocks, one each
+    word_dropout: ShareBelow1 = 0.1  # of a word's vector, at once
+    input_dropout: ShareBelow1 = 0.2  # of what enters the blocks
+    block_dropout: ShareBelow1 = 0.1  # inside each block
+    output_dropout: ShareBelow1 = 0.3  # of the sentence's vector
+    bag_dropout: ShareBelow1 = 0.2  # of the linear half
 
 
+KEPT = (
+    "width",
+    "dilations",
+    "bag_share",
+    "bag_rank",
+    "word_dropout",
+    "input_dropout",
+    "block_dropout",
+    "output_dropout",
+    "bag_dropout",
+)  # settings that are part of the network's shape
 TABLES = (torch.nn.Embedding, torch.nn.EmbeddingBag)
 
 
-class ClassifierTraining(L.LightningModule):
+class ClassifierTraining(running.Training):
     """The network, its batches, its loss and its optimiser."""
 
     def __init__(
@@ -91,8 +102,6 @@ class ClassifierTraining(L.LightningModule):
         share = torch.bincount(train.labels, minlength=len(network.shape.classes)) / len(train)
         self.weights = (1 / (share * len(share))) ** settings.balance  # [K]
         self.pairs: list[Tensor] = []
-        self.loss = float("nan")  # of the last step that was logged
-        self.history: list[dict[str, float]] = []
 
     def plan(self, epoch: int) -> list[list[int]]:
         """The sentences of each batch of an epoch; every process has its own share, all shares equally long."""
@@ -126,10 +135,7 @@ class ClassifierTraining(L.LightningModule):
         loss = loss_of(logits)
         for half in halves:
             loss = loss + self.settings.halves * loss_of(half)
-        if self.global_step % running.LOG_EVERY == 0:
-            self.loss = float(loss.detach())
-            self.log("loss", loss)
-        return loss
+        return self.noted(loss)
 
     def validation_step(self, number: int, batch_idx: int) -> None:
         if self.valid_set is None:
@@ -145,13 +151,7 @@ class ClassifierTraining(L.LightningModule):
             score = text_reports.macro_f1(truth.tolist(), guess.tolist())
         self.pairs = []
         self.log("valid_score", score)
-        self.history.append({"epoch": self.current_epoch + 1, "loss": self.loss, "valid_score": score})
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["history"], checkpoint["loss"] = self.history, self.loss
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history, self.loss = checkpoint["history"], checkpoint["loss"]
+        self.end_epoch(valid_score=score)
 
     def configure_optimizers(self) -> Any:
         bag = [p for name, p in self.network.named_parameters() if name.startswith("bag")]
@@ -170,14 +170,16 @@ def main(settings: Settings, teacher: Teacher | None = None) -> dict[str, Any]:
     `teacher` is one at hand, in place of that which the settings name. Writes below settings.out: network/ (see
     models.saved_classifier), results.json, report.html, checkpoints/, tensorboard/.
     """
-    train = known(read(settings.train, settings), settings)
+    beginning.check(settings)
+    paths = {"train": settings.train, "valid": settings.valid, "test": settings.test}
+    parts = {name: read(path, settings) for name, path in paths.items() if path}
+    train = known(parts["train"], settings)
     train.check_trainable(settings.train)
-    valid = known(read(settings.valid, settings), settings) if settings.valid else None
     torch.manual_seed(settings.seed)
     network, table = begin(train, settings)
     places = {label: place for place, label in enumerate(network.shape.classes)}
     rows = SentenceRows(train.texts, [places[label] for label in train.labels], table)
-    held = held_out(valid, places, table, settings) if valid else None
+    held = held_out(known(parts["valid"], settings), places, table, settings) if "valid" in parts else None
     if teacher is None and settings.teacher:
         teacher = open_teacher(train, settings.teacher)
     module = ClassifierTraining(network, settings, rows, held, teacher.of_training if teacher else None)
@@ -190,13 +192,14 @@ def main(settings: Settings, teacher: Teacher | None = None) -> dict[str, Any]:
         **trained,
         "trained_params": sum(p.numel() for p in network.parameters()),
         "table_params": sum(m.weight.numel() for m in network.modules() if isinstance(m, TABLES)),
-        "skipped": {"train": [str(bad) for bad in train.skipped]},
+        "skipped": {"train": [str(bad) for bad in train.skipped], "vectors": table.vectors.skipped},
     }
+    text_reports.write(settings.out, results)  # before anything is measured: nothing made is lost
     rival = Rival(train.texts, train.labels) if settings.rival else None
-    for name, path in (("valid", settings.valid), ("test", settings.test)):
-        if path:
-            results[name] = evaluate(saved, read(path, settings), settings.unknown_label, rival, teacher)
-    text_reports.write(settings.out, results)
+    for name in ("valid", "test"):
+        if name in parts:
+            results[name] = evaluate(saved, parts[name], settings.unknown_label, rival, teacher)
+            text_reports.write(settings.out, results)
     return results
 
 
@@ -223,6 +226,8 @@ def begin(train: Corpus, settings: Settings) -> tuple[SentenceClassifier, Senten
     """A new network for these sentences and vectors, or the saved one of `init` with what fits of its weights."""
     if settings.init:
         saved = SavedClassifier.load(settings.init)
+        kept = {name: getattr(saved.network.shape, name) for name in KEPT}
+        going_on.check(settings, kept | {"vectors": "its own"})
         network = SentenceClassifier(replace(saved.network.shape, classes=train.classes()))
         own, given = network.state_dict(), saved.network.state_dict()
         same = network.shape.classes == saved.network.shape.classes
@@ -235,15 +240,7 @@ def begin(train: Corpus, settings: Settings) -> tuple[SentenceClassifier, Senten
         classes=train.classes(),
         changes=0,
         vector_size=words.table.shape[1],
-        width=settings.width,
-        dilations=tuple(settings.dilations),
-        word_dropout=settings.word_dropout,
-        input_dropout=settings.input_dropout,
-        block_dropout=settings.block_dropout,
-        output_dropout=settings.output_dropout,
-        bag_dropout=settings.bag_dropout,
-        bag_share=settings.bag_share,
-        bag_rank=settings.bag_rank,
+        **{name: getattr(settings, name) for name in KEPT} | {"dilations": tuple(settings.dilations)},
     )
     table = SentenceTable.learn(train.texts, words, shape.bag_buckets if shape.bag_share else 0, shape.piece_buckets)
     shape.changes = len(table.lexicon.changes)

