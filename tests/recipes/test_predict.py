@@ -378,3 +378,17 @@ def test_half_of_many_classes_keep_their_matrix_off_the_terminal(tmp_path, monke
     assert "confusion" not in found
     assert found["images"] == 101
     assert found["top5"] >= found["top1"]
+
+
+def test_labels_that_the_network_does_not_know_at_all_are_refused(said, monkeypatch, capsys, tmp_path):
+    (tmp_path / "other.txt").write_text("oil rises@sun\noil falls@rain\n")
+    code, _, err = call(monkeypatch, capsys, "evaluate", said / "out", tmp_path / "other.txt")
+    assert code == 2
+    assert "none of its labels rain, sun is a class of the network" in err
+
+
+def test_an_unknown_label_that_no_sentence_has_is_told(said, monkeypatch, capsys, tmp_path):
+    (tmp_path / "known.txt").write_text("oil rises@up\n")
+    code, _, err = call(monkeypatch, capsys, "evaluate", said / "out", tmp_path / "known.txt", "--unknown-label", "oos")
+    assert code == 0
+    assert "is labelled 'oos'" in err

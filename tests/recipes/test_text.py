@@ -11,7 +11,7 @@ from tests.recipes.runs import check_one_step, check_shares, finish, kill_in_mid
 
 from separable.data.sentences import Corpus, Sentence
 from separable.errors import InputError
-from separable.models.saved_classifier import SavedClassifier
+from separable.models.saved_classifier import Known, SavedClassifier
 from separable.recipes import command_line, text, text_reports, text_teacher
 from separable.recipes.text_rival import Rival
 
@@ -105,6 +105,35 @@ def test_files_that_cannot_be_trained_on_are_refused(tmp_path, files):
     other = written(tmp_path / "other.tsv", [("a", "x"), ("b", "y")])
     with pytest.raises(InputError, match="none of its labels x, y is a class of the training set"):
         train((files[0], other), tmp_path / "out")
+
+
+def test_a_missing_test_file_is_told_before_training(tmp_path, files):
+    with pytest.raises(InputError, match=r"none\.tsv: cannot be read"):
+        train(files, tmp_path / "out", test=tmp_path / "none.tsv")
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_results_are_written_before_anything_is_measured(tmp_path, files, monkeypatch):
+    def evaluate(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(text, "evaluate", evaluate)
+    with pytest.raises(KeyboardInterrupt):
+        train(files, tmp_path / "out", epochs=1)
+    assert len(results(tmp_path / "out")["history"]) == 1
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_settings_that_a_saved_classifier_decides_are_refused(tmp_path, files):
+    corpus = text.read(files[0], text.Settings(out=tmp_path))
+    network, table = text.begin(corpus, text.Settings(out=tmp_path, width=16, bag_share=0.0))
+    SavedClassifier(network, table, torch.zeros(0, 16), Known()).save(tmp_path / "network")
+    for asked in ({"width": 32}, {"bag_share": 0.5}, {"vectors": "glove.txt"}, {"dilations": (1,)}):
+        (name,) = asked
+        with pytest.raises(InputError, match=f"{name} = .* is kept from the network of init"):
+            text.begin(corpus, text.Settings(out=tmp_path, init=tmp_path / "network", **asked))
+    same = text.Settings(out=tmp_path, init=tmp_path / "network", width=16, dilations=(1, 2))
+    assert text.begin(corpus, same)[0].shape.width == 16
 
 
 def test_without_validation_the_last_epoch_is_kept(tmp_path, files):

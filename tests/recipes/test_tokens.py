@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import math
 import random
 
 import pytest
@@ -106,6 +107,61 @@ def test_a_saved_tagger_is_gone_on_from_with_other_tags_too(tmp_path, files):
     assert torch.equal(network.join.weight, saved.network.join.weight)
 
 
+REFUSED = {
+    "width": ({"width": 64}, "width = 64: is kept from the network of init, which has 16"),
+    "dilations": ({"dilations": (1, 4)}, "dilations = 1,4: is kept from the network of init, which has 1,2,4,1,2,4"),
+    "dropout": ({"block_dropout": 0.9}, "block_dropout = 0.9: is kept"),
+    "vectors": ({"vectors": "glove.txt"}, "vectors = glove.txt: is kept from the network of init, which has its own"),
+    "memories": ({"context": "document"}, "context = document: needs memories, which the network of init lacks"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_settings_that_a_saved_tagger_decides_are_refused(tmp_path, files, what):
+    train = conll.read(files[0])
+    tokens.begin(train, tokens.Settings(out=tmp_path, width=16)).save(tmp_path / "network")
+    asked, rule = REFUSED[what]
+    with pytest.raises(InputError, match=rule):
+        tokens.begin(train, tokens.Settings(out=tmp_path, init=tmp_path / "network", **asked))
+    same = tokens.Settings(out=tmp_path, init=tmp_path / "network", width=16, context="document", memory_after=())
+    assert tokens.begin(train, same).network.shape.width == 16
+
+
+def test_a_teacher_teaches_a_network_that_never_sees_a_tag(tmp_path, files):
+    settings = command_line.parse(tokens.Settings, command(files, tmp_path / "first", "--epochs", "3")[2:])
+    assert tokens.main(settings)["valid"]["entities"]["micro avg"]["f1-score"] > 0.9
+    given = ("--epochs", "3", "--teacher", str(tmp_path / "first" / "network"), "--teacher-weight", "1")
+    told = tokens.main(command_line.parse(tokens.Settings, command(files, tmp_path / "second", *given)[2:]))
+    assert told["valid"]["entities"]["micro avg"]["f1-score"] > 0.9
+    assert told["valid"]["teacher_f1"] > 0.9
+    other = tmp_path / "other.conll"
+    other.write_text("Kalo B-PERSON\n")
+    with pytest.raises(InputError, match="knows other tags than the sentences to train on have"):
+        tokens.main(command_line.parse(tokens.Settings, command((other, files[1]), tmp_path / "third", *given)[2:]))
+
+
+def test_a_missing_test_file_is_told_before_training(tmp_path, files):
+    given = command(files, tmp_path / "out", "--test", str(tmp_path / "none.conll"))[2:]
+    with pytest.raises(InputError, match=r"none\.conll: cannot be read"):
+        tokens.main(command_line.parse(tokens.Settings, given))
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_what_was_measured_is_written_before_the_test_set_is_read(tmp_path, files, monkeypatch):
+    measured, wanted = tokens.evaluate, {}
+
+    def evaluate(saved, part, teacher=None):
+        wanted[len(part.sentences)] = (tmp_path / "out" / "results.json").is_file()
+        return measured(saved, part, teacher)
+
+    monkeypatch.setattr(tokens, "evaluate", evaluate)
+    test = columns(tmp_path / "test.conll", 12, 3)
+    given = command(files, tmp_path / "out", "--epochs", "1", "--test", str(test))[2:]
+    tokens.main(command_line.parse(tokens.Settings, given))
+    assert wanted == {80: False, 12: True}
+    assert {"valid", "test"} <= results(tmp_path / "out").keys()
+
+
 @pytest.fixture
 def encoder_folder(tmp_path):
     """A small BERT with random weights, under its own names."""
@@ -181,6 +237,15 @@ def test_reports_count_whole_entities_and_single_tokens():
     table = result_page.class_lines(report["tokens"])
     assert table[0].split() == ["precision", "recall", "f1-score", "support"]
     assert table[2].split() == ["B-LOC", "1.000", "1.000", "1.000", "1"]
+
+
+def test_a_file_and_guesses_without_any_entity_give_json(tmp_path):
+    report = token_reports.measure([["O", "O"]], [["O", "O"]])
+    assert set(report["entities"]["macro avg"].values()) == {0.0}
+    told = {"settings": {}, "minutes": 0.1, "processor_minutes": 0.1, "valid": report, "history": [{"loss": math.nan}]}
+    result_page.write(tmp_path, "Nothing", told, [], [], [])
+    found = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    assert found["history"] == [{"loss": None}]
 
 
 @pytest.mark.data

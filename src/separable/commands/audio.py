@@ -25,6 +25,8 @@ def evaluate(
     listener = Listener.load(Path(folder))
     sounds = wav.read(data, names, rate=listener.features.rate, strict=strict)
     clips = sounds.divide(part=part)["part"] if part else sounds.clips
+    if not {clip.parts["label"] for clip in clips} & set(listener.classes):
+        raise InputError("DATA", data, "none of its sounds is of a class of the network")
     measured = saved_listener.evaluate(listener, clips) | {"skipped": sounds.skipped}
     name = f"{Path(data).name}, {part}" if part else Path(data).name
     section = partial(audio_reports.section, name, measured, clips, sounds.rate)

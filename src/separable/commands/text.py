@@ -9,7 +9,9 @@ from separable.commands.evaluate import Evaluated
 from separable.commands.predict import Row, is_file, standard_input, tell
 from separable.data import sentences
 from separable.data.sentences import BadLine, Sentence
+from separable.errors import InputError
 from separable.models.saved_classifier import SavedClassifier
+from separable.progress import say
 
 WANTED = "sentences, files of them, or - for standard input"
 COLUMNS = ("label", "probability", "text")
@@ -30,7 +32,13 @@ def evaluate(
     from separable.recipes import text, text_reports
 
     saved = SavedClassifier.load(folder)
-    part = text.evaluate(saved, sentences.read(data, strict, encoding, text_column, label_column), unknown_label)
+    labelled = sentences.read(data, strict, encoding, text_column, label_column)
+    if not set(labelled.labels) & set(saved.network.shape.classes):
+        rule = f"none of its labels {', '.join(labelled.classes()[:5])} is a class of the network"
+        raise InputError("DATA", data, rule)
+    if unknown_label is not None and unknown_label not in labelled.labels:
+        say(f"no sentence of {data} is labelled {unknown_label!r}, so how the unknown is told is not measured")
+    part = text.evaluate(saved, labelled, unknown_label)
     name = Path(data).name
     section, headline = partial(text_reports.section, name, part), text_reports.headline(name, part)
     return Evaluated(part, text_reports.text(part), text_reports.TITLE, section, headline)

@@ -160,7 +160,8 @@ class Lines(callbacks.Callback):
     """One line an epoch on standard error, where no bar can be drawn."""
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        numbers = ", ".join(f"{name} {float(value):.4f}" for name, value in sorted(trainer.callback_metrics.items()))
+        told = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "epochs_done"}
+        numbers = ", ".join(f"{name} {value:.4f}" for name, value in sorted(told.items()))
         say(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {numbers}")
 
 
