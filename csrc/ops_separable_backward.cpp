@@ -220,6 +220,9 @@ Five separable_conv_backward(const Tensor& grad, const Tensor& input, const Tens
   j.images = std::max<int64_t>(1, kPixels / j.inner_pixels);
   j.depthwise.weight = dw;
   j.depthwise.batch = j.images;
+  // How the weights are packed depends on the layout, and a single channel lies in both.
+  j.depthwise.x = view_of(nullptr, j.channels, j.depthwise.size[1], j.depthwise.size[2]);
+  j.depthwise.y = view_of(nullptr, j.channels, j.depthwise.out[1], j.depthwise.out[2]);
   const Buffer packed_forward(forward->packed_floats(&j.depthwise) * 4), packed_backward(backward->packed_floats(&j.depthwise) * 4);
   j.depthwise.packed = packed_backward.floats();
   backward->pack_weight(&j.depthwise);
