@@ -62,7 +62,8 @@ KEPT = {
     "functional.depthwise_conv2d": "input, weight, bias=None, stride=1, padding=0, dilation=1, *, "
     "activation=None, impl='auto'",
     "functional.separable_conv2d": "input, dw_weight, pw_weight, dw_bias=None, pw_bias=None, stride=1, padding=0, "
-    "dilation=1, *, order='depthwise_first', inner_activation=None, activation=None, impl='auto'",
+    "dilation=1, *, order='depthwise_first', inner_activation=None, activation=None, recompute=False, "
+    "impl='auto'",
     "cost.count": "model, example",
     "cost.profile": "model, example",
     "convert": "model, data, budget=None",
