@@ -1,13 +1,13 @@
-// Depthwise convolution forward. Channels-last float32 without a multiplier is read and written in place, and so are most
-// maps in torch's default layout (depthwise_planes.cpp); anything else goes block by block through scratch memory that
-// stays in the cache.
+// Depthwise convolution forward. What most networks are made of has kernels of its own (depthwise_special.h); other
+// channels-last float32 without a multiplier is read and written in place, and anything else goes block by block through
+// scratch memory that stays in the cache.
 //
 // A unit is some output rows of one image, for some blocks of channels.
 #include "depthwise_conv.h"
 
 #include "block_layout.h"
 #include "depthwise_plan.h"
-#include "depthwise_planes.h"
+#include "depthwise_special.h"
 
 namespace {
 
@@ -45,22 +45,22 @@ Tiling make_tiling(const Args* a, const Plan* p) {
   return t;
 }
 
-const sep_depthwise_planes_kernels* const kPlanes = &SEP_TABLE(depthwise_planes);
+const sep_depthwise_special_kernels* special(const Args* a) { return depthwise_special(a, false); }
 
 int64_t packed_floats(const Args* a) {
-  if (kPlanes->fits(a)) return kPlanes->packed_floats(a);
+  if (const auto* s = special(a)) return s->packed_floats(a);
   const Plan p = make_plan(a, false);
   return packed_taps(&p);
 }
 
 void pack_weight(const Args* a) {
-  if (kPlanes->fits(a)) return kPlanes->pack_weight(a);
+  if (const auto* s = special(a)) return s->pack_weight(a);
   const Plan p = make_plan(a, false);
   pack_taps(&p, a->weight, a->packed);
 }
 
 int64_t units(const Args* a) {
-  if (kPlanes->fits(a)) return kPlanes->units(a, false);
+  if (const auto* s = special(a)) return s->units(a, false);
   const Plan p = make_plan(a, false);
   const Tiling t = make_tiling(a, &p);
   return a->batch * p.axis[0].out * t.bands * t.groups;
@@ -69,7 +69,7 @@ int64_t units(const Args* a) {
 int64_t input_floats(const Plan* p, const Tiling* t) { return depth(p) * t->input_rows * t->width * kLanes; }
 
 int64_t scratch_bytes(const Args* a) {
-  if (kPlanes->fits(a)) return kPlanes->scratch_bytes(a, false);
+  if (const auto* s = special(a)) return s->scratch_bytes(a, false);
   const Plan p = make_plan(a, false);
   const Tiling t = make_tiling(a, &p);
   const int64_t lines = (p.taps * (int64_t)sizeof(sep_line) + 63) / 64 * 64;
@@ -122,7 +122,7 @@ void run_packed(const Args* a, const Plan* p, const Tiling* t, sep_line* lines, 
 }
 
 void run(const Args* a, void* scratch, int64_t begin, int64_t end) {
-  if (kPlanes->fits(a)) return kPlanes->forward(a, scratch, begin, end);
+  if (const auto* s = special(a)) return s->forward(a, scratch, begin, end);
   const Plan p = make_plan(a, false);
   const Tiling t = make_tiling(a, &p);
   sep_line* lines = (sep_line*)scratch;

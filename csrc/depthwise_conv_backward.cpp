@@ -7,7 +7,7 @@
 
 #include "block_layout.h"
 #include "depthwise_plan.h"
-#include "depthwise_planes.h"
+#include "depthwise_special.h"
 
 namespace {
 
@@ -158,28 +158,28 @@ Job make_job(const Args* a) {
 
 int64_t share_floats(const Job* j) { return (j->forward.taps + 1) * kLanes; }  // of one block: each tap's sum, and the bias's
 
-const sep_depthwise_planes_kernels* const kPlanes = &SEP_TABLE(depthwise_planes);
+const sep_depthwise_special_kernels* special(const Args* a) { return depthwise_special(a, true); }
 
 int64_t packed_floats(const Args* a) {
-  if (kPlanes->fits(a)) return kPlanes->packed_floats(a);
+  if (const auto* s = special(a)) return s->packed_floats(a);
   const Plan p = make_plan(a, true);
   return packed_taps(&p);
 }
 
 void pack_weight(const Args* a) {
-  if (kPlanes->fits(a)) return kPlanes->pack_weight(a);
+  if (const auto* s = special(a)) return s->pack_weight(a);
   const Plan p = make_plan(a, true);
   pack_taps(&p, a->weight, a->packed);
 }
 
 int64_t units(const Args* a) {
-  if (kPlanes->fits(a)) return kPlanes->units(a, true);
+  if (const auto* s = special(a)) return s->units(a, true);
   const Job j = make_job(a);
   return j.chunks * j.groups;
 }
 
 int64_t partial_floats(const Args* a) {
-  if (kPlanes->fits(a)) return kPlanes->partial_floats(a);
+  if (const auto* s = special(a)) return s->partial_floats(a);
   const Job j = make_job(a);
   return j.blocks * share_floats(&j);
 }
@@ -195,7 +195,7 @@ int64_t band_floats(const Args* a, const Job* j) {
 }
 
 int64_t scratch_bytes(const Args* a) {
-  if (kPlanes->fits(a)) return kPlanes->scratch_bytes(a, true);
+  if (const auto* s = special(a)) return s->scratch_bytes(a, true);
   const Job j = make_job(a);
   return line_bytes(&j) + (band_floats(a, &j) * (j.together ? j.blocks : 1) + a->size[2] * kLanes) * 4;
 }
@@ -343,7 +343,7 @@ void run_band(const Args* a, const Job* j, void* lines, float* rows, float* resu
 }
 
 void run(const Args* a, void* scratch, int64_t begin, int64_t end) {
-  if (kPlanes->fits(a)) return kPlanes->backward(a, scratch, begin, end);
+  if (const auto* s = special(a)) return s->backward(a, scratch, begin, end);
   const Job j = make_job(a);
   float* rows = (float*)((char*)scratch + line_bytes(&j));
   float* result = rows + band_floats(a, &j) * (j.together ? j.blocks : 1);
@@ -365,7 +365,7 @@ void run(const Args* a, void* scratch, int64_t begin, int64_t end) {
 }
 
 void finish(const Args* a, float* gw, float* gb) {
-  if (kPlanes->fits(a)) return kPlanes->finish(a, gw, gb);
+  if (const auto* s = special(a)) return s->finish(a, gw, gb);
   const Job j = make_job(a);
   const Plan* p = &j.forward;
   const int64_t my = a->channels > a->filters ? p->multiplier : 1;

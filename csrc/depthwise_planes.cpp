@@ -5,7 +5,7 @@
 // registers, a column of taps at a time: R + K - 1 loads for R * K products. Backward the same loads make both gradients: input's
 // and weight's are sums over g[row + ky][column + kx], one weighted by the taps, the other by x.
 // A unit is some images of some channels; sums of a unit are kept apart and added in order.
-#include "depthwise_planes.h"
+#include "depthwise_special.h"
 
 #include "activation.h"
 #include "depthwise_rows.h"
@@ -59,7 +59,7 @@ Job make_job(const Args* a, bool gradients) {
 int64_t group_floats(const Job* j) { return (j->K * j->K + 1) * kLanes; }  // taps, and the bias or its gradient
 int64_t input_floats(const Job* j) { return (j->band + j->K - 1) * j->pitch; }
 
-int fits(const Args* a) {
+int fits(const Args* a, int) {
   const int32_t K = a->kernel[2];
   if (a->dtype != SEP_F32 || a->channels != a->filters || a->size[0] != 1 || a->kernel[0] != 1 || a->kernel[1] != K) return 0;
   if (K != 3 && K != 5 && K != 7) return 0;
@@ -389,5 +389,5 @@ void finish(const Args* a, float* gw, float* gb) {
 
 }  // namespace
 
-extern "C" const sep_depthwise_planes_kernels SEP_TABLE(depthwise_planes) = {
+extern "C" const sep_depthwise_special_kernels SEP_TABLE(depthwise_planes) = {
     fits, packed_floats, pack_weight, scratch_bytes, units, partial_floats, forward, backward, finish};

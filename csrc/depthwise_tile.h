@@ -1,4 +1,4 @@
-// Depthwise convolution of some output rows of one channels-last image, for the fused chains: multiplier 1, from cache to cache.
+// Depthwise convolution of some output rows of one dense channels-last image, float32 or bfloat16: multiplier 1.
 //
 // A group of outputs side by side is summed in registers, kLanes channels at a time: each input vector is loaded once for all the
 // outputs it reaches, and memory is read as it lies (channel blocks outermost measured the same for 32 channels, slower for more).
@@ -14,15 +14,17 @@ typedef sep_depthwise_step Step;
 enum { kGroup = 7 };  // outputs summed at once: divides 7, 14, 28, 56 and 112; 7 sums and 7 weights fit 16 registers
 
 // One group of outputs side by side, all channels.
+template <class T>
 struct Group {
-  const float* x;  // the first output's window: tap (0, 0), which may lie outside the image
+  const T* x;  // the first output's window: tap (0, 0), which may lie outside the image
   int64_t x_row, pixel;  // floats to the next row of taps, to the next pixel of x and y
   int64_t low, high;     // columns of the window that are inside the image: low <= column < high
   const float *w, *bias;
-  float* y;
+  T* y;
   int64_t channels;
   int32_t first_tap, last_tap;  // rows of the kernel that are inside the image
   int32_t height, width, stride, dilation, activation;
+  bool streams;  // writes past the caches; the activation is a clamp then
 };
 
 // Where block c begins: the last one overlaps the one before rather than being shorter.
@@ -30,12 +32,20 @@ SEP_INLINE int64_t block_start(int64_t c, int64_t channels) {
   return c + kLanes <= channels || channels < kLanes ? c : channels - kLanes;
 }
 
-void finish_group(float* y, int64_t pixel, int64_t outputs, int32_t activation) {
+SEP_INLINE void put(float* p, V a, bool streams) {
+  if (streams) stream(p, a);
+  else store(p, a);
+}
+SEP_INLINE void put(uint16_t* p, V a, bool) { store(p, a); }
+
+template <class T>
+void finish_group(T* y, int64_t pixel, int64_t outputs, int32_t activation) {
   for (int64_t i = 0; i < outputs; ++i) store(y + i * pixel, activate(load(y + i * pixel), activation));
 }
 
-template <int K, int S, int G, bool Checked>
-void group(const Group& g) {
+// bfloat16 is rounded once, so that its activation is a clamp.
+template <class T, int K, int S, int G, bool Checked>
+void group(const Group<T>& g) {
   const bool simple = is_clamp(g.activation);
   const V low = clamp_low(simple ? g.activation : SEP_NONE), high = clamp_high(simple ? g.activation : SEP_NONE);
   const float* taps = g.w;
@@ -44,7 +54,8 @@ void group(const Group& g) {
     V sum[G];
     #pragma GCC unroll 8
     for (int i = 0; i < G; ++i) sum[i] = g.bias ? load(g.bias + at) : V{};
-    const float *x = g.x + g.first_tap * g.x_row + at, *w = taps + g.first_tap * K * kLanes;
+    const T* x = g.x + g.first_tap * g.x_row + at;
+    const float* w = taps + g.first_tap * K * kLanes;
     for (int32_t ky = g.first_tap; ky < g.last_tap; ++ky, x += g.x_row, w += K * kLanes) {
       V weight[K];
       #pragma GCC unroll 8
@@ -59,13 +70,14 @@ void group(const Group& g) {
       }
     }
     #pragma GCC unroll 8
-    for (int i = 0; i < G; ++i) store(g.y + i * g.pixel + at, clamp(sum[i], low, high));
+    for (int i = 0; i < G; ++i) put(g.y + i * g.pixel + at, clamp(sum[i], low, high), g.streams);
     if (!simple) finish_group(g.y + at, g.pixel, G, g.activation);
   }
 }
 
 // Any kernel, stride and dilation, any number of channels: one output.
-void general_output(const Group& g) {
+template <class T>
+void general_output(const Group<T>& g) {
   const int64_t n = g.channels < kLanes ? g.channels : (int64_t)kLanes;
   for (int64_t c = 0; c < g.channels; c += kLanes) {
     const int64_t at = block_start(c, g.channels);
@@ -82,28 +94,33 @@ void general_output(const Group& g) {
   }
 }
 
-typedef void (*GroupFunction)(const Group&);
+template <class T>
 struct Groups {
-  GroupFunction inside[4], checked[4];  // of kGroup, 4, 2 and 1 outputs
+  void (*inside[4])(const Group<T>&);  // of kGroup, 4, 2 and 1 outputs
+  void (*checked[4])(const Group<T>&);
 };
-#define SEP_GROUPS(K, S)                                                                                         \
-  {{group<K, S, kGroup, false>, group<K, S, 4, false>, group<K, S, 2, false>, group<K, S, 1, false>},            \
-   {group<K, S, kGroup, true>, group<K, S, 4, true>, group<K, S, 2, true>, group<K, S, 1, true>}}
-const Groups kGroups[3][2] = {{SEP_GROUPS(3, 1), SEP_GROUPS(3, 2)},
-                              {SEP_GROUPS(5, 1), SEP_GROUPS(5, 2)},
-                              {SEP_GROUPS(7, 1), SEP_GROUPS(7, 2)}};
+#define SEP_GROUPS(K, S)                                                                                          \
+  {{group<T, K, S, kGroup, false>, group<T, K, S, 4, false>, group<T, K, S, 2, false>, group<T, K, S, 1, false>}, \
+   {group<T, K, S, kGroup, true>, group<T, K, S, 4, true>, group<T, K, S, 2, true>, group<T, K, S, 1, true>}}
+template <class T>
+constexpr Groups<T> kGroups[3][2] = {{SEP_GROUPS(3, 1), SEP_GROUPS(3, 2)},
+                                     {SEP_GROUPS(5, 1), SEP_GROUPS(5, 2)},
+                                     {SEP_GROUPS(7, 1), SEP_GROUPS(7, 2)}};
 const int kGroupOutputs[4] = {kGroup, 4, 2, 1};
 
-const Groups* special_groups(const Step& s) {
+template <class T>
+const Groups<T>* special_groups(const Step& s) {
   const int32_t k = s.kernel[1];
   if ((k != 3 && k != 5 && k != 7) || s.stride[1] > 2 || s.dilation[1] != 1 || s.channels < kLanes) return nullptr;
-  return &kGroups[k / 2 - 1][s.stride[1] - 1];
+  return &kGroups<T>[k / 2 - 1][s.stride[1] - 1];
 }
 
 // Output rows [first, last). x: where the image's row 0 is or would be; y: output row `first`. Both dense.
-void convolve_rows(const Step& s, const float* x, float* y, int64_t first, int64_t last) {
-  const Groups* special = special_groups(s);
-  Group g = {};
+template <class T>
+void convolve_rows(const Step& s, const T* x, T* y, int64_t first, int64_t last, bool streams = false) {
+  const Groups<T>* special = special_groups<T>(s);
+  Group<T> g = {};
+  g.streams = streams;
   g.pixel = g.channels = s.channels;
   g.x_row = s.size[1] * s.channels * s.dilation[0];
   g.w = s.weight, g.bias = s.bias;

@@ -170,7 +170,7 @@ void run(const Args* a, void* scratch, int64_t begin, int64_t end) {
     if (tile != made && p.depthwise) {
       const int64_t row = p.width * p.mid_channels;
       const float* top = p.expand ? h.kept - h.first * row : a->x + image * p.height * row;  // the image's row 0
-      convolve_rows(d, top, deep, first, last);
+      convolve_rows<float>(d, top, deep, first, last);
     }
     made = tile;
     if (!p.project && a->sums) add_rows(deep, pixels, p.mid_channels, a->sums + unit * p.mid_channels);

@@ -35,6 +35,23 @@ SEP_INLINE V splat(float a) { return a - V{}; }
 SEP_INLINE V load(const float* p) { return *(const VMemory*)p; }
 SEP_INLINE void store(float* p, V a) { *(VMemory*)p = a; }
 
+// Past the caches: a result larger than they are, were it written through them, would be read first and drive out what is needed
+// next. p is aligned to the vector; end_stream() comes before any other thread reads.
+SEP_INLINE void stream(float* p, V a) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, (__m512)a);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(p, (__m256)a);
+#else
+  store(p, a);
+#endif
+}
+SEP_INLINE void end_stream() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 // Part `part` of `parts` of a stretch of memory towards the second-level cache, in order. Kernels walk through channels-last
 // memory by the width of a vector, pixel after pixel, which no prefetcher in hardware follows; this runs ahead of them.
 SEP_INLINE void prefetch(const void* p, int64_t bytes, int64_t part, int64_t parts, bool for_writing) {

@@ -38,7 +38,7 @@ def _conv1d(input, weight, bias=None, stride=(1,), padding=(0,), dilation=(1,), 
     return y.squeeze(2)
 
 
-SMALL_MAP = 14 * 14  # places of a map below which torch's own 3x3 is as fast, but for channels-first maps at stride 1
+SMALL_MAP = 14 * 14  # places of a map below which torch's own 3x3 is as fast, where no kernel is made for its layout
 CONV = {1: _conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -182,13 +182,18 @@ def compute(
     if impl != "reference" and torch.amp.is_autocast_available(input.device.type):
         input, weight = _as_autocast_has_it(input), _as_autocast_has_it(weight)
         bias = None if bias is None else _as_autocast_has_it(bias)
-    if impl == "reference" or way(input, weight, bias, window.stride, impl)[0] == "reference":
+    if impl == "reference" or way(input, weight, bias, window.stride, activation, impl)[0] == "reference":
         return reference(input, weight, bias, window, groups, activation)
     return _native_conv(input, weight, bias, window, activation)
 
 
 def way(
-    input: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...], impl: str = "auto"
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    activation: str | None = None,
+    impl: str = "auto",
 ) -> tuple[str, str]:
     """ "native" or "reference", and why; what `compute` follows and `separable doctor --explain` prints.
 
@@ -202,9 +207,9 @@ def way(
         return "native", "asked for"
     if obstacle:
         return "reference", obstacle
-    if native_wins(input, weight, stride):
+    if native_wins(input, weight, stride, activation, _trains(input, weight, bias)):
         return "native", "known to win on this kind of shape"
-    return "reference", "torch's own is known to be as fast for 3x3 on small maps, and in bfloat16 at stride 1"
+    return "reference", "torch's own 3x3 is known to be as fast for such a map, without gradients or in this layout"
 
 
 def _obstacle_to_native(input: Tensor, weight: Tensor, bias: Tensor | None) -> str:
@@ -224,20 +229,28 @@ def _obstacle_to_native(input: Tensor, weight: Tensor, bias: Tensor | None) -> s
     return _native.obstacle()
 
 
-def native_wins(input: Tensor, weight: Tensor, stride: tuple[int, ...]) -> bool:
-    """True where the native kernels are known to beat torch's own (benchmarks/kernels.py).
+def native_wins(input: Tensor, weight: Tensor, stride: tuple[int, ...], activation: str | None, trains: bool) -> bool:
+    """True where the native kernels are known to beat torch's own (benchmarks/kernels.py); trains: with gradients.
 
-    torch's oneDNN is as good only at what networks of 2017 need most: 2-D, 3x3, multiplier 1, and there on maps small
-    enough for the cache (in the default layout with a stride only), and at stride 1 in bfloat16. A free size of a
-    captured graph counts as small.
+    torch's oneDNN is as good only at what networks of 2017 need most: 2-D, 3x3, multiplier 1. There, of channels-last
+    maps, its forward is as fast, and its gradients take 1.3 to 2 times as long; of maps in the default layout it is
+    as good with a stride on small ones, and at stride 1 in bfloat16. A free size of a captured graph counts as small.
     """
     if input.dim() != 4 or weight.shape[1] > 1 or weight.shape[0] != input.shape[1] or max(weight.shape[2:]) > 3:
         return True
+    last = depthwise_conv_operator.is_channels_last(input)
+    if last and max(stride) <= 2 and arguments.certain(input.shape[1] >= _native.lanes()):
+        return trains or activation is not None
     if input.dtype == torch.bfloat16 and max(stride) == 1:
         return False
-    if max(stride) == 1 and not depthwise_conv_operator.is_channels_last(input):
+    if max(stride) == 1 and not last:
         return True  # kernels along the rows: 2 to 3 times torch's own, on maps of 7x7 as on those of 112x112
     return arguments.certain(input.shape[2] * input.shape[3] >= SMALL_MAP)
+
+
+def _trains(*tensors: Tensor | None) -> bool:
+    """Whether a result of these is to have derivatives."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _as_autocast_has_it(tensor: Tensor) -> Tensor:
@@ -255,7 +268,7 @@ def _native_conv(input: Tensor, weight: Tensor, bias: Tensor | None, window: Win
     """
     flat = (window.stride, [side for pair in window.pairs for side in pair], window.dilation)
     operators = torch.ops.separable
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias)):
+    if _trains(input, weight, bias):
         return arguments.activate(operators.depthwise_conv(input, weight, bias, *flat), activation)
     apart = activation is not None and _native.keeps_apart()
     fused = depthwise_conv_operator.number_of(None if apart else activation)

@@ -1,0 +1,300 @@
+// Depthwise convolution of channels-last maps, stride 1 or 2: nothing is copied, zeros around the map are taps left out.
+//
+// Backward a group of input pixels side by side is summed in registers. Each vector of g serves both gradients as it is
+// read: input i and tap k belong to output (i + padding - k) / stride, so gx[i] sums g times the tap, and the tap's gradient
+// sums g times x[i]. Blocks of channels take turns within a group as far as their taps and sums stay in the first-level cache: memory is read
+// much as it lies, a row ahead towards the second-level cache, and large results are written past the caches.
+// A unit forward is some rows of one image; backward some images and some blocks of channels, whose sums are kept apart and
+// added in order: the same bits for any number of threads.
+#include "depthwise_special.h"
+
+#include "depthwise_rows.h"
+#include "depthwise_tile.h"
+
+namespace {
+
+typedef sep_depthwise_conv_args Args;
+
+enum { kUnits = 16, kForwardRows = 4, kNearBytes = 24 * 1024 };
+enum { kCacheBytes = 2 << 20, kStreamBytes = 8 << 20 };         // of the second level; results that no cache is asked to keep
+enum { kSegment = 256 };                                        // products that one sum adds before it goes to the share
+enum { kWide = kRegisters > 16 ? 7 : 4, kSome = kWide / 2 };  // input pixels summed at once
+
+int fits(const Args* a, int gradients) {
+  const int32_t K = a->kernel[2], S = a->stride[2];
+  if (a->channels != a->filters || a->channels < kLanes) return 0;
+  if (a->size[0] != 1 || a->kernel[0] != 1 || a->padding[0] || a->out[0] != 1) return 0;
+  if ((K != 3 && K != 5 && K != 7) || S > 2 || a->kernel[1] != K || a->stride[1] != S) return 0;
+  if (a->dilation[1] != 1 || a->dilation[2] != 1 || a->x.stride[1] != 1 || a->y.stride[1] != 1) return 0;
+  if (gradients) return !a->gx.data || a->gx.stride[1] == 1;
+  if (a->dtype == SEP_BF16 && !is_clamp(a->activation)) return 0;  // would be rounded before it and behind it
+  return a->x.stride[4] == a->channels && a->x.stride[3] == a->channels * a->size[2];
+}
+
+// Whether a result, dense and with all its vectors aligned, is written past the caches.
+bool streams(const Args* a, const sep_view* v, const int64_t* size) {
+  const int64_t vector = kLanes * 4, bytes = a->batch * a->channels * size[1] * size[2] * 4;
+  return a->dtype == SEP_F32 && bytes >= kStreamBytes && a->channels % kLanes == 0 && (uintptr_t)v->data % vector == 0;
+}
+
+// The depthwise step of a chain, for the forward direction.
+sep_depthwise_step step_of(const Args* a) {
+  sep_depthwise_step s = {};
+  s.weight = a->packed, s.bias = a->bias, s.batch = a->batch, s.channels = a->channels, s.activation = a->activation;
+  for (int i = 0; i < 2; ++i) {
+    s.size[i] = a->size[i + 1], s.out[i] = a->out[i + 1], s.kernel[i] = a->kernel[i + 1], s.stride[i] = a->stride[i + 1];
+    s.padding[i] = a->padding[i + 1], s.dilation[i] = 1;
+  }
+  return s;
+}
+
+int64_t packed(const Args* a) {
+  const Step s = step_of(a);
+  return packed_floats(&s);
+}
+
+void pack_weight(const Args* a) {
+  const Step s = step_of(a);
+  pack_depthwise(&s, a->weight, a->packed);
+}
+
+int64_t bands(const Args* a) { return (a->out[1] + kForwardRows - 1) / kForwardRows; }
+
+template <class T>
+void run_forward(const Args* a, int64_t begin, int64_t end) {
+  const Step s = step_of(a);
+  const bool past = streams(a, &a->y, a->out) && is_clamp(a->activation);
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t n = unit / bands(a), first = unit % bands(a) * kForwardRows;
+    T* y = (T*)a->y.data + n * a->y.stride[0] + first * a->y.stride[3];
+    convolve_rows(s, (const T*)a->x.data + n * a->x.stride[0], y, first, at_most(first + kForwardRows, s.out[0]), past);
+  }
+  if (past) end_stream();
+}
+
+void forward(const Args* a, void*, int64_t begin, int64_t end) {
+  if (a->dtype == SEP_BF16) return run_forward<uint16_t>(a, begin, end);
+  run_forward<float>(a, begin, end);
+}
+
+// How the gradients are divided, by the shapes alone.
+typedef struct Job {
+  int64_t taps, blocks;          // blocks of kLanes channels in all; the last overlaps the one before
+  int64_t images, chunks;        // of a unit; units over the batch
+  int64_t own, groups;           // blocks of a unit; units over the channels
+  int64_t near;                  // blocks that take turns within a group of pixels
+  bool ahead, streams;           // reads the next row ahead; writes past the caches
+} Job;
+
+Job make_job(const Args* a) {
+  Job j = {};
+  j.taps = a->kernel[1] * a->kernel[2];
+  j.blocks = (a->channels + kLanes - 1) / kLanes;
+  j.images = (a->batch + kUnits - 1) / kUnits;
+  j.chunks = j.images ? (a->batch + j.images - 1) / j.images : 0;
+  j.own = j.blocks;
+  while (j.own > 1 && j.chunks * ((j.blocks + j.own - 1) / j.own) < kUnits) j.own = (j.own + 1) / 2;
+  j.groups = (j.blocks + j.own - 1) / j.own;
+  j.near = at_least(kNearBytes / (2 * 4 * kLanes * j.taps), 1);
+  const int64_t pixels = 2 * a->size[1] * a->size[2] + a->out[1] * a->out[2], element = a->dtype == SEP_F32 ? 4 : 2;
+  j.ahead = pixels * a->channels * element > kCacheBytes;
+  j.streams = a->gx.data && streams(a, &a->gx, a->size);
+  return j;
+}
+
+int64_t share_floats(const Job* j) { return (j->taps + 1) * kLanes; }  // of one block: each tap's sum, and the bias's
+
+int64_t units(const Args* a, int gradients) {
+  if (!gradients) return a->batch * bands(a);
+  const Job j = make_job(a);
+  return j.chunks * j.groups;
+}
+
+int64_t partial_floats(const Args* a) {
+  const Job j = make_job(a);
+  return j.own * share_floats(&j);
+}
+
+// Sums of each tap, of a unit's blocks, and a pixel of all channels for a gradient that nobody wants.
+int64_t scratch_bytes(const Args* a, int gradients) {
+  if (!gradients) return 0;
+  const Job j = make_job(a);
+  return (j.own * j.taps * kLanes + a->channels) * 4;
+}
+
+// Input pixels side by side, and where their window of g lies; at a block's first channel.
+template <class T>
+struct Pixels {
+  const T *x, *g;  // g: the output of tap (first_tap, 0) and pixel 0, were it a whole number of strides away, rounded down
+  T* gx;
+  const float* w;  // of all taps
+  float* sums;     // likewise
+  int64_t x_pixel, g_pixel, gx_pixel, g_row;
+  int64_t low, high;   // outputs of the row, counted from g, that exist: low <= m < high
+  int32_t first_tap, last_tap;  // rows of the kernel, `stride` apart, whose outputs exist
+  bool streams;
+};
+
+// P pixels; pixel q and tap k meet output (q + R - k) / S from g on, where S divides it.
+template <class T, int K, int S, int R, int P, bool Checked>
+SEP_INLINE void gradients_of(const Pixels<T>* at) {
+  V sum[P], x[P];
+#pragma GCC unroll 8
+  for (int q = 0; q < P; ++q) sum[q] = V{}, x[q] = load(at->x + q * at->x_pixel);
+  const T* g = at->g;
+  const float* w = at->w + at->first_tap * K * kLanes;
+  float* sums = at->sums + at->first_tap * K * kLanes;
+  for (int32_t ky = at->first_tap; ky < at->last_tap; ky += S, g -= at->g_row, w += S * K * kLanes, sums += S * K * kLanes) {
+    V tap[K], part[K];
+#pragma GCC unroll 8
+    for (int k = 0; k < K; ++k) tap[k] = load(w + k * kLanes), part[k] = load(sums + k * kLanes);
+#pragma GCC unroll 16
+    for (int m = -((K - 1 - R) / S); m <= (P - 1 + R) / S; ++m) {
+      if (Checked && (m < at->low || m >= at->high)) continue;
+      const V v = load(g + m * at->g_pixel);
+#pragma GCC unroll 8
+      for (int q = 0; q < P; ++q) {
+        const int k = q + R - m * S;
+        if (k >= 0 && k < K) sum[q] = fma(v, tap[k], sum[q]), part[k] = fma(v, x[q], part[k]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < K; ++k) store(sums + k * kLanes, part[k]);
+  }
+#pragma GCC unroll 8
+  for (int q = 0; q < P; ++q) put(at->gx + q * at->gx_pixel, sum[q], at->streams);
+}
+
+// A group of pixels for `blocks` blocks of channels from `block` on.
+template <class T, int K, int S, int R, int P, bool Checked>
+void each_block(Pixels<T> at, int64_t channels, int64_t block, int64_t blocks) {
+  const T *x = at.x, *g = at.g;
+  T* gx = at.gx;
+  for (int64_t b = block; b < block + blocks; ++b, at.w += K * K * kLanes, at.sums += K * K * kLanes) {
+    const int64_t c = block_start(b * kLanes, channels);
+    at.x = x + c, at.g = g + c, at.gx = gx + c;
+    gradients_of<T, K, S, R, P, Checked>(&at);
+  }
+}
+
+template <class T>
+using EachBlock = void (*)(Pixels<T> at, int64_t channels, int64_t block, int64_t blocks);
+template <class T>
+struct Ways {
+  EachBlock<T> inside, wide, narrow, single;  // all but the first look where the map ends
+};
+#define SEP_WAYS(K, S, R)                                                                        \
+  {each_block<T, K, S, R, kWide, false>, each_block<T, K, S, R, kWide, true>,                    \
+   each_block<T, K, S, R, kSome, true>, each_block<T, K, S, R, 1, true>}
+template <class T>
+constexpr Ways<T> kWays[3][3] = {{SEP_WAYS(3, 1, 0), SEP_WAYS(3, 2, 0), SEP_WAYS(3, 2, 1)},
+                                 {SEP_WAYS(5, 1, 0), SEP_WAYS(5, 2, 0), SEP_WAYS(5, 2, 1)},
+                                 {SEP_WAYS(7, 1, 0), SEP_WAYS(7, 2, 0), SEP_WAYS(7, 2, 1)}};
+
+// Pixels of the next row, of the channels that come with these.
+template <class T>
+SEP_INLINE void prefetch_pixels(const T* p, int64_t pixel, int64_t pixels, int64_t channels) {
+  for (int64_t q = 0; q < pixels; ++q) prefetch(p + q * pixel, channels * (int64_t)sizeof(T), 0, 1, false);
+}
+
+// The gradients that input row `iy` of image n has a part in, for `near` blocks from `block` on.
+template <class T>
+void run_row(const Args* a, const Job* j, int64_t n, int64_t iy, int64_t block, int64_t near, float* sums, T* unwanted) {
+  const int64_t K = a->kernel[2], S = a->stride[2], W = a->size[2], top = iy + a->padding[1];
+  Pixels<T> at = {};
+  at.w = a->packed + block * j->taps * kLanes, at.sums = sums, at.streams = j->streams;
+  at.x_pixel = a->x.stride[4], at.g_pixel = a->y.stride[4], at.g_row = a->y.stride[3];
+  at.first_tap = (int32_t)(top % S), at.last_tap = (int32_t)at_most(K, top + 1);
+  while (at.first_tap < at.last_tap && (top - at.first_tap) / S >= a->out[1]) at.first_tap += (int32_t)S;
+  const T* x = (const T*)a->x.data + n * a->x.stride[0] + iy * a->x.stride[3];
+  const T* g = (const T*)a->y.data + n * a->y.stride[0] + (top - at.first_tap) / S * at.g_row;
+  T* gx = a->gx.data ? (T*)a->gx.data + n * a->gx.stride[0] + iy * a->gx.stride[3] : unwanted;
+  at.gx_pixel = a->gx.data ? a->gx.stride[4] : 0;
+  const bool x_ahead = j->ahead && iy + 1 < a->size[1], g_ahead = j->ahead && top % S == 0 && top / S + 1 < a->out[1];
+  const T* next = (const T*)a->y.data + n * a->y.stride[0] + (top / S + 1) * at.g_row;
+  for (int64_t ix = 0; ix < W;) {
+    const int64_t left = ix + a->padding[2], base = left / S, R = left % S, c = block * kLanes;
+    const Ways<T>* ways = &kWays<T>[K / 2 - 1][S - 1 + R];
+    at.x = x + ix * at.x_pixel, at.g = g + base * at.g_pixel, at.gx = gx + ix * at.gx_pixel;
+    at.low = -base, at.high = a->out[2] - base;
+    const bool inside = (K - 1 - R) / S <= base && base + (kWide - 1 + R) / S < a->out[2];
+    const int64_t rest = W - ix, pixels = rest >= kWide ? kWide : rest >= kSome ? kSome : 1;
+    if (x_ahead) prefetch_pixels(at.x + a->x.stride[3] + c, at.x_pixel, pixels, near * kLanes);
+    const int64_t outputs = at_most(a->out[2] - ix / S, (pixels + S - 1) / S);
+    if (g_ahead) prefetch_pixels(next + ix / S * at.g_pixel + c, at.g_pixel, outputs, near * kLanes);
+    const EachBlock<T> run = pixels == 1 ? ways->single : pixels < kWide ? ways->narrow : inside ? ways->inside : ways->wide;
+    run(at, a->channels, block, near);
+    ix += pixels;
+  }
+}
+
+void add_to_share(const Job* j, float* sums, int64_t blocks, float* share) {
+  for (int64_t b = 0; b < blocks; ++b)
+    for (int64_t t = 0; t < j->taps; ++t) {
+      float *sum = sums + (b * j->taps + t) * kLanes, *to = share + b * share_floats(j) + t * kLanes;
+      store(to, load(to) + load(sum));
+      store(sum, V{});
+    }
+}
+
+template <class T>
+void add_bias(const Args* a, const Job* j, int64_t n, int64_t block, int64_t blocks, float* share) {
+  for (int64_t y = 0; y < a->out[1]; ++y) {
+    const T* g = (const T*)a->y.data + n * a->y.stride[0] + y * a->y.stride[3];
+    for (int64_t b = 0; b < blocks; ++b) {
+      const T* from = g + block_start((block + b) * kLanes, a->channels);
+      V sum = {};
+      for (int64_t x = 0; x < a->out[2]; ++x) sum += load(from + x * a->y.stride[4]);
+      float* to = share + b * share_floats(j) + j->taps * kLanes;
+      store(to, load(to) + sum);
+    }
+  }
+}
+
+template <class T>
+void run_backward(const Args* a, void* scratch, int64_t begin, int64_t end) {
+  const Job j = make_job(a);
+  float *sums = (float*)scratch, *end_of_sums = sums + j.own * j.taps * kLanes;
+  const int64_t rows = at_least(kSegment / a->size[2], 1);  // until sums go to the share
+  for (float* p = sums; p < end_of_sums; p += kLanes) store(p, V{});
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t block = unit % j.groups * j.own, blocks = at_most(j.own, j.blocks - block), chunk = unit / j.groups;
+    float* share = a->partial ? a->partial + unit * j.own * share_floats(&j) : nullptr;
+    for (int64_t n = chunk * j.images; n < at_most((chunk + 1) * j.images, a->batch); ++n) {
+      for (int64_t iy = 0; iy < a->size[1]; ++iy) {
+        for (int64_t b = 0; b < blocks; b += j.near)
+          run_row<T>(a, &j, n, iy, block + b, at_most(j.near, blocks - b), sums + b * j.taps * kLanes, (T*)end_of_sums);
+        if (share && (iy % rows == rows - 1 || iy == a->size[1] - 1)) add_to_share(&j, sums, blocks, share);
+      }
+      if (share && !a->without_bias) add_bias<T>(a, &j, n, block, blocks, share);
+    }
+  }
+  if (j.streams) end_stream();
+}
+
+void backward(const Args* a, void* scratch, int64_t begin, int64_t end) {
+  if (a->dtype == SEP_BF16) return run_backward<uint16_t>(a, scratch, begin, end);
+  run_backward<float>(a, scratch, begin, end);
+}
+
+void finish(const Args* a, float* gw, float* gb) {
+  const Job j = make_job(a);
+  for (int64_t b = 0; b < j.blocks; ++b)
+    for (int64_t t = 0; t <= j.taps; ++t) {
+      V sum = {};
+      for (int64_t chunk = 0; chunk < j.chunks; ++chunk) {
+        const int64_t unit = chunk * j.groups + b / j.own;
+        sum += load(a->partial + (unit * j.own + b % j.own) * share_floats(&j) + t * kLanes);
+      }
+      for (int64_t l = 0; l < kLanes; ++l) {
+        const int64_t c = block_start(b * kLanes, a->channels) + l;
+        if (t < j.taps && gw) gw[c * j.taps + t] = sum[l];
+        if (t == j.taps && gb) gb[c] = sum[l];
+      }
+    }
+}
+
+}  // namespace
+
+extern "C" const sep_depthwise_special_kernels SEP_TABLE(depthwise_pixels) = {
+    fits, packed, pack_weight, scratch_bytes, units, partial_floats, forward, backward, finish};
