@@ -14,7 +14,6 @@ so its rows are upper bounds.
 """
 
 import argparse
-import csv
 import ctypes
 import datetime
 import importlib.util
@@ -22,8 +21,8 @@ import math
 import statistics
 import sys
 import time
-from pathlib import Path
 
+import measured
 import torch
 from networks import (
     Run,
@@ -62,7 +61,6 @@ PEERS = {
 }
 CALLS = 5  # timed in each turn
 BARS = {"separable": (1.1, 1.5), "bottleneck": (1.1, 1.4)}  # each shape, geometric mean: times the best peer
-RESULTS = Path(__file__).parent / "results" / "fused.csv"
 
 
 class Bottleneck(nn.Module):
@@ -202,12 +200,7 @@ def main() -> None:
         rows += measure(kind, name, model, x, options.rounds, peers)
         print(f"{kind} {name}: done", flush=True)
     summary(rows)
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"Written: {RESULTS}")
+    measured.write("fused", rows, ("kind", "shape", "peer", "processor"))
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ milliseconds, the least and the most.
 """
 
 import argparse
-import csv
 import datetime
 import math
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+import measured
 import torch
 from torch import Tensor
 
@@ -44,9 +43,7 @@ OTHER = {  # name: input, multiplier, kernel, padding
     "multiplier 4": ((16, 64, 28, 28), 4, 3, "same"),
 }
 CONV = {1: depthwise_conv1d, 2: depthwise_conv2d, 3: depthwise_conv3d}
-RESULTS = Path(__file__).parent / "results" / "kernels.csv"
-FIELDS = ["group", "shape", "way", "threads", "ms", "least", "most", "versus_best"]
-FIELDS += ["date", "processor", "isa", "torch"]
+KEYS = ("group", "shape", "way", "threads", "processor")
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -161,30 +158,28 @@ def main() -> None:
     parser.add_argument("--without-compile", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    machine = (datetime.date.today().isoformat(), cost.processor(), _native.isa(), torch.__version__)
-    fresh = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if fresh:
-            writer.writerow(FIELDS)
-        for group in options.only:
-            ratios = {"auto": [], "native": []}
-            for name, shape, ways in rows_of(group, not options.without_compile):
-                shape.check(ways["native"])
-                times = timed(ways, options.rounds, options.threads)
-                medians = {way: statistics.median(ms) for way, ms in times.items()}
-                best = min(ms for way, ms in medians.items() if way not in ("auto", "native", "copy"))
-                for way, ms in times.items():
-                    values = f"{medians[way]:.3f}", f"{min(ms):.3f}", f"{max(ms):.3f}", f"{best / medians[way]:.2f}"
-                    writer.writerow([group, name, way, options.threads, *values, *machine])
-                file.flush()
-                for way in ratios:
-                    ratios[way].append(best / medians[way])
-                shown = "  ".join(f"{way} {ms:.2f}" for way, ms in medians.items())
-                print(f"{group:8} {name:24} {shown}  -> {best / medians['auto']:.2f}", flush=True)
-            for way, values in ratios.items():
-                mean = math.exp(statistics.fmean(math.log(v) for v in values))
-                print(f"{group}: {way} {mean:.2f} times the best peer (geometric mean), least {min(values):.2f}")
+    machine = {"date": datetime.date.today().isoformat(), "processor": cost.processor()}
+    machine |= {"isa": _native.isa(), "torch": torch.__version__}
+    for group in options.only:
+        ratios = {"auto": [], "native": []}
+        for name, shape, ways in rows_of(group, not options.without_compile):
+            shape.check(ways["native"])
+            times = timed(ways, options.rounds, options.threads)
+            medians = {way: statistics.median(ms) for way, ms in times.items()}
+            best = min(ms for way, ms in medians.items() if way not in ("auto", "native", "copy"))
+            rows = []
+            for way, ms in times.items():
+                row = {"group": group, "shape": name, "way": way, "threads": options.threads}
+                row |= {"ms": f"{medians[way]:.3f}", "least": f"{min(ms):.3f}", "most": f"{max(ms):.3f}"}
+                rows.append(row | {"versus_best": f"{best / medians[way]:.2f}"} | machine)
+            measured.write("kernels", rows, KEYS)
+            for way in ratios:
+                ratios[way].append(best / medians[way])
+            shown = "  ".join(f"{way} {ms:.2f}" for way, ms in medians.items())
+            print(f"{group:8} {name:24} {shown}  -> {best / medians['auto']:.2f}", flush=True)
+        for way, values in ratios.items():
+            mean = math.exp(statistics.fmean(math.log(v) for v in values))
+            print(f"{group}: {way} {mean:.2f} times the best peer (geometric mean), least {min(values):.2f}")
 
 
 if __name__ == "__main__":

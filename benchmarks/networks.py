@@ -11,7 +11,6 @@ OpenVINO is timed where it can be imported, and the table says where it cannot.
 
 import argparse
 import copy
-import csv
 import datetime
 import importlib.util
 import io
@@ -21,8 +20,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+import measured
 import torch
 from torch import Tensor, nn
 
@@ -39,7 +38,6 @@ NETWORKS = {
     "convnext_tiny": 224,
     "legacy_xception": 299,
 }
-RESULTS = Path(__file__).parent / "results" / "networks.csv"
 FLOAT32_PEERS = ("eager", "eager channels-last", "compile with freezing", "onnxruntime", "openvino f32")
 Run = Callable[[], Tensor]
 
@@ -223,21 +221,6 @@ def summary(rows: list[dict]) -> None:
             print(f"{threads} threads, {column}: geometric mean {mean:.2f}, least {least[column]} ({least['network']})")
 
 
-def write(rows: list[dict]) -> None:
-    """Replace the rows of the same networks and threads, keep the others."""
-    made = {(row["network"], str(row["threads"])) for row in rows}
-    kept = []
-    if RESULTS.exists():
-        with RESULTS.open() as file:
-            kept = [row for row in csv.DictReader(file) if (row["network"], row["threads"]) not in made]
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(sorted([*kept, *rows], key=lambda r: (str(r["threads"]), list(NETWORKS).index(r["network"]))))
-    print(f"Written: {RESULTS}")
-
-
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -256,7 +239,7 @@ def main() -> None:
         rows += measure(name, NETWORKS[name], options.rounds, not options.without_compile)
         print(f"{name}: done", flush=True)
     summary(rows)
-    write(rows)
+    measured.write("networks", rows, ("network", "peer", "threads", "processor"))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/performance.py
 
-A table a claim: a row a shape or network, a column a way, the median in milliseconds; last, how many times as long the
-best peer takes. tests/test_docs.py holds the page equal to what this makes.
+A part a processor, a table a claim: a row a shape or network, a column a way, the median in milliseconds; last, how
+many times as long the best peer takes. tests/test_docs.py holds the page equal to what this makes.
 """
 
 import csv
@@ -29,6 +29,13 @@ def rows(name: str, **wanted: str) -> Rows:
         return [row for row in csv.DictReader(file) if all(row[key] == value for key, value in wanted.items())]
 
 
+def processors() -> list[str]:
+    """That the tables are of, the latest measured first."""
+    found = [row for name in ("kernels", "fused", "networks", "train") for row in rows(name)]
+    latest = {row["processor"]: row["date"] for row in sorted(found, key=lambda row: row["date"])}
+    return sorted(latest, key=lambda name: latest[name], reverse=True)
+
+
 def table(title: str, found: Rows, name: str, way: str, ms: str, ours: str, peers: set[str]) -> str:
     """A line for each value of the column `name`, a column for each of `way`; the best of `peers` over `ours`."""
     ways = list(dict.fromkeys(row[way] for row in found))
@@ -49,32 +56,33 @@ def threads_of(found: Rows) -> list[tuple[str, Rows]]:
     return [(f"{n} thread{'s' * (n != '1')}", [row for row in found if row["threads"] == n]) for n in counts]
 
 
-def tables() -> str:
+def tables(processor: str) -> str:
+    """All tables of one processor that have rows."""
     made = []
     eager = {"eager", "eager channels-last", "eager default", "compile"}
     for group, title in GROUPS.items():
-        for threads, found in threads_of(rows("kernels", group=group)):
+        for threads, found in threads_of(rows("kernels", group=group, processor=processor)):
             made.append(table(f"{title}, {threads}", found, "shape", "way", "ms", "auto", eager))
     float32 = {"eager", "eager channels-last", "compile with freezing", "onnxruntime", "openvino f32"}
     for kind in ("separable", "bottleneck"):
-        found = rows("fused", kind=kind)
-        made.append(
-            table(f"Fused {kind}, batch 1, 1 thread", found, "shape", "peer", "median_ms", "accelerate", float32)
-        )
-    for threads, found in threads_of(rows("networks")):
+        found = rows("fused", kind=kind, processor=processor)
+        title = f"Fused {kind}, batch 1, 1 thread"
+        made += [table(title, found, "shape", "peer", "median_ms", "accelerate", float32)] if found else []
+    for threads, found in threads_of(rows("networks", processor=processor)):
         title = f"Whole networks, batch 1, {threads}"
         made.append(table(f"{title}, float32", found, "network", "peer", "median_ms", "accelerate", float32))
         half = [row for row in found if row["peer"] in ("accelerate bf16", "openvino default", "eager")]
         bfloat16 = {"openvino default"}
         made.append(table(f"{title}, bfloat16", half, "network", "peer", "median_ms", "accelerate bf16", bfloat16))
-    for threads, found in threads_of(rows("train")):
+    for threads, found in threads_of(rows("train", processor=processor)):
         made.append(table(f"Training step, batch 128, {threads}", found, "network", "way", "ms", "native", eager))
     return "\n".join(made)
 
 
 def page(text: str) -> str:
     """The page with its tables made anew."""
-    return text[: text.index(BEGIN)] + f"{BEGIN}\n\n{tables()}"
+    made = "\n".join(f"## {processor}\n\n{tables(processor)}" for processor in processors())
+    return text[: text.index(BEGIN)] + f"{BEGIN}\n\n{made}"
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ Rows: results/train.csv; `eager_over_this` is eager channels-last over this way.
 """
 
 import argparse
-import csv
 import datetime
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 
+import measured
 import torch
 import torch.nn.functional as F
 from resnet20 import resnet20
@@ -30,7 +29,6 @@ from separable.layers import DepthwiseConv2d, SeparableConv2d
 from separable.models import MobileNetV2
 
 BATCH = 128
-RESULTS = Path(__file__).parent / "results" / "train.csv"
 
 
 class Repeated(nn.Module):
@@ -162,10 +160,7 @@ def main() -> None:
             row |= {"processor": processor(), "torch": torch.__version__, "date": datetime.date.today().isoformat()}
             rows.append(row)
             print(row, flush=True)
-    with open(RESULTS, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    measured.write("train", rows, ("network", "way", "threads", "processor"))
 
 
 if __name__ == "__main__":

@@ -86,14 +86,6 @@ void read_any_row(const sep_view* v, int32_t dtype, Block b, int64_t n, int64_t 
     read_row<float>(v, b, n, z, y, in, low, high, out);
 }
 
-// Sums of `share` neighbouring lanes each, in the first lanes.
-SEP_INLINE V add_shares(V a, int64_t share) {
-  if (share == 1) return a;
-  V sum = {};
-  for (int64_t j = 0; j < share; ++j) sum += permute(a, (iota() * (int)share + (int)j) & (kLanes - 1));
-  return sum;
-}
-
 // Pixels of scratch memory into row (image, z, y), which is channels-last or contiguous.
 template <class T>
 void write_row(const sep_view* v, Block b, int64_t n, int64_t z, int64_t y, int64_t pixels, const float* in, V bias,

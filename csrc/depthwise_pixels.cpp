@@ -1,4 +1,5 @@
-// Depthwise convolution of channels-last maps, stride 1 or 2: nothing is copied, zeros around the map are taps left out.
+// Depthwise convolution of channels-last maps, stride 1 or 2, of 3x3 also with multiplier 2 or 4: nothing is copied, zeros
+// around the map are taps left out.
 //
 // Backward a group of input pixels side by side is summed in registers. Each vector of g serves both gradients as it is
 // read: input i and tap k belong to output (i + padding - k) / stride, so gx[i] sums g times the tap, and the tap's gradient
@@ -22,7 +23,8 @@ enum { kWide = kRegisters > 16 ? 7 : 4, kSome = kWide / 2 };  // input pixels su
 
 int fits(const Args* a, int gradients) {
   const int32_t K = a->kernel[2], S = a->stride[2];
-  if (a->channels != a->filters || a->channels < kLanes) return 0;
+  const int64_t m = a->channels ? a->filters / a->channels : 0;
+  if (a->channels * m != a->filters || (m != 1 && !(K == 3 && (m == 2 || m == 4))) || a->filters < kLanes) return 0;
   if (a->size[0] != 1 || a->kernel[0] != 1 || a->padding[0] || a->out[0] != 1) return 0;
   if ((K != 3 && K != 5 && K != 7) || S > 2 || a->kernel[1] != K || a->stride[1] != S) return 0;
   if (a->dilation[1] != 1 || a->dilation[2] != 1 || a->x.stride[1] != 1 || a->y.stride[1] != 1) return 0;
@@ -32,15 +34,15 @@ int fits(const Args* a, int gradients) {
 }
 
 // Whether a result, dense and with all its vectors aligned, is written past the caches.
-bool streams(const Args* a, const sep_view* v, const int64_t* size) {
-  const int64_t vector = kLanes * 4, bytes = a->batch * a->channels * size[1] * size[2] * 4;
-  return a->dtype == SEP_F32 && bytes >= kStreamBytes && a->channels % kLanes == 0 && (uintptr_t)v->data % vector == 0;
+bool streams(const Args* a, const sep_view* v, int64_t channels, const int64_t* size) {
+  const int64_t vector = kLanes * 4, bytes = a->batch * channels * size[1] * size[2] * 4;
+  return a->dtype == SEP_F32 && bytes >= kStreamBytes && channels % kLanes == 0 && (uintptr_t)v->data % vector == 0;
 }
 
 // The depthwise step of a chain, for the forward direction.
 sep_depthwise_step step_of(const Args* a) {
   sep_depthwise_step s = {};
-  s.weight = a->packed, s.bias = a->bias, s.batch = a->batch, s.channels = a->channels, s.activation = a->activation;
+  s.weight = a->packed, s.bias = a->bias, s.batch = a->batch, s.channels = a->filters, s.activation = a->activation;
   for (int i = 0; i < 2; ++i) {
     s.size[i] = a->size[i + 1], s.out[i] = a->out[i + 1], s.kernel[i] = a->kernel[i + 1], s.stride[i] = a->stride[i + 1];
     s.padding[i] = a->padding[i + 1], s.dilation[i] = 1;
@@ -60,21 +62,26 @@ void pack_weight(const Args* a) {
 
 int64_t bands(const Args* a) { return (a->out[1] + kForwardRows - 1) / kForwardRows; }
 
-template <class T>
+template <class T, int M>
 void run_forward(const Args* a, int64_t begin, int64_t end) {
   const Step s = step_of(a);
-  const bool past = streams(a, &a->y, a->out) && is_clamp(a->activation);
+  const bool past = streams(a, &a->y, a->filters, a->out) && is_clamp(a->activation);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t n = unit / bands(a), first = unit % bands(a) * kForwardRows;
     T* y = (T*)a->y.data + n * a->y.stride[0] + first * a->y.stride[3];
-    convolve_rows(s, (const T*)a->x.data + n * a->x.stride[0], y, first, at_most(first + kForwardRows, s.out[0]), past);
+    convolve_rows<T, M>(s, (const T*)a->x.data + n * a->x.stride[0], y, first, at_most(first + kForwardRows, s.out[0]), past);
   }
   if (past) end_stream();
 }
 
+template <class T>
+void forward_of(const Args* a, int64_t begin, int64_t end) {
+  const int64_t m = a->filters / a->channels;
+  m == 1 ? run_forward<T, 1>(a, begin, end) : m == 2 ? run_forward<T, 2>(a, begin, end) : run_forward<T, 4>(a, begin, end);
+}
+
 void forward(const Args* a, void*, int64_t begin, int64_t end) {
-  if (a->dtype == SEP_BF16) return run_forward<uint16_t>(a, begin, end);
-  run_forward<float>(a, begin, end);
+  a->dtype == SEP_BF16 ? forward_of<uint16_t>(a, begin, end) : forward_of<float>(a, begin, end);
 }
 
 // How the gradients are divided, by the shapes alone.
@@ -89,16 +96,16 @@ typedef struct Job {
 Job make_job(const Args* a) {
   Job j = {};
   j.taps = a->kernel[1] * a->kernel[2];
-  j.blocks = (a->channels + kLanes - 1) / kLanes;
+  j.blocks = (a->filters + kLanes - 1) / kLanes;
   j.images = (a->batch + kUnits - 1) / kUnits;
   j.chunks = j.images ? (a->batch + j.images - 1) / j.images : 0;
   j.own = j.blocks;
   while (j.own > 1 && j.chunks * ((j.blocks + j.own - 1) / j.own) < kUnits) j.own = (j.own + 1) / 2;
   j.groups = (j.blocks + j.own - 1) / j.own;
   j.near = at_least(kNearBytes / (2 * 4 * kLanes * j.taps), 1);
-  const int64_t pixels = 2 * a->size[1] * a->size[2] + a->out[1] * a->out[2], element = a->dtype == SEP_F32 ? 4 : 2;
-  j.ahead = pixels * a->channels * element > kCacheBytes;
-  j.streams = a->gx.data && streams(a, &a->gx, a->size);
+  const int64_t inputs = a->channels * a->size[1] * a->size[2], outputs = a->filters * a->out[1] * a->out[2];
+  j.ahead = (2 * inputs + outputs) * (a->dtype == SEP_F32 ? 4 : 2) > kCacheBytes;
+  j.streams = a->gx.data && a->channels == a->filters && streams(a, &a->gx, a->channels, a->size);
   return j;
 }
 
@@ -136,11 +143,12 @@ struct Pixels {
 };
 
 // P pixels; pixel q and tap k meet output (q + R - k) / S from g on, where S divides it.
-template <class T, int K, int S, int R, int P, bool Checked>
+template <class T, int M, int K, int S, int R, int P, bool Checked>
 SEP_INLINE void gradients_of(const Pixels<T>* at) {
+  const VI index = spread_index(M);
   V sum[P], x[P];
 #pragma GCC unroll 8
-  for (int q = 0; q < P; ++q) sum[q] = V{}, x[q] = load(at->x + q * at->x_pixel);
+  for (int q = 0; q < P; ++q) sum[q] = V{}, x[q] = spread<M>(at->x + q * at->x_pixel, index);
   const T* g = at->g;
   const float* w = at->w + at->first_tap * K * kLanes;
   float* sums = at->sums + at->first_tap * K * kLanes;
@@ -162,34 +170,37 @@ SEP_INLINE void gradients_of(const Pixels<T>* at) {
     for (int k = 0; k < K; ++k) store(sums + k * kLanes, part[k]);
   }
 #pragma GCC unroll 8
-  for (int q = 0; q < P; ++q) put(at->gx + q * at->gx_pixel, sum[q], at->streams);
+  for (int q = 0; q < P; ++q) {
+    T* gx = at->gx + q * at->gx_pixel;
+    if (M == 1) put(gx, sum[q], at->streams);
+    else store_tail(gx, add_shares(sum[q], M), kLanes / M);
+  }
 }
 
 // A group of pixels for `blocks` blocks of channels from `block` on.
-template <class T, int K, int S, int R, int P, bool Checked>
-void each_block(Pixels<T> at, int64_t channels, int64_t block, int64_t blocks) {
+template <class T, int M, int K, int S, int R, int P, bool Checked>
+void each_block(Pixels<T> at, int64_t filters, int64_t block, int64_t blocks) {
   const T *x = at.x, *g = at.g;
   T* gx = at.gx;
   for (int64_t b = block; b < block + blocks; ++b, at.w += K * K * kLanes, at.sums += K * K * kLanes) {
-    const int64_t c = block_start(b * kLanes, channels);
-    at.x = x + c, at.g = g + c, at.gx = gx + c;
-    gradients_of<T, K, S, R, P, Checked>(&at);
+    const int64_t f = block_start(b * kLanes, filters);
+    at.x = x + f / M, at.g = g + f, at.gx = gx + f / M;
+    gradients_of<T, M, K, S, R, P, Checked>(&at);
   }
 }
 
 template <class T>
-using EachBlock = void (*)(Pixels<T> at, int64_t channels, int64_t block, int64_t blocks);
+using EachBlock = void (*)(Pixels<T> at, int64_t filters, int64_t block, int64_t blocks);
 template <class T>
 struct Ways {
   EachBlock<T> inside, wide, narrow, single;  // all but the first look where the map ends
 };
-#define SEP_WAYS(K, S, R)                                                                        \
-  {each_block<T, K, S, R, kWide, false>, each_block<T, K, S, R, kWide, true>,                    \
-   each_block<T, K, S, R, kSome, true>, each_block<T, K, S, R, 1, true>}
+#define SEP_WAYS(M, K, S, R)                                                              \
+  {each_block<T, M, K, S, R, kWide, false>, each_block<T, M, K, S, R, kWide, true>,       \
+   each_block<T, M, K, S, R, kSome, true>, each_block<T, M, K, S, R, 1, true>}
+#define SEP_STRIDES(M, K) {SEP_WAYS(M, K, 1, 0), SEP_WAYS(M, K, 2, 0), SEP_WAYS(M, K, 2, 1)}
 template <class T>
-constexpr Ways<T> kWays[3][3] = {{SEP_WAYS(3, 1, 0), SEP_WAYS(3, 2, 0), SEP_WAYS(3, 2, 1)},
-                                 {SEP_WAYS(5, 1, 0), SEP_WAYS(5, 2, 0), SEP_WAYS(5, 2, 1)},
-                                 {SEP_WAYS(7, 1, 0), SEP_WAYS(7, 2, 0), SEP_WAYS(7, 2, 1)}};
+constexpr Ways<T> kWays[5][3] = {SEP_STRIDES(1, 3), SEP_STRIDES(1, 5), SEP_STRIDES(1, 7), SEP_STRIDES(2, 3), SEP_STRIDES(4, 3)};
 
 // Pixels of the next row, of the channels that come with these.
 template <class T>
@@ -200,7 +211,8 @@ SEP_INLINE void prefetch_pixels(const T* p, int64_t pixel, int64_t pixels, int64
 // The gradients that input row `iy` of image n has a part in, for `near` blocks from `block` on.
 template <class T>
 void run_row(const Args* a, const Job* j, int64_t n, int64_t iy, int64_t block, int64_t near, float* sums, T* unwanted) {
-  const int64_t K = a->kernel[2], S = a->stride[2], W = a->size[2], top = iy + a->padding[1];
+  const int64_t K = a->kernel[2], S = a->stride[2], W = a->size[2], top = iy + a->padding[1], m = a->filters / a->channels;
+  const int64_t form = m == 1 ? K / 2 - 1 : m == 2 ? 3 : 4;  // in kWays
   Pixels<T> at = {};
   at.w = a->packed + block * j->taps * kLanes, at.sums = sums, at.streams = j->streams;
   at.x_pixel = a->x.stride[4], at.g_pixel = a->y.stride[4], at.g_row = a->y.stride[3];
@@ -214,16 +226,16 @@ void run_row(const Args* a, const Job* j, int64_t n, int64_t iy, int64_t block, 
   const T* next = (const T*)a->y.data + n * a->y.stride[0] + (top / S + 1) * at.g_row;
   for (int64_t ix = 0; ix < W;) {
     const int64_t left = ix + a->padding[2], base = left / S, R = left % S, c = block * kLanes;
-    const Ways<T>* ways = &kWays<T>[K / 2 - 1][S - 1 + R];
+    const Ways<T>* ways = &kWays<T>[form][S - 1 + R];
     at.x = x + ix * at.x_pixel, at.g = g + base * at.g_pixel, at.gx = gx + ix * at.gx_pixel;
     at.low = -base, at.high = a->out[2] - base;
     const bool inside = (K - 1 - R) / S <= base && base + (kWide - 1 + R) / S < a->out[2];
     const int64_t rest = W - ix, pixels = rest >= kWide ? kWide : rest >= kSome ? kSome : 1;
-    if (x_ahead) prefetch_pixels(at.x + a->x.stride[3] + c, at.x_pixel, pixels, near * kLanes);
+    if (x_ahead) prefetch_pixels(at.x + a->x.stride[3] + c / m, at.x_pixel, pixels, near * kLanes / m);
     const int64_t outputs = at_most(a->out[2] - ix / S, (pixels + S - 1) / S);
     if (g_ahead) prefetch_pixels(next + ix / S * at.g_pixel + c, at.g_pixel, outputs, near * kLanes);
     const EachBlock<T> run = pixels == 1 ? ways->single : pixels < kWide ? ways->narrow : inside ? ways->inside : ways->wide;
-    run(at, a->channels, block, near);
+    run(at, a->filters, block, near);
     ix += pixels;
   }
 }
@@ -242,7 +254,7 @@ void add_bias(const Args* a, const Job* j, int64_t n, int64_t block, int64_t blo
   for (int64_t y = 0; y < a->out[1]; ++y) {
     const T* g = (const T*)a->y.data + n * a->y.stride[0] + y * a->y.stride[3];
     for (int64_t b = 0; b < blocks; ++b) {
-      const T* from = g + block_start((block + b) * kLanes, a->channels);
+      const T* from = g + block_start((block + b) * kLanes, a->filters);
       V sum = {};
       for (int64_t x = 0; x < a->out[2]; ++x) sum += load(from + x * a->y.stride[4]);
       float* to = share + b * share_floats(j) + j->taps * kLanes;
@@ -287,7 +299,7 @@ void finish(const Args* a, float* gw, float* gb) {
         sum += load(a->partial + (unit * j.own + b % j.own) * share_floats(&j) + t * kLanes);
       }
       for (int64_t l = 0; l < kLanes; ++l) {
-        const int64_t c = block_start(b * kLanes, a->channels) + l;
+        const int64_t c = block_start(b * kLanes, a->filters) + l;
         if (t < j.taps && gw) gw[c * j.taps + t] = sum[l];
         if (t == j.taps && gb) gb[c] = sum[l];
       }

@@ -3,7 +3,7 @@
 //
 // depthwise_planes: maps whose rows lie densely (torch's default layout); vectors run along the rows.
 // depthwise_pixels: maps whose channels lie densely (channels-last); a vector holds channels of one pixel.
-// Both: 2-D, multiplier 1, square kernels of 3, 5 or 7 without dilation; each file's `fits` says the rest.
+// Both: 2-D, square kernels of 3, 5 or 7 without dilation; each file's `fits` says the rest.
 #pragma once
 #include "depthwise_conv.h"
 

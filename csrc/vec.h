@@ -179,6 +179,14 @@ SEP_INLINE VI iota() {
   return a;
 }
 
+// Sums of `share` neighbouring lanes each, in the first lanes.
+SEP_INLINE V add_shares(V a, int64_t share) {
+  if (share == 1) return a;
+  V sum = {};
+  for (int64_t j = 0; j < share; ++j) sum += permute(a, (iota() * (int)share + (int)j) & (kLanes - 1));
+  return sum;
+}
+
 // rows[i][j] <-> rows[j][i]: each of log2(kLanes) rounds is a perfect shuffle of the rows.
 SEP_INLINE void transpose(V rows[kLanes]) {
   VI low, high;  // the halves of two vectors, interleaved
