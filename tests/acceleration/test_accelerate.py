@@ -242,6 +242,9 @@ def test_training_swaps_depthwise_layers_and_keeps_everything_else():
     swapped = accelerate(network, training=True)
     kinds = [type(module) for module in swapped.modules()]
     assert kinds.count(separable.DepthwiseConv2d) == 17
+    norms = [module for module in swapped.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert all(type(norm) is separable.layers.BatchNorm2d for norm in norms)
+    assert [norm.activation for norm in norms[:3]] == ["relu6", "relu6", None]
     assert swapped.training
     assert list(swapped.state_dict()) == list(network.state_dict())
     x, target = torch.randn(2, 3, 32, 32), torch.tensor([1, 3])

@@ -9,6 +9,7 @@ from separable import layers
 from separable.errors import InputError
 from separable.layers import DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d
 from separable.layers.separable import is_hooked
+from separable.store.capture import is_timm_norm_act
 
 _CONVS = {nn.Conv1d: DepthwiseConv1d, nn.Conv2d: DepthwiseConv2d, nn.Conv3d: DepthwiseConv3d}
 _NORMS: dict[type[nn.Module], type[nn.Module]] = {
@@ -23,8 +24,8 @@ def swap_layers(model: nn.Module, recompute: bool = False) -> nn.Module:
     """A copy of `model` with our layers, of the same parameters, for torch's depthwise convolutions and batch norms.
 
     Names, values and trainability of parameters stay, so that weights go there and back; modules that are shared stay
-    shared. In a torch.nn.Sequential an activation after a norm becomes part of it. `recompute` is set in every
-    separable layer of ours. Modules with hooks or parametrizations, and classes derived from torch's, are left alone.
+    shared. In a torch.nn.Sequential an activation after a norm becomes part of it, as that inside timm's norms does.
+    `recompute` is set in every separable layer of ours. Modules with hooks or parametrizations, and classes derived from torch's, are left alone.
     """
     try:
         model = copy.deepcopy(model)
@@ -44,6 +45,11 @@ def swap_layers(model: nn.Module, recompute: bool = False) -> nn.Module:
 
 
 def _is_norm(module: nn.Module) -> bool:
+    """Torch's norm, or timm's with an activation that ours computes and no dropout between."""
+    if is_timm_norm_act(module):
+        inner = [*module.children()]
+        known = type(module.act) in (nn.Identity, *_ACTIVATIONS) and isinstance(module.drop, nn.Identity)
+        return known and not any(is_hooked(part) for part in (module, *inner))
     return type(module) in _NORMS and not is_hooked(module)
 
 
@@ -56,7 +62,7 @@ def _is_depthwise(module: nn.Module) -> bool:
 
 
 def _ours(module) -> nn.Module:
-    return _our_norm(module) if type(module) in _NORMS else _our_conv(module)
+    return _our_conv(module) if type(module) in _CONVS else _our_norm(module)
 
 
 def _our_conv(conv) -> nn.Module:
@@ -76,12 +82,14 @@ def _our_conv(conv) -> nn.Module:
 
 
 def _our_norm(norm) -> nn.Module:
-    layer = _NORMS[type(norm)](
+    layer = _NORMS.get(type(norm), layers.BatchNorm2d)(
         norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, "meta"
     )
     layer.weight, layer.bias = norm.weight, norm.bias
     for name, buffer in norm.named_buffers(recurse=False):
         setattr(layer, name, buffer)
+    if is_timm_norm_act(norm):
+        layer.activation = _ACTIVATIONS.get(type(norm.act))  # type: ignore[assignment]
     return layer.train(norm.training)
 
 
@@ -97,6 +105,7 @@ def _join_activations(model: nn.Module) -> None:
         pairs = list(module.named_children())
         for (_, norm), (name, activation) in itertools.pairwise(pairs):
             known = _ACTIVATIONS.get(type(activation))
-            if isinstance(norm, tuple(_NORMS.values())) and known and places[norm] == 1 and not is_hooked(activation):
+            free = isinstance(norm, tuple(_NORMS.values())) and norm.activation is None and places[norm] == 1
+            if free and known and not is_hooked(activation):
                 norm.activation = known  # type: ignore[assignment]
                 module.register_module(name, nn.Identity())

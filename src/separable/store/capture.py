@@ -80,13 +80,13 @@ class _Tracer(fx.Tracer):
         return modules.known_class(m) is not None
 
     def call_module(self, m: nn.Module, forward, args, kwargs) -> Any:
-        if not _is_timm_norm_act(m):
+        if not is_timm_norm_act(m):
             return super().call_module(m, forward, args, kwargs)
         normed = self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
         return m.act(m.drop(normed))  # type: ignore[operator]
 
 
-def _is_timm_norm_act(module: nn.Module) -> bool:
+def is_timm_norm_act(module: nn.Module) -> bool:
     """timm's batch norm with an activation inside: its own forward is torch's batch norm, copied for TorchScript."""
     return isinstance(module, nn.BatchNorm2d) and type(module).__name__ == "BatchNormAct2d" and hasattr(module, "act")
 
@@ -252,7 +252,7 @@ def _describe_modules(model: nn.Module) -> dict[str, Any]:
                 raise _refusal(model, f"module {path or type(module).__name__} holds {error}") from None
             if described[path]["class"] in _WITH_INSIDES:
                 whole.append(path)
-        elif _is_timm_norm_act(module):
+        elif is_timm_norm_act(module):
             described[path] = _plain_norm(module)
         elif path:
             name = next((n for n, kind in CONTAINERS.items() if type(module) is kind), "Module")
