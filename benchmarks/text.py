@@ -44,7 +44,15 @@ COLUMNS = (
 SETTINGS: dict[str, dict[str, Any]] = {
     "phrasebank": {"bag_share": 0.0, "epochs": 7},
     "chinese": {"balance": 1.0, "epochs": 5, "batch": 64},
-    "clinc150": {"epochs": 12, "batch": 128, "width": 128, "bag_rank": 150, "bag_learning_rate": 2e-3},
+    "clinc150": {
+        "epochs": 24,
+        "batch": 64,
+        "width": 192,
+        "dilations": (1, 2, 4),
+        "average": 0.995,
+        "bag_rank": 150,
+        "bag_learning_rate": 2e-3,
+    },
 }
 Encode = Callable[[Sequence[str]], torch.Tensor]  # texts to vectors [N, size]
 Part = tuple[Corpus, Corpus | None, Corpus]  # train, valid, test
