@@ -25,8 +25,8 @@ def swap_layers(model: nn.Module, recompute: bool = False) -> nn.Module:
 
     Names, values and trainability of parameters stay, so that weights go there and back; modules that are shared stay
     shared. In a torch.nn.Sequential an activation after a norm becomes part of it, as that inside timm's norms does.
-    `recompute` is set in every separable layer of ours. Modules with hooks or parametrizations, and other classes derived
-    from torch's, are left alone.
+    `recompute` is set in every separable layer of ours. Modules with hooks or parametrizations, and other classes that
+    derive from torch's, are left alone.
     """
     try:
         model = copy.deepcopy(model)
