@@ -124,15 +124,35 @@ def test_keeps_its_input_alone_for_backward():
     assert sorted(kept)[-2:] == [32, x.numel()]
 
 
+@pytest.fixture
+def took(monkeypatch):
+    """The shapes that went the native way, which gives back its input here."""
+    module, shapes = importlib.import_module("separable.functional.batch_norm"), []
+    monkeypatch.setattr(module, "_native_norm", lambda input, *rest: shapes.append(tuple(input.shape)) or input)
+    return shapes
+
+
 @native
-def test_auto_is_native_in_training_on_channels_last_memory_only(monkeypatch):
-    module, took = importlib.import_module("separable.functional.batch_norm"), []
-    monkeypatch.setattr(module, "_native_norm", lambda input, *rest: took.append(input.stride(1)) or input)
-    x, statistics = torch.randn(2, 8, 6, 6), (torch.zeros(8), torch.ones(8))
-    batch_norm(last(x), *statistics, training=True)
-    batch_norm(x, *statistics, training=True)
-    batch_norm(last(x), *statistics)
-    assert took == [1]
+def test_auto_is_native_in_training_on_channels_last_memory_only(took):
+    x, statistics = torch.randn(16, 32, 32, 32), (torch.zeros(32), torch.ones(32))
+    batch_norm(last(x), *statistics, training=True, activation="relu")
+    batch_norm(x, *statistics, training=True, activation="relu")
+    batch_norm(last(x), *statistics, activation="relu")
+    assert took == [x.shape]
+
+
+@native
+def test_auto_leaves_small_inputs_to_torch(took):
+    lost = [(128, 960, 1, 1), (128, 960, 2, 2), (16, 960, 4, 4), (16, 320, 7, 7), (16, 960, 14, 14), (128, 320, 7, 7)]
+    for shape in (*lost, (128, 960), (16, 16, 20)):
+        batch_norm(last(torch.randn(shape)), None, None, training=True)
+    for shape in ((128, 960, 1, 1), (16, 320, 4, 4), (16, 64, 8, 8), (16, 16, 20)):
+        batch_norm(last(torch.randn(shape)), None, None, training=True, activation="relu")
+    assert not took
+    won = [((128, 64, 28, 28), None), ((128, 960, 2, 2), "relu"), ((16, 64, 28, 28), "relu"), ((16, 64, 50), None)]
+    for shape, activation in won:
+        batch_norm(last(torch.randn(shape)), None, None, training=True, activation=activation)
+    assert took == [shape for shape, _ in won]
 
 
 @native
