@@ -16,7 +16,7 @@ SEP_INLINE V through_activation(V g, V z, int32_t activation) {
     }
     case SEP_HARD_SWISH: {
       const V inside = fma(z, splat(1.0f / 3.0f), splat(0.5f));
-      return g * select((VI)(z <= splat(-3.0f)), zero, select((VI)(z < splat(3.0f)), inside, one));
+      return g * select((VI)(z <= splat(-3.0f)), zero, select((VI)(z >= splat(3.0f)), one, inside));
     }
     case SEP_GELU: {
       const V below = splat(0.5f) * (one + error_function(z * splat(0.70710678f)));

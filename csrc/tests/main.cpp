@@ -11,6 +11,8 @@ bool test_pointwise_conv_bfloat16();
 bool test_separable_conv();
 bool test_dense_conv();
 bool test_rowwise();
+bool test_activation_gradient();
+bool test_batch_norm();
 bool test_relayout();
 bool test_program();
 
@@ -23,7 +25,8 @@ int main() {
       continue;
     }
     for (auto test : {test_depthwise_conv, test_depthwise_conv_backward, test_pointwise_conv, test_pointwise_conv_bfloat16,
-                      test_separable_conv, test_dense_conv, test_rowwise, test_relayout, test_program})
+                      test_separable_conv, test_dense_conv, test_rowwise, test_activation_gradient, test_batch_norm,
+                      test_relayout, test_program})
       good = test() && good;
   }
   return good ? 0 : 1;
