@@ -180,6 +180,32 @@ def test_doctor_tells_versions_as_json():
     assert json.loads(done.stdout)["system"]["torch"] == torch.__version__
 
 
+def test_doctor_tells_of_missing_kernels_once_and_with_the_remedy(monkeypatch):
+    monkeypatch.setenv("SEPARABLE_NATIVE", "/nowhere/libseparable.so")
+    done, why = run("doctor"), "SEPARABLE_NATIVE names /nowhere/libseparable.so, which is not there"
+    assert done.stdout.splitlines()[-1] == f"No native kernels, torch's own run instead, slower: {why}."
+    assert done.stdout.count(why) == 1
+    assert not done.stderr
+    assert json.loads(run("doctor", "--json").stdout)["missing"]["native kernels"] == why
+
+
+def test_doctor_tells_of_an_instruction_set_that_was_asked_for(monkeypatch):
+    from separable import _native
+
+    if len(_native.isas()) < 2:
+        pytest.skip("no two instruction sets to choose from here")
+    best, *_, lowest = _native.isas()
+    monkeypatch.setenv("SEPARABLE_ISA", lowest)
+    asked = run("doctor")
+    assert f"SEPARABLE_ISA asks for {lowest}, unset it for {best}" in asked.stdout
+    assert asked.stdout.splitlines()[-1].startswith(("Nothing is missing", "Missing"))
+    monkeypatch.setenv("SEPARABLE_ISA", "nonsense")
+    refused = run("doctor")
+    names = ", ".join(_native.isas())
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == f"separable: SEPARABLE_ISA = nonsense: must be one of {names} here, or unset\n"
+
+
 def test_doctor_explains_which_way_a_shape_takes():
     from separable import _native
 

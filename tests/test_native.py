@@ -258,6 +258,18 @@ def test_the_environment_chooses_a_lower_instruction_set():
 def test_runs_without_the_library_and_says_why():
     assert shown(SEPARABLE_NATIVE="0").stdout.strip() == "None | switched off by SEPARABLE_NATIVE=0"
     absent = shown(SEPARABLE_NATIVE="/nowhere/libseparable.so")
-    assert "was not built" in absent.stdout
+    assert "SEPARABLE_NATIVE names /nowhere/libseparable.so, which is not there" in absent.stdout
     assert absent.stderr.count("runs without its native kernels") == 1
     assert not shown(SEPARABLE_NATIVE="0").stderr
+
+
+def test_a_library_that_was_not_built_is_told_with_the_way_to_build_it(monkeypatch, tmp_path):
+    file, how = tmp_path / "libseparable.so", "run `pip install --no-build-isolation .` in a checkout"
+    monkeypatch.setenv("CXX", "g++")
+    assert _native._open(file) == f"libseparable.so was not built: {how}"
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    first = "install a C++ compiler (there is no g++, c++ or clang++)"
+    assert _native._open(file) == f"libseparable.so was not built: {first}, then {how}"
+    file.write_text("no library")
+    assert _native._open(file).startswith("libseparable.so does not load (")

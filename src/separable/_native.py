@@ -8,6 +8,7 @@ The file is made by setup.py from csrc/. Without it every operation runs torch's
 
 import ctypes
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -40,8 +41,9 @@ def load() -> None:
         missing = "switched off by SEPARABLE_NATIVE=0"
         return
     name = "libseparable.dylib" if sys.platform == "darwin" else "libseparable.so"
-    file = Path(wanted) if wanted not in ("", "1") else Path(__file__).with_name(name)
-    missing = _open(file)
+    named = wanted not in ("", "1")
+    file = Path(wanted) if named else Path(__file__).with_name(name)
+    missing = f"SEPARABLE_NATIVE names {file}, which is not there" if named and not file.exists() else _open(file)
     if missing:
         warnings.warn(f"separable runs without its native kernels, slower: {missing}", stacklevel=2)
         return
@@ -50,7 +52,7 @@ def load() -> None:
     _library.sep_isa_name.restype = ctypes.c_char_p
     if _library.sep_isa() < 0:
         asked = os.environ.get("SEPARABLE_ISA")
-        raise InputError("SEPARABLE_ISA", asked, f"must be one of {', '.join(isas())} here")
+        raise InputError("SEPARABLE_ISA", asked, f"must be one of {', '.join(isas())} here, or unset")
     _running = _name(_library.sep_isa())
 
 
@@ -58,16 +60,18 @@ def _open(file: Path) -> str:
     """Load `file`; what stands in the way, or nothing."""
     global _library
     version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    how = "run `pip install --no-build-isolation .` in a checkout"
     if not file.exists():
-        how = "`pip install --no-build-isolation .`, with torch and a C++ compiler, builds it"
-        return f"{file.name} was not built: {how}"
+        compiler = os.environ.get("CXX") or any(map(shutil.which, ("g++", "c++", "clang++")))  # as setup.py does
+        first = "" if compiler else "install a C++ compiler (there is no g++, c++ or clang++), then "
+        return f"{file.name} was not built: {first}{how}"
     if version < (2, 10):
-        return f"it needs torch 2.10 or newer, and this is {torch.__version__}"
+        return f"{file.name} needs torch 2.10 or newer, and this is {torch.__version__}"
     try:
         torch.ops.load_library(str(file))
         _library = ctypes.CDLL(str(file))
     except OSError as error:
-        return f"{file.name} does not load: {error}"
+        return f"{file.name} does not load ({error}): {how}"
     return ""
 
 

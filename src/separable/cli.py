@@ -6,6 +6,7 @@ errors to standard error; --json prints the same result for a program to read.
 
 import json as json_format
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -190,7 +191,9 @@ def doctor(
     json: Json = False,
 ):
     """Say what this installation has, what it lacks, and what that costs; or with --explain which kernel runs."""
-    from separable.commands import doctor as job
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of kernels that are not there: the answer tells of them
+        from separable.commands import doctor as job
 
     show(job.run() if explain is None else job.explain(explain, kernel, stride, multiplier, bfloat16), json)
 

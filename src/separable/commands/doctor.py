@@ -51,10 +51,14 @@ def run() -> Result:
     for name, version in packages.items():
         table.add_row(name, version or f"[yellow]{missing[name]}[/]")
     extras = sorted({_PACKAGES[name][1] for name in missing})
-    closing = "Nothing is missing."
+    told = []
     if missing:
-        closing = f"Missing: {', '.join(missing)}. Add them with: pip install 'separable[{','.join(extras)}]'"
-    return Result({"system": system, "packages": packages, "missing": missing}, [table], closing)
+        told.append(f"Missing: {', '.join(missing)}. Add them with: pip install 'separable[{','.join(extras)}]'")
+    if _native.missing:
+        missing["native kernels"] = _native.missing
+        told.append(f"No native kernels, torch's own run instead, slower: {_native.missing}.")
+    data = {"system": system, "packages": packages, "missing": missing}
+    return Result(data, [table], "\n".join(told) or "Nothing is missing.")
 
 
 def explain(shape: str, kernel: int, stride: int, multiplier: int, bfloat16: bool) -> Result:
@@ -89,8 +93,10 @@ def explain(shape: str, kernel: int, stride: int, multiplier: int, bfloat16: boo
 
 def _native_kernels() -> str:
     if _native.missing:
-        return f"none, torch's own run instead, slower: {_native.missing}"
-    return f"{_native.isa()} (this processor and build have {', '.join(_native.isas())})"
+        return "none"
+    chosen, best = _native.isa(), _native.isas()[0]
+    remedy = "" if chosen == best else f"; SEPARABLE_ISA asks for {chosen}, unset it for {best}"
+    return f"{chosen} (this processor and build have {', '.join(_native.isas())}{remedy})"
 
 
 def _version(package: str) -> tuple[str | None, str]:
