@@ -200,7 +200,7 @@ def main() -> None:
         rows += measure(kind, name, model, x, options.rounds, peers)
         print(f"{kind} {name}: done", flush=True)
     summary(rows)
-    measured.write("fused", rows, ("kind", "shape", "peer", "processor"))
+    measured.write("fused", rows, ("kind", "shape", "processor"))
 
 
 if __name__ == "__main__":

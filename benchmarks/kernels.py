@@ -43,7 +43,7 @@ OTHER = {  # name: input, multiplier, kernel, padding
     "multiplier 4": ((16, 64, 28, 28), 4, 3, "same"),
 }
 CONV = {1: depthwise_conv1d, 2: depthwise_conv2d, 3: depthwise_conv3d}
-KEYS = ("group", "shape", "way", "threads", "processor")
+KEYS = ("group", "shape", "threads", "processor")
 
 
 def channels_last(x: Tensor) -> Tensor:

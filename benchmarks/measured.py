@@ -10,14 +10,17 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def write(name: str, rows: Sequence[dict], keys: Sequence[str]) -> None:
-    """Put rows into results/NAME.csv in place of earlier ones with the same `keys`; keep all others."""
+    """Put rows into results/NAME.csv in place of all earlier ones with the same `keys`; keep the others.
+
+    The ways that a row is compared with are not among the keys: what was measured together stays together.
+    """
     file = RESULTS / f"{name}.csv"
-    kept: dict[tuple[str, ...], dict] = {}
+    made, kept = {tuple(str(row[key]) for key in keys) for row in rows}, []
     if file.exists():
         with file.open(newline="") as opened:
-            kept = {tuple(row[key] for key in keys): row for row in csv.DictReader(opened)}
-    kept |= {tuple(str(row[key]) for key in keys): row for row in rows}
+            kept = [row for row in csv.DictReader(opened) if tuple(row[key] for key in keys) not in made]
+    columns = dict.fromkeys(column for row in [*rows, *kept] for column in row)
     with atomic.write_beside(file) as beside, beside.open("w", newline="") as opened:
-        writer = csv.DictWriter(opened, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(opened, [*columns], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(kept.values())
+        writer.writerows([*kept, *rows])

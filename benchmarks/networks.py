@@ -239,7 +239,7 @@ def main() -> None:
         rows += measure(name, NETWORKS[name], options.rounds, not options.without_compile)
         print(f"{name}: done", flush=True)
     summary(rows)
-    measured.write("networks", rows, ("network", "peer", "threads", "processor"))
+    measured.write("networks", rows, ("network", "threads", "processor"))
 
 
 if __name__ == "__main__":

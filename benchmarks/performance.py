@@ -39,6 +39,8 @@ def processors() -> list[str]:
 def table(title: str, found: Rows, name: str, way: str, ms: str, ours: str, peers: set[str]) -> str:
     """A line for each value of the column `name`, a column for each of `way`; the best of `peers` over `ours`."""
     ways = list(dict.fromkeys(row[way] for row in found))
+    if ours not in ways or not peers & {*ways}:
+        return ""
     lines = [f"| | {' | '.join(f'{w}, ms' for w in ways)} | best peer / {ours} |", "|---" * (len(ways) + 2) + "|"]
     ratios = []
     for key in dict.fromkeys(row[name] for row in found):
@@ -76,7 +78,7 @@ def tables(processor: str) -> str:
         made.append(table(f"{title}, bfloat16", half, "network", "peer", "median_ms", "accelerate bf16", bfloat16))
     for threads, found in threads_of(rows("train", processor=processor)):
         made.append(table(f"Training step, batch 128, {threads}", found, "network", "way", "ms", "native", eager))
-    return "\n".join(made)
+    return "\n".join(filter(None, made))
 
 
 def page(text: str) -> str:

@@ -160,7 +160,7 @@ def main() -> None:
             row |= {"processor": processor(), "torch": torch.__version__, "date": datetime.date.today().isoformat()}
             rows.append(row)
             print(row, flush=True)
-    measured.write("train", rows, ("network", "way", "threads", "processor"))
+    measured.write("train", rows, ("network", "threads", "processor"))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 //
 // Backward a group of input pixels side by side is summed in registers. Each vector of g serves both gradients as it is
 // read: input i and tap k belong to output (i + padding - k) / stride, so gx[i] sums g times the tap, and the tap's gradient
-// sums g times x[i]. Blocks of channels take turns within a group as far as their taps and sums stay in the first-level cache: memory is read
-// much as it lies, a row ahead towards the second-level cache, and large results are written past the caches.
+// sums g times x[i]. Blocks of channels take turns within a group as far as their taps and sums stay in the first-level
+// cache: memory is read much as it lies, a row ahead towards the second-level cache, and large results are written past
+// the caches.
+// The bias's gradient reads g once more, an image at a time.
 // A unit forward is some rows of one image; backward some images and some blocks of channels, whose sums are kept apart and
 // added in order: the same bits for any number of threads.
 #include "depthwise_special.h"
@@ -17,9 +19,13 @@ namespace {
 typedef sep_depthwise_conv_args Args;
 
 enum { kUnits = 16, kForwardRows = 4, kNearBytes = 24 * 1024 };
-enum { kCacheBytes = 2 << 20, kStreamBytes = 8 << 20 };         // of the second level; results that no cache is asked to keep
-enum { kSegment = 256 };                                        // products that one sum adds before it goes to the share
+enum { kCacheBytes = 2 << 20, kStreamBytes = 8 << 20 };       // of the second level; results that no cache is asked to keep
+enum { kSegment = 252 };                                      // products that one sum adds before it goes to the share
 enum { kWide = kRegisters > 16 ? 7 : 4, kSome = kWide / 2 };  // input pixels summed at once
+
+bool is_dense(const sep_view* v, int64_t channels, int64_t width) {
+  return v->stride[1] == 1 && v->stride[4] == channels && v->stride[3] == channels * width;
+}
 
 int fits(const Args* a, int gradients) {
   const int32_t K = a->kernel[2], S = a->stride[2];
@@ -28,12 +34,12 @@ int fits(const Args* a, int gradients) {
   if (a->size[0] != 1 || a->kernel[0] != 1 || a->padding[0] || a->out[0] != 1) return 0;
   if ((K != 3 && K != 5 && K != 7) || S > 2 || a->kernel[1] != K || a->stride[1] != S) return 0;
   if (a->dilation[1] != 1 || a->dilation[2] != 1 || a->x.stride[1] != 1 || a->y.stride[1] != 1) return 0;
-  if (gradients) return !a->gx.data || a->gx.stride[1] == 1;
+  if (gradients) return !a->gx.data || is_dense(&a->gx, a->channels, a->size[2]);
   if (a->dtype == SEP_BF16 && !is_clamp(a->activation)) return 0;  // would be rounded before it and behind it
-  return a->x.stride[4] == a->channels && a->x.stride[3] == a->channels * a->size[2];
+  return is_dense(&a->x, a->channels, a->size[2]) && is_dense(&a->y, a->filters, a->out[2]);
 }
 
-// Whether a result, dense and with all its vectors aligned, is written past the caches.
+// Whether a dense result whose vectors are all aligned is written past the caches.
 bool streams(const Args* a, const sep_view* v, int64_t channels, const int64_t* size) {
   const int64_t vector = kLanes * 4, bytes = a->batch * channels * size[1] * size[2] * 4;
   return a->dtype == SEP_F32 && bytes >= kStreamBytes && channels % kLanes == 0 && (uintptr_t)v->data % vector == 0;
@@ -143,19 +149,20 @@ struct Pixels {
 };
 
 // P pixels; pixel q and tap k meet output (q + R - k) / S from g on, where S divides it.
-template <class T, int M, int K, int S, int R, int P, bool Checked>
+// Weighs: the tap's gradient too.
+template <class T, bool Weighs, int M, int K, int S, int R, int P, bool Checked>
 SEP_INLINE void gradients_of(const Pixels<T>* at) {
   const VI index = spread_index(M);
   V sum[P], x[P];
 #pragma GCC unroll 8
-  for (int q = 0; q < P; ++q) sum[q] = V{}, x[q] = spread<M>(at->x + q * at->x_pixel, index);
+  for (int q = 0; q < P; ++q) sum[q] = V{}, x[q] = Weighs ? spread<M>(at->x + q * at->x_pixel, index) : V{};
   const T* g = at->g;
   const float* w = at->w + at->first_tap * K * kLanes;
   float* sums = at->sums + at->first_tap * K * kLanes;
   for (int32_t ky = at->first_tap; ky < at->last_tap; ky += S, g -= at->g_row, w += S * K * kLanes, sums += S * K * kLanes) {
     V tap[K], part[K];
 #pragma GCC unroll 8
-    for (int k = 0; k < K; ++k) tap[k] = load(w + k * kLanes), part[k] = load(sums + k * kLanes);
+    for (int k = 0; k < K; ++k) tap[k] = load(w + k * kLanes), part[k] = Weighs ? load(sums + k * kLanes) : V{};
 #pragma GCC unroll 16
     for (int m = -((K - 1 - R) / S); m <= (P - 1 + R) / S; ++m) {
       if (Checked && (m < at->low || m >= at->high)) continue;
@@ -163,11 +170,13 @@ SEP_INLINE void gradients_of(const Pixels<T>* at) {
 #pragma GCC unroll 8
       for (int q = 0; q < P; ++q) {
         const int k = q + R - m * S;
-        if (k >= 0 && k < K) sum[q] = fma(v, tap[k], sum[q]), part[k] = fma(v, x[q], part[k]);
+        if (k < 0 || k >= K) continue;
+        sum[q] = fma(v, tap[k], sum[q]);
+        if (Weighs) part[k] = fma(v, x[q], part[k]);
       }
     }
 #pragma GCC unroll 8
-    for (int k = 0; k < K; ++k) store(sums + k * kLanes, part[k]);
+    for (int k = 0; Weighs && k < K; ++k) store(sums + k * kLanes, part[k]);
   }
 #pragma GCC unroll 8
   for (int q = 0; q < P; ++q) {
@@ -178,14 +187,14 @@ SEP_INLINE void gradients_of(const Pixels<T>* at) {
 }
 
 // A group of pixels for `blocks` blocks of channels from `block` on.
-template <class T, int M, int K, int S, int R, int P, bool Checked>
+template <class T, bool Weighs, int M, int K, int S, int R, int P, bool Checked>
 void each_block(Pixels<T> at, int64_t filters, int64_t block, int64_t blocks) {
   const T *x = at.x, *g = at.g;
   T* gx = at.gx;
   for (int64_t b = block; b < block + blocks; ++b, at.w += K * K * kLanes, at.sums += K * K * kLanes) {
     const int64_t f = block_start(b * kLanes, filters);
     at.x = x + f / M, at.g = g + f, at.gx = gx + f / M;
-    gradients_of<T, M, K, S, R, P, Checked>(&at);
+    gradients_of<T, Weighs, M, K, S, R, P, Checked>(&at);
   }
 }
 
@@ -195,11 +204,11 @@ template <class T>
 struct Ways {
   EachBlock<T> inside, wide, narrow, single;  // all but the first look where the map ends
 };
-#define SEP_WAYS(M, K, S, R)                                                              \
-  {each_block<T, M, K, S, R, kWide, false>, each_block<T, M, K, S, R, kWide, true>,       \
-   each_block<T, M, K, S, R, kSome, true>, each_block<T, M, K, S, R, 1, true>}
+#define SEP_WAYS(M, K, S, R)                                                                        \
+  {each_block<T, Weighs, M, K, S, R, kWide, false>, each_block<T, Weighs, M, K, S, R, kWide, true>, \
+   each_block<T, Weighs, M, K, S, R, kSome, true>, each_block<T, Weighs, M, K, S, R, 1, true>}
 #define SEP_STRIDES(M, K) {SEP_WAYS(M, K, 1, 0), SEP_WAYS(M, K, 2, 0), SEP_WAYS(M, K, 2, 1)}
-template <class T>
+template <class T, bool Weighs>
 constexpr Ways<T> kWays[5][3] = {SEP_STRIDES(1, 3), SEP_STRIDES(1, 5), SEP_STRIDES(1, 7), SEP_STRIDES(2, 3), SEP_STRIDES(4, 3)};
 
 // Pixels of the next row, of the channels that come with these.
@@ -208,10 +217,11 @@ SEP_INLINE void prefetch_pixels(const T* p, int64_t pixel, int64_t pixels, int64
   for (int64_t q = 0; q < pixels; ++q) prefetch(p + q * pixel, channels * (int64_t)sizeof(T), 0, 1, false);
 }
 
-// The gradients that input row `iy` of image n has a part in, for `near` blocks from `block` on.
+// The gradients that pixels [first, last) of input row `iy` of image n have a part in, for `near` blocks from `block` on.
 template <class T>
-void run_row(const Args* a, const Job* j, int64_t n, int64_t iy, int64_t block, int64_t near, float* sums, T* unwanted) {
-  const int64_t K = a->kernel[2], S = a->stride[2], W = a->size[2], top = iy + a->padding[1], m = a->filters / a->channels;
+void run_row(const Args* a, const Job* j, int64_t n, int64_t iy, int64_t first, int64_t last, int64_t block, int64_t near, float* sums,
+             T* unwanted) {
+  const int64_t K = a->kernel[2], S = a->stride[2], top = iy + a->padding[1], m = a->filters / a->channels;
   const int64_t form = m == 1 ? K / 2 - 1 : m == 2 ? 3 : 4;  // in kWays
   Pixels<T> at = {};
   at.w = a->packed + block * j->taps * kLanes, at.sums = sums, at.streams = j->streams;
@@ -224,13 +234,13 @@ void run_row(const Args* a, const Job* j, int64_t n, int64_t iy, int64_t block, 
   at.gx_pixel = a->gx.data ? a->gx.stride[4] : 0;
   const bool x_ahead = j->ahead && iy + 1 < a->size[1], g_ahead = j->ahead && top % S == 0 && top / S + 1 < a->out[1];
   const T* next = (const T*)a->y.data + n * a->y.stride[0] + (top / S + 1) * at.g_row;
-  for (int64_t ix = 0; ix < W;) {
+  for (int64_t ix = first; ix < last;) {
     const int64_t left = ix + a->padding[2], base = left / S, R = left % S, c = block * kLanes;
-    const Ways<T>* ways = &kWays<T>[form][S - 1 + R];
+    const Ways<T>* ways = a->partial ? &kWays<T, true>[form][S - 1 + R] : &kWays<T, false>[form][S - 1 + R];
     at.x = x + ix * at.x_pixel, at.g = g + base * at.g_pixel, at.gx = gx + ix * at.gx_pixel;
     at.low = -base, at.high = a->out[2] - base;
     const bool inside = (K - 1 - R) / S <= base && base + (kWide - 1 + R) / S < a->out[2];
-    const int64_t rest = W - ix, pixels = rest >= kWide ? kWide : rest >= kSome ? kSome : 1;
+    const int64_t rest = last - ix, pixels = rest >= kWide ? kWide : rest >= kSome ? kSome : 1;
     if (x_ahead) prefetch_pixels(at.x + a->x.stride[3] + c / m, at.x_pixel, pixels, near * kLanes / m);
     const int64_t outputs = at_most(a->out[2] - ix / S, (pixels + S - 1) / S);
     if (g_ahead) prefetch_pixels(next + ix / S * at.g_pixel + c, at.g_pixel, outputs, near * kLanes);
@@ -255,10 +265,12 @@ void add_bias(const Args* a, const Job* j, int64_t n, int64_t block, int64_t blo
     const T* g = (const T*)a->y.data + n * a->y.stride[0] + y * a->y.stride[3];
     for (int64_t b = 0; b < blocks; ++b) {
       const T* from = g + block_start((block + b) * kLanes, a->filters);
-      V sum = {};
-      for (int64_t x = 0; x < a->out[2]; ++x) sum += load(from + x * a->y.stride[4]);
       float* to = share + b * share_floats(j) + j->taps * kLanes;
-      store(to, load(to) + sum);
+      for (int64_t first = 0; first < a->out[2]; first += kSegment) {
+        V sum = {};
+        for (int64_t x = first; x < at_most(first + kSegment, a->out[2]); ++x) sum += load(from + x * a->y.stride[4]);
+        store(to, load(to) + sum);
+      }
     }
   }
 }
@@ -267,17 +279,20 @@ template <class T>
 void run_backward(const Args* a, void* scratch, int64_t begin, int64_t end) {
   const Job j = make_job(a);
   float *sums = (float*)scratch, *end_of_sums = sums + j.own * j.taps * kLanes;
-  const int64_t rows = at_least(kSegment / a->size[2], 1);  // until sums go to the share
+  const int64_t W = a->size[2], rows = at_least(kSegment / W, 1);  // rows until sums go to the share, or parts of one
   for (float* p = sums; p < end_of_sums; p += kLanes) store(p, V{});
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t block = unit % j.groups * j.own, blocks = at_most(j.own, j.blocks - block), chunk = unit / j.groups;
     float* share = a->partial ? a->partial + unit * j.own * share_floats(&j) : nullptr;
     for (int64_t n = chunk * j.images; n < at_most((chunk + 1) * j.images, a->batch); ++n) {
-      for (int64_t iy = 0; iy < a->size[1]; ++iy) {
-        for (int64_t b = 0; b < blocks; b += j.near)
-          run_row<T>(a, &j, n, iy, block + b, at_most(j.near, blocks - b), sums + b * j.taps * kLanes, (T*)end_of_sums);
-        if (share && (iy % rows == rows - 1 || iy == a->size[1] - 1)) add_to_share(&j, sums, blocks, share);
-      }
+      for (int64_t iy = 0; iy < a->size[1]; ++iy)
+        for (int64_t first = 0; first < W; first += kSegment) {
+          const int64_t last = at_most(first + kSegment, W);
+          for (int64_t b = 0; b < blocks; b += j.near)
+            run_row<T>(a, &j, n, iy, first, last, block + b, at_most(j.near, blocks - b), sums + b * j.taps * kLanes, (T*)end_of_sums);
+          const bool full = last < W || iy % rows == rows - 1 || iy == a->size[1] - 1;
+          if (share && full) add_to_share(&j, sums, blocks, share);
+        }
       if (share && !a->without_bias) add_bias<T>(a, &j, n, block, blocks, share);
     }
   }

@@ -55,7 +55,6 @@ void finish_group(T* y, int64_t pixel, int64_t outputs, int32_t activation) {
   for (int64_t i = 0; i < outputs; ++i) store(y + i * pixel, activate(load(y + i * pixel), activation));
 }
 
-// bfloat16 is rounded once, so that its activation is a clamp.
 template <class T, int M, int K, int S, int G, bool Checked>
 void group(const Group<T>& g) {
   const VI index = spread_index(M);
@@ -112,23 +111,26 @@ struct Groups {
   void (*inside[4])(const Group<T>&);  // of kGroup, 4, 2 and 1 outputs
   void (*checked[4])(const Group<T>&);
 };
-#define SEP_GROUPS(K, S)                                                                                                   \
+#define SEP_GROUPS(M, K, S)                                                                                                \
   {{group<T, M, K, S, kGroup, false>, group<T, M, K, S, 4, false>, group<T, M, K, S, 2, false>, group<T, M, K, S, 1, false>}, \
    {group<T, M, K, S, kGroup, true>, group<T, M, K, S, 4, true>, group<T, M, K, S, 2, true>, group<T, M, K, S, 1, true>}}
 template <class T, int M>
-constexpr Groups<T> kGroups[3][2] = {{SEP_GROUPS(3, 1), SEP_GROUPS(3, 2)},
-                                     {SEP_GROUPS(5, 1), SEP_GROUPS(5, 2)},
-                                     {SEP_GROUPS(7, 1), SEP_GROUPS(7, 2)}};
+constexpr Groups<T> kGroups[1][2] = {{SEP_GROUPS(M, 3, 1), SEP_GROUPS(M, 3, 2)}};
+template <class T>
+constexpr Groups<T> kGroups<T, 1>[3][2] = {{SEP_GROUPS(1, 3, 1), SEP_GROUPS(1, 3, 2)},
+                                           {SEP_GROUPS(1, 5, 1), SEP_GROUPS(1, 5, 2)},
+                                           {SEP_GROUPS(1, 7, 1), SEP_GROUPS(1, 7, 2)}};
 const int kGroupOutputs[4] = {kGroup, 4, 2, 1};
 
 template <class T, int M>
 const Groups<T>* special_groups(const Step& s) {
   const int32_t k = s.kernel[1];
-  if ((k != 3 && k != 5 && k != 7) || s.stride[1] > 2 || s.dilation[1] != 1 || s.channels < kLanes) return nullptr;
+  if ((k != 3 && (M > 1 || (k != 5 && k != 7))) || s.stride[1] > 2 || s.dilation[1] != 1 || s.channels < kLanes) return nullptr;
   return &kGroups<T, M>[k / 2 - 1][s.stride[1] - 1];
 }
 
-// Output rows [first, last). x: where the image's row 0 is or would be; y: output row `first`. Both dense.
+// Output rows [first, last). x: where the image's row 0 is or would be; y: output row `first`. Both dense. M > 1 for what
+// `special_groups` knows alone; bfloat16 is rounded before an activation that is no clamp.
 template <class T, int M = 1>
 void convolve_rows(const Step& s, const T* x, T* y, int64_t first, int64_t last, bool streams = false) {
   const Groups<T>* special = special_groups<T, M>(s);
@@ -154,9 +156,13 @@ void convolve_rows(const Step& s, const T* x, T* y, int64_t first, int64_t last,
       g.x = x + (iy * s.size[1] + ix) * g.x_pixel;
       g.y = y + ((oy - first) * s.out[1] + ox) * s.channels;
       g.low = -ix, g.high = s.size[1] - ix;
-      if (!special) general_output(g);
-      else if (ix >= 0 && ix + reach < s.size[1]) special->inside[size](g);
-      else special->checked[size](g);
+      if (!special) {
+        if constexpr (M == 1) general_output(g);
+      } else if (ix >= 0 && ix + reach < s.size[1]) {
+        special->inside[size](g);
+      } else {
+        special->checked[size](g);
+      }
     }
   }
 }

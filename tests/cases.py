@@ -87,6 +87,12 @@ DEPTHWISE = [
     _case("one_pixel", (1, 8, 1, 8), (1, 1), (3, 3), padding="same"),
     _case("kernel_larger_than_input", (1, 8, 1, 8), (2, 2), (7, 7), padding="same"),
     _case("padding_beyond_the_kernel", (1, 8, 1, 8), (5, 5), (3, 3), padding=4),
+    _case("stride_2_five", (1, 24, 1, 8), (13, 22), (5, 5), stride=2, padding=((1, 2), (3, 0))),
+    _case("stride_2_seven", (1, 24, 1, 8), (16, 17), (7, 7), stride=2, padding=3),
+    _case("kernel_larger_than_input_more_channels", (1, 24, 1, 8), (2, 2), (7, 7), padding="same"),
+    _case("padding_beyond_the_kernel_more_channels", (1, 24, 1, 8), (5, 5), (3, 3), stride=2, padding=4),
+    _case("multiplier_2_more_channels", (2, 20, 2, 8), (8, 18), (3, 3), padding=1),
+    _case("multiplier_4_stride_2", (1, 20, 4, 8), (8, 17), (3, 3), stride=2, padding=((0, 1), (1, 1))),
     _case("causal", (2, 48, 1, 32), (65,), (4,), padding="causal"),
     _case("causal_dilation", (2, 48, 1, 32), (65,), (4,), padding="causal", dilation=8),
     _case("long", (2, 48, 1, 32), (2048,), (31,), padding="causal"),
@@ -104,11 +110,13 @@ def layouts(x: Tensor) -> dict[str, Tensor]:
     wide[..., ::2] = x
     channels = torch.randn(x.shape[0], x.shape[1] + 5, *x.shape[2:], dtype=x.dtype)
     channels[:, 3 : 3 + x.shape[1]] = x
+    last = channels.contiguous(memory_format=torch.channels_last)
     return {
         "contiguous": x.contiguous(),
         "channels_last": x.contiguous(memory_format=torch.channels_last),
         "sliced_pixels": wide[..., ::2],
         "sliced_channels": channels[:, 3 : 3 + x.shape[1]],
+        "sliced_channels_last": last[:, 3 : 3 + x.shape[1]],
         "expanded": x[:1].expand(x.shape),
         "transposed": x.transpose(2, 3).contiguous().transpose(2, 3),
     }

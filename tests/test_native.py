@@ -78,6 +78,55 @@ def test_any_layout_is_read_as_it_lies_and_left_as_it_was(layout):
     assert torch.equal(x, kept)
 
 
+def exact_gradients(grad, x, weight):
+    """Of input, weight and bias at stride 1 and padding 1, by torch in float64."""
+    doubles, window = (t.double() for t in (grad, x, weight)), ([1, 1], [1, 1], [1, 1], False, [0, 0])
+    return torch.ops.aten.convolution_backward(*doubles, [len(weight)], *window, x.shape[1], [True] * 3)
+
+
+@pytest.mark.parametrize("layout", cases.layouts(torch.zeros(1, 1, 1, 1)))
+def test_gradients_read_any_layout(layout):
+    x, weight = cases.layouts(torch.randn(2, 16, 9, 9))[layout], torch.randn(16, 1, 3, 3)
+    grad, window = cases.layouts(torch.randn(2, 16, 9, 9))[layout], ([1, 1], [1] * 4, [1, 1], True, True, True)
+    found_all = OPERATORS.depthwise_conv_backward(grad, x, weight, *window)
+    for found, right, count in zip(found_all, exact_gradients(grad, x, weight), (9, 2 * 81, 2 * 81), strict=True):
+        torch.testing.assert_close(found.double(), right, **tolerance(torch.float32, count))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("multiplier", [1, 2])
+@pytest.mark.parametrize(
+    "wanted", [(True, False, False), (False, True, False), (False, False, True), (True, True, False)]
+)
+def test_gradients_are_the_same_whichever_of_them_are_asked_for(wanted, multiplier, layout):
+    x = cases.layouts(torch.randn(2, 20, 9, 8))[layout]
+    weight, window = torch.randn(20 * multiplier, 1, 3, 3), ([2, 2], [1] * 4, [1, 1])
+    grad = torch.randn_like(OPERATORS.depthwise_conv(x, weight, None, *window))
+    whole = OPERATORS.depthwise_conv_backward(grad, x, weight, *window, True, True, True)
+    some = OPERATORS.depthwise_conv_backward(grad, x, weight, *window, *wanted)
+    for found, right, asked in zip(some, whole, wanted, strict=True):
+        assert torch.equal(found, right) if asked else found.numel() == 0
+
+
+def test_sums_over_a_wide_map_stay_exact():
+    x, weight = torch.rand(1, 16, 2, 20_000).contiguous(memory_format=torch.channels_last), torch.randn(16, 1, 3, 3)
+    grad = torch.rand(1, 16, 2, 20_000).contiguous(memory_format=torch.channels_last)
+    window = ([1, 1], [1] * 4, [1, 1], False, True, True)
+    found = OPERATORS.depthwise_conv_backward(grad, x, weight, *window)[1:]
+    for sums, right in zip(found, exact_gradients(grad, x, weight)[1:], strict=True):
+        torch.testing.assert_close(sums.double(), right, rtol=2e-6, atol=0)
+
+
+ALONE_OR_SHARED = (
+    "plain",
+    "lanes+1",
+    "many_channels",
+    "stride_2",
+    "multiplier_3",
+    "multiplier_2_more_channels",
+    "volume",
+    "long",
+)
 ALONG_ROWS = [  # channels-first: channels beside each other in a vector, rows of several vectors, bands of a tall map
     ((2, 5, 3, 3), 3, 1),
     ((1, 21, 7, 6), 3, (0, 2)),
@@ -142,9 +191,7 @@ def test_writes_every_element_of_its_results():
         assert all(torch.isfinite(t).all() for t in (y, *gradients))
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in cases.DEPTHWISE if c.name in ("plain", "multiplier_3", "volume", "long")], ids=str
-)
+@pytest.mark.parametrize("case", [c for c in cases.DEPTHWISE if c.name in ALONE_OR_SHARED], ids=str)
 def test_same_bits_for_one_and_two_threads_and_twice(case):
     values, before = tensors(case, "spread"), torch.get_num_threads()
     try:
@@ -231,6 +278,7 @@ def test_auto_leaves_the_forward_of_channels_last_3x3_to_torch_and_takes_its_gra
     weight = torch.randn(32, 1, 3, 3, requires_grad=True)
     assert depthwise_conv.way(x, weight, None, (1, 1))[0] == "native"
     with torch.no_grad():
+        assert depthwise_conv.way(x, torch.randn(32, 1, 1, 1), None, (1, 1))[0] == "native"
         assert depthwise_conv.way(x, weight, None, (1, 1))[0] == "reference"
         assert depthwise_conv.way(x, weight, None, (1, 1), "relu")[0] == "native"  # which it fuses
         assert depthwise_conv.way(x.contiguous(), weight, None, (1, 1))[0] == "native"

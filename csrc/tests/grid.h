@@ -71,14 +71,17 @@ inline const std::vector<Case>& grid() {
   return cases;
 }
 
-// A heap buffer of exactly `n` elements, so that AddressSanitizer sees one element too many.
+// A heap buffer of exactly `n` elements, so that AddressSanitizer sees one element too many. What is large enough to be
+// written past the caches is aligned for that.
 template <class T>
 struct Buffer {
   int64_t n;
+  std::align_val_t alignment;
   T* p;
-  explicit Buffer(int64_t n) : n(n), p(new T[n]) {}
+  explicit Buffer(int64_t n)
+      : n(n), alignment{n >= 1 << 20 ? 64 : alignof(T)}, p((T*)::operator new(n * sizeof(T), alignment)) {}
   Buffer(const Buffer&) = delete;
-  ~Buffer() { delete[] p; }
+  ~Buffer() { ::operator delete(p, alignment); }
   T& operator[](int64_t i) { return p[i]; }
 };
 

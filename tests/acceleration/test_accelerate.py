@@ -282,6 +282,15 @@ def test_training_joins_norms_with_activations_and_recomputes_where_asked():
         accelerate(network, recompute=True)
 
 
+def test_training_keeps_the_activation_that_a_norm_has_beside_the_one_that_follows_it():
+    norm = separable.layers.BatchNorm2d(8)
+    norm.activation = "relu"
+    network = torch.nn.Sequential(norm, torch.nn.SiLU()).train()
+    swapped, x = accelerate(network, training=True), torch.randn(4, 8, 6, 6)
+    assert swapped[0].activation == "relu"
+    torch.testing.assert_close(swapped(x), network(x))
+
+
 @torch.no_grad()
 def test_bfloat16_rounds_factors_and_keeps_sums():
     network, x = separable_network(), torch.randn(2, 3, 40, 36)

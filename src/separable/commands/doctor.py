@@ -62,7 +62,8 @@ def run() -> Result:
 
 
 def explain(shape: str, kernel: int, stride: int, multiplier: int, bfloat16: bool) -> Result:
-    """Which way a depthwise convolution of `shape` takes under impl="auto", and why; nothing is computed.
+    """Which way a depthwise convolution of `shape` takes under impl="auto", and why, in each layout, with and without
+    gradients; nothing is computed.
 
     Args:
         shape: of the input, as "16x144x56x56": N, C and one to three sizes.
@@ -79,16 +80,21 @@ def explain(shape: str, kernel: int, stride: int, multiplier: int, bfloat16: boo
         if value < 1:
             raise InputError(name, value, "must be at least 1")
     sizes, dtype = [int(part) for part in parts], torch.bfloat16 if bfloat16 else torch.float32
-    x = torch.empty(1, dtype=dtype).expand(sizes)  # a shape without its memory
     weight = torch.empty(1, dtype=dtype).expand(sizes[1] * multiplier, 1, *[kernel] * (len(sizes) - 2))
-    taken, why = depthwise_conv.way(x, weight, None, (stride,) * (len(sizes) - 2))
-    data = {"input": sizes, "kernel": kernel, "stride": stride, "multiplier": multiplier, "way": taken, "why": why}
-    if taken == "native":
-        data["isa"] = _native.isa()
-    table = Table(title="depthwise convolution", show_header=False, title_justify="left")
-    for heading, found in data.items():
-        table.add_row(heading, str(found))
-    return Result(data, [table], f"impl='auto' takes the {taken} way: {why}.")
+    data = {"input": sizes, "kernel": kernel, "stride": stride, "multiplier": multiplier, "isa": _native.isa()}
+    title = f"depthwise convolution of {shape}, kernel {kernel}, stride {stride}, multiplier {multiplier}, {dtype}"
+    table = Table("layout", "gradients", "way", "why", title=title, title_justify="left")
+    data["ways"] = []
+    for layout, step in (("channels-last", 1), ("default", 0)):
+        # a shape without its memory: only the distance between channels says which layout it is
+        x = torch.empty(sizes[1], dtype=dtype).as_strided(sizes, (0, step, *[0] * (len(sizes) - 2)))
+        for gradients in (False, True):
+            with torch.set_grad_enabled(gradients):
+                way, why = depthwise_conv.way(x, weight.detach().requires_grad_(), None, (stride,) * (len(sizes) - 2))
+            data["ways"].append({"layout": layout, "gradients": gradients, "way": way, "why": why})
+            table.add_row(layout, "yes" if gradients else "no", way, why)
+    taken = dict.fromkeys(row["way"] for row in data["ways"])
+    return Result(data, [table], f"impl='auto' takes the {' or the '.join(taken)} way.")
 
 
 def _native_kernels() -> str:

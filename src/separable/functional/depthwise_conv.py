@@ -209,7 +209,7 @@ def way(
         return "reference", obstacle
     if native_wins(input, weight, stride, activation, _trains(input, weight, bias)):
         return "native", "known to win on this kind of shape"
-    return "reference", "torch's own 3x3 is known to be as fast for such a map, without gradients or in this layout"
+    return "reference", "torch's own is known to be as fast for such a kernel, map and purpose"
 
 
 def _obstacle_to_native(input: Tensor, weight: Tensor, bias: Tensor | None) -> str:
@@ -233,14 +233,19 @@ def native_wins(input: Tensor, weight: Tensor, stride: tuple[int, ...], activati
     """True where the native kernels are known to beat torch's own (benchmarks/kernels.py); trains: with gradients.
 
     torch's oneDNN is as good only at what networks of 2017 need most: 2-D, 3x3, multiplier 1. There, of channels-last
-    maps, its forward is as fast, and its gradients take 1.3 to 2 times as long; of maps in the default layout it is
-    as good with a stride on small ones, and at stride 1 in bfloat16. A free size of a captured graph counts as small.
+    maps, its forward is as fast, and its gradients are slower; of other maps it is as good with a stride on small ones,
+    and at stride 1 in bfloat16. A free size of a captured graph counts as small.
     """
-    if input.dim() != 4 or weight.shape[1] > 1 or weight.shape[0] != input.shape[1] or max(weight.shape[2:]) > 3:
+    kernel = tuple(weight.shape[2:])
+    several = weight.shape[1] > 1 or weight.shape[0] != input.shape[1]
+    if input.dim() != 4 or several or max(kernel) > 3 or kernel == (1, 1):
         return True
     last = depthwise_conv_operator.is_channels_last(input)
-    if last and max(stride) <= 2 and arguments.certain(input.shape[1] >= _native.lanes()):
-        return trains or activation is not None
+    if last and kernel != (3, 3):
+        return False
+    if last and stride in ((1, 1), (2, 2)) and arguments.certain(input.shape[1] >= _native.lanes()):
+        clamps = activation in ("relu", "relu6") or (activation is not None and input.dtype == torch.float32)
+        return trains or clamps
     if input.dtype == torch.bfloat16 and max(stride) == 1:
         return False
     if max(stride) == 1 and not last:
