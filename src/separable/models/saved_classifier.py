@@ -21,7 +21,7 @@ from separable.progress import track
 
 TASK = "text"
 NEIGHBOURS = 20_000  # training sentences kept at most
-NEAREST = 0.25  # weight of the cosine beside the logit, in standard deviations of both; by the validation of CLINC150
+NEAREST = 0.25  # weight of the cosine beside the logit, in standard deviations of both; by CLINC150's validation set
 
 
 @dataclass
