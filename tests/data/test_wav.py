@@ -137,6 +137,15 @@ def test_a_share_stays_where_it_is_when_others_come(folder):
     assert {name for name in after if "_eve_" not in name} == before
 
 
+def test_shares_lie_beside_each_other(folder):
+    sounds = wav.read(folder, NAMES)
+    both = {clip.name for clip in sounds.divide(valid="80%")["valid"]}
+    parts = sounds.divide(test="40%", valid="40%")
+    test, valid = ({clip.name for clip in parts[name]} for name in ("test", "valid"))
+    assert test | valid == both
+    assert not test & valid
+
+
 @pytest.mark.parametrize("text", ["take", "room=1", "", "10 %"])
 def test_a_condition_that_is_none_is_refused(folder, text):
     with pytest.raises(InputError, match="one of label, speaker, take"):

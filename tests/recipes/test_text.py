@@ -2,6 +2,8 @@
 
 import random
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -51,9 +53,31 @@ def train(files, out, **options):
     return text.main(text.Settings(out=out, train=files[0], valid=files[1], **given))
 
 
+def epochs_of(told):
+    return [line for line in told.splitlines() if line.startswith("epoch ")]
+
+
+def test_a_mistake_is_one_sentence_and_exit_code_2(files, tmp_path):
+    words = [sys.executable, *command(files, tmp_path / "run", "--learning-rate", "-1")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("separable: learning_rate = -1.0: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_init_takes_the_folder_that_a_recipe_wrote(files, tmp_path):
+    train(files, tmp_path / "first", epochs=1)
+    settings = text.Settings(tmp_path / "second", train=files[0], valid=files[1], init=tmp_path / "first")
+    settings.accelerator, settings.epochs = "cpu", 1
+    assert len(text.main(settings)["history"]) == 1
+    assert settings.init == tmp_path / "first" / "network"
+
+
 def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, files):
     options = ("--epochs", "8", "--checkpoint-every", "5")
-    launch(files, tmp_path / "whole", *options)
+    told = launch(files, tmp_path / "whole", *options).stderr
+    losses = [row["loss"] for row in results(tmp_path / "whole")["history"]]
+    assert [f"loss {loss:.4f}" in line for loss, line in zip(losses, epochs_of(told), strict=True)] == [True] * 8
     kill_in_mid_epoch(command(files, tmp_path / "killed", *options), tmp_path / "killed")
     launch(files, tmp_path / "killed", *options, "--resume", "yes")
 

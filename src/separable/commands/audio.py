@@ -7,7 +7,7 @@ from pathlib import Path
 
 from separable import progress
 from separable.commands.evaluate import Evaluated
-from separable.commands.predict import Row
+from separable.commands.predict import Row, tell
 from separable.data import files, wav
 from separable.errors import InputError
 from separable.progress import track
@@ -50,13 +50,14 @@ def _whole(listener: Listener, place: str) -> Iterator[Row]:
         try:
             read = wav.read(place, None, rate=listener.features.rate)
         except InputError as error:
-            yield {"input": place, "error": error.rule}
+            yield tell({"input": place, "error": error.rule})
             return
         rows: list[Row] = [{"file": name, "error": reason} for name, reason in read.skipped]
         rows += saved_listener.predict(listener, read)
     for row in sorted(rows, key=lambda row: row["file"]):
         name = row.pop("file")
-        yield {"input": place if single else f"{place}/{name}", **row}
+        told = {"input": place if single else f"{place}/{name}", **row}
+        yield tell(told) if "error" in row else told
 
 
 def _streamed(listener: Listener, place: str, every: float) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 import sys
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -81,9 +82,18 @@ def explain(shape: str, kernel: int, stride: int, multiplier: int, bfloat16: boo
             raise InputError(name, value, "must be at least 1")
     sizes, dtype = [int(part) for part in parts], torch.bfloat16 if bfloat16 else torch.float32
     weight = torch.empty(1, dtype=dtype).expand(sizes[1] * multiplier, 1, *[kernel] * (len(sizes) - 2))
-    data = {"input": sizes, "kernel": kernel, "stride": stride, "multiplier": multiplier, "isa": _native.isa()}
-    title = f"depthwise convolution of {shape}, kernel {kernel}, stride {stride}, multiplier {multiplier}, {dtype}"
-    table = Table("layout", "gradients", "way", "why", title=title, title_justify="left")
+    data: dict[str, Any] = {"input": sizes, "kernel": kernel, "stride": stride, "multiplier": multiplier}
+    data |= {"padding": "same", "dtype": str(dtype).removeprefix("torch."), "isa": _native.isa()}
+    title = f"depthwise convolution of {shape}, kernel {kernel}, stride {stride}, multiplier {multiplier}"
+    table = Table(
+        "layout",
+        "gradients",
+        "way",
+        "why",
+        title=title,
+        title_justify="left",
+        caption=f"{data['dtype']}, {data['isa']}, padding same",
+    )
     data["ways"] = []
     for layout, step in (("channels-last", 1), ("default", 0)):
         # a shape without its memory: only the distance between channels says which layout it is

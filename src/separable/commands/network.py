@@ -33,7 +33,7 @@ class Network:
 
 def open_network(source: str, weights: Path | None) -> Network:
     """A saved folder, `timm:NAME`, `torchvision:NAME` or `FILE.py:FACTORY`, with weights where given."""
-    folder = Path(source)
+    folder = store.network_folder(Path(source))
     if folder.is_dir():
         if weights is not None:
             raise InputError("--weights", weights, f"{source} is a saved network and brings its own")
@@ -47,12 +47,7 @@ def open_network(source: str, weights: Path | None) -> Network:
             tuple(shape) if shape else None,
             about.get("classes", []),
         )
-    if ":" not in source:
-        raise InputError(
-            "SOURCE",
-            source,
-            "must be a saved folder, and there is none of this name, timm:NAME, torchvision:NAME or FILE.py:FACTORY",
-        )
+    _check_there(source)
     read = models.read_model(source, weights)
     if weights is None:
         made = "random" if source.startswith(("timm:", "torchvision:")) else "those that FILE.py gives it"
@@ -61,15 +56,19 @@ def open_network(source: str, weights: Path | None) -> Network:
     return Network(read.model.eval(), read.name, read.preparation, shape)
 
 
+def _check_there(source: str) -> None:
+    if ":" not in source and not Path(source).is_dir():
+        rule = "must be a saved folder, and there is none of this name, timm:NAME, torchvision:NAME or FILE.py:FACTORY"
+        raise InputError("SOURCE", source, rule)
+
+
 def task_of(source: str) -> tuple[str, ModuleType]:
     """The network's own place and its task's commands; the folder that a recipe wrote around it serves too.
 
     A source that says nothing of a task, such as timm:NAME, is for images.
     """
-    folder = Path(source)
-    if not (folder / store.GRAPH).is_file() and (folder / "network").is_dir():
-        folder = folder / "network"
-    task = "image"
+    _check_there(source)
+    folder, task = store.network_folder(Path(source)), "image"
     if folder.is_dir():
         source = str(folder)
         task = word_folder.task_of(folder) or store.read_about(folder).get("task", "image")

@@ -8,7 +8,7 @@ from rich.text import Text
 from separable.commands.network import TASKS
 from separable.commands.result import Result
 from separable.errors import InputError
-from separable.recipes import command_line
+from separable.recipes import command_line, result_page
 
 
 def run(task: str, arguments: list[str]) -> Result:
@@ -23,6 +23,8 @@ def run(task: str, arguments: list[str]) -> Result:
     table = Table(title=f"{task}: {settings.out}", title_justify="left", show_header=False)
     for name, value in measured.items():
         if isinstance(value, (int, float)):
-            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else f"{value:.2f}")
+            time = result_page.time(value) if name in ("minutes", "processor_minutes") else ""
+            shown = time or (f"{value:,}" if isinstance(value, int) else f"{value:.2f}")
+            table.add_row(name.replace("_", " ").replace("minutes", "time"), shown)
     closing = f"Written to {settings.out}: network, results.json, report.html, tensorboard"
     return Result(measured, [Text(recipe.told(measured) + "\n"), table], closing)

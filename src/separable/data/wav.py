@@ -63,7 +63,11 @@ class Clips:
             InputError: a condition is none, speaks of a part that the paths do not have, or is met by no clip.
         """
         found: dict[str, list[Clip]] = {name: [] for name in (*wanted, "rest")}
-        tests = {name: self._condition(name, text) for name, text in wanted.items()}
+        tests, taken = {}, 0
+        for name, text in wanted.items():
+            share = re.fullmatch(r"(\d+)%", text)
+            tests[name] = _share(taken, taken + int(share[1])) if share else self._condition(name, text)
+            taken += int(share[1]) if share else 0
         for clip in self.clips:
             found[next((name for name, test in tests.items() if test(clip)), "rest")].append(clip)
         for name, text in wanted.items():
@@ -72,10 +76,6 @@ class Clips:
         return found
 
     def _condition(self, name: str, text: str) -> Callable[[Clip], bool]:
-        share = re.fullmatch(r"(\d+)%", text)
-        if share:
-            percent = int(share[1])
-            return lambda clip: zlib.crc32(clip.name.encode()) % 100 < percent
         part, given, values = text.partition("=")
         known = sorted({key for clip in self.clips for key in clip.parts})
         if not given or part not in known:
@@ -87,6 +87,11 @@ class Clips:
             return lambda clip: clip.parts.get(part, "").isdecimal() and first <= int(clip.parts[part]) <= last
         chosen = set(values.split(","))
         return lambda clip: clip.parts.get(part) in chosen
+
+
+def _share(first: int, last: int) -> Callable[[Clip], bool]:
+    """Whose names fall between two percentages: shares of several parts lie beside each other."""
+    return lambda clip: first <= zlib.crc32(clip.name.encode()) % 100 < last
 
 
 def read(path: str | Path, names: str | None = FOLDERS, *, rate: int | None = None, strict: bool = False) -> Clips:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from separable import cost, progress
+from separable import cost
 from separable.data import wav
 from separable.data.features import Features
 from separable.data.sound_variation import Clipped, Variation, vary_spectrum
@@ -219,5 +219,4 @@ def told(results: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    with progress.shown():
-        print(told(main(command_line.parse(Settings))))
+    command_line.run(Settings, main, told)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from separable import atomic
+from separable import atomic, store
 from separable.errors import InputError
 from separable.recipes import rules, running
 from separable.recipes.running import Running, world
@@ -29,6 +29,9 @@ def check(settings: Running) -> None:
             earlier run, or is to go on with other settings than it began with.
     """
     rules.check(settings)
+    for name in ("init", "teacher"):
+        if getattr(settings, name, None):
+            setattr(settings, name, store.network_folder(Path(getattr(settings, name))))
     _check_machine(settings)
     if not world()[0]:  # one process tries it out
         _check_out(Path(settings.out))

@@ -7,11 +7,12 @@ import io
 import sys
 import textwrap
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
+from separable import progress
 from separable.errors import InputError
 
 _YES, _NO = ("1", "true", "yes"), ("0", "false", "no")
@@ -54,6 +55,16 @@ def parse(settings: type, arguments: list[str] | None = None, program: str | Non
     parser.add_argument_group("other").add_argument("--help", "-h", action="help", help="show this and stop")
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     return settings(**{name: _convert(name, value, hints[name]) for name, value in given.items()})
+
+
+def run(settings: type, main: Callable[[Any], dict[str, Any]], told: Callable[[dict[str, Any]], str]) -> None:
+    """What `python -m separable.recipes.TASK` does: train, tell; one sentence and exit code 2 for what is wrong."""
+    with progress.shown():
+        try:
+            print(told(main(parse(settings))))
+        except InputError as error:
+            print(f"separable: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
 
 
 def meanings(settings: type) -> dict[str, str]:

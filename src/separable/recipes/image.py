@@ -275,5 +275,4 @@ def told(results: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    with progress.shown():
-        print(told(main(command_line.parse(Settings))))
+    command_line.run(Settings, main, told)

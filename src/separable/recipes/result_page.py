@@ -38,11 +38,12 @@ def write(
     settings = report.table(["setting", "value"], [[k, v] for k, v in results["settings"].items()], "Settings")
     left = [f"Left out of training: {line}" for line in left_out[:20]]
     training = report.Section("Training", [*left, *curves, *_search(results), settings])
-    time = (_time(results["minutes"]), f"training ({_time(results['processor_minutes'])} of processor time)")
-    report.write_page(folder / "report.html", title, [*sections, training], facts=[*facts, time])
+    spent = (time(results["minutes"]), f"training ({time(results['processor_minutes'])} of processor time)")
+    report.write_page(folder / "report.html", title, [*sections, training], facts=[*facts, spent])
 
 
-def _time(minutes: float) -> str:
+def time(minutes: float) -> str:
+    """As people say it: seconds below one minute."""
     return f"{60 * minutes:.0f} s" if minutes < 1 else f"{minutes:.1f} min"
 
 

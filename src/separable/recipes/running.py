@@ -159,8 +159,9 @@ class Averaging(callbacks.WeightAveraging):
 class Lines(callbacks.Callback):
     """One line an epoch on standard error, where no bar can be drawn."""
 
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, module: Training) -> None:  # type: ignore[override]
         told = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "epochs_done"}
+        told["loss"] = module.history[-1]["loss"]  # of the epoch; Lightning has that of some step
         numbers = ", ".join(f"{name} {value:.4f}" for name, value in sorted(told.items()))
         say(f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: {numbers}")
 

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from separable import progress
 from separable.data import sentences, vectors
 from separable.data.sentence_rows import SentenceRows, SentenceTable
 from separable.data.sentences import Corpus
@@ -279,5 +278,4 @@ def told(results: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    with progress.shown():
-        print(told(main(command_line.parse(Settings))))
+    command_line.run(Settings, main, told)

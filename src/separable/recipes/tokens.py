@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from separable import progress
 from separable.data import conll, entities, vectors
 from separable.data.rows import Batch, Corpus
 from separable.data.words import Lexicon
@@ -292,5 +291,4 @@ def told(results: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    with progress.shown():
-        print(told(main(command_line.parse(Settings))))
+    command_line.run(Settings, main, told)

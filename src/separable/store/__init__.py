@@ -29,6 +29,14 @@ from separable.store.verify import check_network, check_same_outputs, example_in
 
 FORMAT, FORMAT_VERSION = "separable network", 1
 GRAPH, WEIGHTS = "model.json", "model.safetensors"
+
+
+def network_folder(folder: Path) -> Path:
+    """The folder of a network itself: this one, or `network/` in it, as a recipe leaves it."""
+    inner = folder / "network"
+    return inner if inner.is_dir() and not (folder / GRAPH).is_file() else folder
+
+
 _LARGEST_JSON_BYTES = 256 << 20
 
 __all__ = ["load", "read_about", "save"]
