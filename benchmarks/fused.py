@@ -14,12 +14,10 @@ so its rows are upper bounds.
 """
 
 import argparse
-import ctypes
 import datetime
 import importlib.util
 import math
 import statistics
-import sys
 import time
 
 import measured
@@ -97,14 +95,6 @@ def functional(model: nn.Module, x: Tensor) -> Run:
 
 def ours_channels_last(model: nn.Module, x: Tensor) -> Run:
     return ours(model, x.contiguous(memory_format=torch.channels_last))
-
-
-def keep_freed_memory() -> None:
-    """glibc gives large blocks back to the system at once; here it keeps them, as an inference engine does."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-            libc.mallopt(parameter, 1 << 30)
 
 
 def shapes(only: list[str]) -> list[tuple[str, str, nn.Module, Tensor]]:
@@ -188,7 +178,7 @@ def main() -> None:
     parser.add_argument("--without-compile", action="store_true", help="leave torch.compile out: it takes minutes")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    keep_freed_memory()
+    measured.keep_freed_memory()
     peers = dict(PEERS)
     if importlib.util.find_spec("openvino") is None:
         del peers["openvino f32"]

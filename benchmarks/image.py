@@ -21,7 +21,7 @@ from separable.recipes import image
 
 RESULTS = Path(__file__).parent / "results" / "image.csv"
 SETTINGS = {
-    "fashion": {"epochs": 48, "valid_share": 0.02, "batch_size": 128, "learning_rate": 1e-2,
+    "fashion": {"epochs": 40, "valid_share": 0.05, "batch_size": 128, "learning_rate": 1e-2,
                 "augment": "crop,flip,erase"},
     "cifar10": {"epochs": 150, "valid_share": 0.02, "batch_size": 128, "learning_rate": 8e-3, "pad": 4,
                 "widths": (32, 96, 144), "depths": (2, 4, 1), "augment": "crop,flip,trivial",

@@ -5,9 +5,10 @@
 Groups: `grid` (nine shapes of networks, batch 16, channels-last), `default` (the same in torch's default layout),
 `forward` (channels-last, without gradients, beside copying as many bytes), `other` (1-D causal, 3-D, depth multipliers)
 and `bfloat16` (the grid). Results and gradients are compared with the reference in float64 before anything is timed;
-ways take turns round by round. On one thread the processor time of the process is taken, which on a shared machine
-leaves out the turns of others; on several, the clock. One row a shape and way in results/kernels.csv: the median in
-milliseconds, the least and the most.
+ways take turns round by round, and freed memory is kept, since mapping it anew takes longer than most of these
+convolutions, whatever way computes them. On one thread the processor time of the process is taken, which on a shared
+machine leaves out the turns of others; on several, the clock. One row a shape and way in results/kernels.csv: the
+median in milliseconds, the least and the most.
 """
 
 import argparse
@@ -68,6 +69,8 @@ class Shape:
         """Forward and both gradients, in memory laid out by `layout`."""
         x, weight = layout(self.x).requires_grad_(), self.weight.clone().requires_grad_()
         grad = layout(self.grad)
+        if compiled:
+            torch.compiler.reset()  # or after eight shapes it gives up
         conv = torch.compile(self.conv, dynamic=False) if compiled else self.conv
 
         def run():
@@ -158,6 +161,7 @@ def main() -> None:
     parser.add_argument("--without-compile", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    measured.keep_freed_memory()
     machine = {"date": datetime.date.today().isoformat(), "processor": cost.processor()}
     machine |= {"isa": _native.isa(), "torch": torch.__version__}
     for group in options.only:

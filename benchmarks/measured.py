@@ -1,6 +1,8 @@
-"""Rows of results/*.csv: new ones take the place of those that measured the same thing."""
+"""What benchmarks share: rows of results/*.csv, new ones in place of old; freed memory kept, whatever way runs."""
 
 import csv
+import ctypes
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,3 +26,11 @@ def write(name: str, rows: Sequence[dict], keys: Sequence[str]) -> None:
         writer = csv.DictWriter(opened, [*columns], lineterminator="\n")
         writer.writeheader()
         writer.writerows([*kept, *rows])
+
+
+def keep_freed_memory() -> None:
+    """glibc gives large blocks back to the system at once; here it keeps them, as an inference engine does."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            libc.mallopt(parameter, 1 << 30)

@@ -5,7 +5,8 @@
 Networks: ResNet-20 with every 3x3 layer but the first made separable at depth multiplier 2, at 32x32, beside the dense
 ResNet-20; MobileNetV2 at 64x64. A step is forward, loss, backward and SGD. Loss and gradients are compared with
 float64 before anything is timed; ways take turns. "without depthwise" replaces each depthwise layer by a repetition of
-its input, the ceiling of what faster depthwise layers can give. Processor time on one thread, the clock on several.
+its input, the ceiling of what faster depthwise layers can give. Freed memory is kept, as docs/performance.md tells.
+Processor time on one thread, the clock on several.
 Rows: results/train.csv; `eager_over_this` is eager channels-last over this way.
 """
 
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--without-compile", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    measured.keep_freed_memory()
     clock, rows = time.process_time if given.threads == 1 else time.perf_counter, []
     for name in NETWORKS:
         ways = ways_of(name, not given.without_compile)
