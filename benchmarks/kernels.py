@@ -92,12 +92,12 @@ class Shape:
 def timed(ways: dict[str, Callable], rounds: int, threads: int) -> dict[str, list[float]]:
     """Milliseconds of every call, by way, in turns.
 
-    Each turn begins with a call that is not timed: memory that a way before it gave back to the system, or drove out of
-    the caches, is not counted against the next.
+    Each turn begins with a call that is not timed, and every other round goes backwards: what a way before it drove out
+    of the caches is not counted against the next.
     """
     clock, found = (time.process_time if threads == 1 else time.perf_counter), {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, run in ways.items():
+    for turn in range(rounds):
+        for name, run in [*ways.items()][:: 1 if turn % 2 else -1]:
             run()
             start = clock()
             run()

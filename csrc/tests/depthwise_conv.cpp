@@ -86,6 +86,9 @@ Args arguments(const Case& c, const Setting& s) {
   return a;
 }
 
+// Of more than 8 MiB, which is written past the caches.
+const Case kLarge = {"beyond the caches", 1, 32, 1, 0, {1, 256, 256}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, {0, 1, 1}, {1, 1, 1}};
+
 // What rounding the result itself to its element type may change.
 double stored(const Setting& s, double value) { return s.half ? std::fabs(value) / 250 : 0; }
 
@@ -213,6 +216,7 @@ bool test_depthwise_conv() {
       }
   for (int activation = SEP_NONE; activation <= SEP_GELU; ++activation)
     forward(grid()[3], {kChannelsLast, false, false, true, activation}, judge);
+  forward(kLarge, {kChannelsLast, false, false, true, SEP_RELU6}, judge);
   beyond_32_bits(judge);
   return judge.report();
 }
@@ -225,5 +229,6 @@ bool test_depthwise_conv_backward() {
         backward(c, {layout, half, false, false, SEP_NONE}, judge);
         if (c.multiplier > 1) backward(c, {layout, half, true, false, SEP_NONE}, judge);
       }
+  backward(kLarge, {kChannelsLast, false, false, false, SEP_NONE}, judge);
   return judge.report();
 }
