@@ -5,7 +5,7 @@
 Groups: `grid` (nine shapes of networks, batch 16, channels-last), `default` (the same in torch's default layout),
 `forward` (channels-last, without gradients, beside copying as many bytes), `other` (1-D causal, 3-D, depth multipliers)
 and `bfloat16` (the grid). Results and gradients are compared with the reference in float64 before anything is timed;
-ways take turns round by round, and freed memory is kept, since mapping it anew takes longer than most of these
+ways take turns round by round, and freed memory is kept, since mapping it anew can take longer than these
 convolutions, whatever way computes them. On one thread the processor time of the process is taken, which on a shared
 machine leaves out the turns of others; on several, the clock. One row a shape and way in results/kernels.csv: the
 median in milliseconds, the least and the most.
