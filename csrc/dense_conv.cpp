@@ -1,4 +1,4 @@
-// Dense convolution: patches of a tile of output pixels side by side in scratch memory, then the product of pointwise_conv.
+// Dense convolution: padded rows of the input, or patches of a tile of output pixels, in scratch memory; then pointwise_conv.
 #include "dense_conv.h"
 
 #include "vec.h"
@@ -7,7 +7,12 @@ namespace {
 
 typedef sep_dense_conv_args Args;
 
-enum { kTileBytes = 96 << 10 };  // of patches: written and read again at once
+enum {
+  kTileBytes = 96 << 10,     // of patches: written and read again at once
+  kSmallWeight = 128 << 10,  // bytes that may be read again for each row of output
+  kRowsBytes = 256 << 10,    // of padded rows
+  kUnitWork = 1 << 18,       // multiply-adds
+};
 
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -32,26 +37,116 @@ sep_pointwise_conv_args product(const Args* a, int64_t rows) {
   return p;
 }
 
+// Whether pixels lie side by side, as in torch's default layout; then x and the weight are taken channel by channel.
+bool is_planar(const Args* a) { return a->x_stride[3] == 1 && a->channels > 1; }
+
 int64_t packed_bytes(const Args* a) {
   return SEP_TABLE(pointwise_conv).packed_bytes(patch_floats(a), a->filters, a->product);
 }
 
-int64_t units(const Args* a) { return ceil_div(pixels(a), tile_pixels(a)); }
+// ---- windows on padded rows: (channels, kh, pixels) or (kh, pixels, channels)
+
+int64_t row_pixels(const Args* a) { return (a->out[1] - 1) * a->stride[1] + a->kernel[1]; }
+int64_t rows_bytes(const Args* a) {
+  if (a->product == SEP_F32) return a->kernel[0] * row_pixels(a) * a->channels * 4;
+  const int64_t unread = (ceil_div(a->out[1], 16) * 16 - a->out[1]) * a->stride[1];  // pixels that matrix tiles load all the same
+  return (a->kernel[0] * row_pixels(a) + unread) * a->channels * 2;
+}
+
+bool has_windows(const Args* a) {
+  const bool whole = a->x_stride[1] == 1 && a->kernel[1] * a->channels % 32 == 0;  // what matrix tiles multiply
+  return (a->product == SEP_F32 || (a->product == SEP_BF16_TILES && whole)) && a->dilation[1] == 1 &&
+         packed_bytes(a) <= kSmallWeight && rows_bytes(a) <= kRowsBytes;
+}
+
+int64_t unit_rows(const Args* a) {  // of output
+  const int64_t work = a->out[1] * patch_floats(a) * a->filters;
+  return work ? ceil_div(kUnitWork, work) : 1;
+}
+
+sep_pointwise_conv_args windows(const Args* a) {
+  sep_pointwise_conv_args p = product(a, a->out[1]);
+  const int64_t each = is_planar(a) ? 1 : a->channels, step = a->product == SEP_F32 ? 1 : 2;
+  p.x_stride = a->stride[1] * each / step;
+  p.run = a->kernel[1] * each / step;
+  p.run_stride = row_pixels(a) * each / step;
+  return p;
+}
+
+// `count` elements that are `stride` floats apart, of which those before `first` and from `last` on are zeros. from: the element 0.
+template <class T>
+void copy_padded(const float* from, int64_t stride, int64_t first, int64_t last, int64_t count, T* to) {
+  first = least(first < 0 ? 0 : first, count), last = least(last < first ? first : last, count);
+  for (int64_t i = 0; i < first; ++i) to[i] = 0;
+  for (int64_t i = first; i < last; i += kLanes) {
+    const int64_t n = least(kLanes, last - i);
+    V v = {};
+    if (stride == 1) v = load_tail(from + i, n);
+    else
+      for (int64_t l = 0; l < n; ++l) v[l] = from[(i + l) * stride];
+    store_tail(to + i, v, n);
+  }
+  for (int64_t i = last; i < count; ++i) to[i] = 0;
+}
+
+// The rows that output row `oy` of the image x reads.
+template <class T>
+void copy_rows(const Args* a, const float* x, int64_t oy, T* to) {
+  const int64_t C = a->channels, pixels = row_pixels(a), left = a->padding[1], *s = a->x_stride;
+  for (int64_t ky = 0; ky < a->kernel[0]; ++ky) {
+    const int64_t y = oy * a->stride[0] - a->padding[0] + ky * a->dilation[0];
+    const int64_t width = y >= 0 && y < a->size[0] ? a->size[1] : 0;  // a row outside the image is all zeros
+    const float* row = x + y * s[2];
+    if (is_planar(a))
+      for (int64_t c = 0; c < C; ++c)
+        copy_padded(row + c * s[1] - left, 1, left, left + width, pixels, to + (c * a->kernel[0] + ky) * pixels);
+    else if (s[1] == 1 && s[3] == C)
+      copy_padded(row - left * C, 1, left * C, (left + width) * C, pixels * C, to + ky * pixels * C);
+    else
+      for (int64_t p = 0; p < pixels; ++p)
+        copy_padded(row + (p - left) * s[3], s[1], 0, p >= left && p < left + width ? C : 0, C, to + (ky * pixels + p) * C);
+  }
+}
+
+void run_windows(const Args* a, void* scratch, int64_t begin, int64_t end) {
+  sep_pointwise_conv_args p = windows(a);
+  p.x = (const float*)scratch;
+  for (int64_t row = begin; row < end; ++row) {
+    const float* x = a->x + row / a->out[0] * a->x_stride[0];
+    if (a->product == SEP_F32) copy_rows(a, x, row % a->out[0], (float*)scratch);
+    else copy_rows(a, x, row % a->out[0], (uint16_t*)scratch);
+    p.y = a->y + row * a->out[1] * a->filters;
+    p.residual = a->residual ? a->residual + row * a->out[1] * a->filters : nullptr;
+    SEP_TABLE(pointwise_conv).run(&p, (char*)scratch + aligned(rows_bytes(a)), 0, SEP_TABLE(pointwise_conv).units(&p));
+  }
+}
+
+// ---- patches
+
+int64_t units(const Args* a) {
+  if (has_windows(a)) return ceil_div(a->batch * a->out[0], unit_rows(a));
+  return ceil_div(pixels(a), tile_pixels(a));
+}
 
 int64_t scratch_bytes(const Args* a) {
+  if (has_windows(a)) {
+    const sep_pointwise_conv_args p = windows(a);
+    return aligned(rows_bytes(a)) + SEP_TABLE(pointwise_conv).scratch_bytes(&p);
+  }
   const sep_pointwise_conv_args p = product(a, tile_pixels(a));
   return aligned(tile_pixels(a) * patch_floats(a) * 4) + aligned(patch_floats(a) * 8) + SEP_TABLE(pointwise_conv).scratch_bytes(&p);
 }
 
-// The patch of an output pixel at a border, (kh, kw, channels), zeros where it leaves the image. x: the image.
+// The patch of an output pixel at a border, zeros where it leaves the image. x: the image.
 void gather_clipped(const Args* a, const float* x, int64_t top, int64_t left, float* to) {
-  const int64_t C = a->channels, *s = a->x_stride;
+  const int64_t C = a->channels, taps = (int64_t)a->kernel[0] * a->kernel[1], *s = a->x_stride;
+  const int64_t tap = is_planar(a) ? 1 : C, channel = is_planar(a) ? taps : 1;  // floats of the patch from one to the next
   for (int64_t ky = 0; ky < a->kernel[0]; ++ky) {
     const int64_t y = top + ky * a->dilation[0];
-    for (int64_t kx = 0; kx < a->kernel[1]; ++kx, to += C) {
+    for (int64_t kx = 0; kx < a->kernel[1]; ++kx, to += tap) {
       const int64_t column = left + kx * a->dilation[1];
       const bool inside = y >= 0 && y < a->size[0] && column >= 0 && column < a->size[1];
-      for (int64_t c = 0; c < C; ++c) to[c] = inside ? x[y * s[2] + column * s[3] + c * s[1]] : 0;
+      for (int64_t c = 0; c < C; ++c) to[c * channel] = inside ? x[y * s[2] + column * s[3] + c * s[1]] : 0;
     }
   }
 }
@@ -71,10 +166,12 @@ void gather_runs(const Args* a, const float* from, float* to) {
 }
 
 void fill_offsets(const Args* a, int64_t* offsets) {
-  for (int64_t ky = 0; ky < a->kernel[0]; ++ky)
-    for (int64_t kx = 0; kx < a->kernel[1]; ++kx)
-      for (int64_t c = 0; c < a->channels; ++c)
-        *offsets++ = ky * a->dilation[0] * a->x_stride[2] + kx * a->dilation[1] * a->x_stride[3] + c * a->x_stride[1];
+  const int64_t taps = (int64_t)a->kernel[0] * a->kernel[1], C = a->channels;
+  const int64_t tap = is_planar(a) ? 1 : C, channel = is_planar(a) ? taps : 1;
+  for (int64_t t = 0; t < taps; ++t)
+    for (int64_t c = 0; c < C; ++c)
+      offsets[t * tap + c * channel] = t / a->kernel[1] * a->dilation[0] * a->x_stride[2] +
+                                       t % a->kernel[1] * a->dilation[1] * a->x_stride[3] + c * a->x_stride[1];
 }
 
 // Patches of the output pixels [first, last), counted over all images.
@@ -103,6 +200,10 @@ void gather(const Args* a, const int64_t* offsets, int64_t first, int64_t last, 
 }
 
 void run(const Args* a, void* scratch, int64_t begin, int64_t end) {
+  if (has_windows(a)) {
+    const int64_t rows = unit_rows(a);
+    return run_windows(a, scratch, begin * rows, least(end * rows, a->batch * a->out[0]));
+  }
   const int64_t most = tile_pixels(a), patch = patch_floats(a);
   float* patches = (float*)scratch;
   int64_t* offsets = (int64_t*)((char*)scratch + aligned(most * patch * 4));

@@ -1,8 +1,9 @@
 // Convolution that mixes channels and pixels: stems (3x3 stride 2 on 3 channels), patches (4x4 stride 4), downsampling; no groups.
 //
-// A tile of output pixels gathers its patches (kh*kw*channels floats each) in scratch memory, and pointwise_conv multiplies.
-// The input may lie in any order: torch's default layout is read as it is. y is channels-last. The
-// weight to pack is torch's in channels-last order. Use as pointwise_conv.h.
+// pointwise_conv multiplies. Where weights are small, a row of output is the product of overlapping windows on kh padded rows of the
+// input; else a tile of output pixels gathers its patches (kh*kw*channels floats each) in scratch memory, and the weights are read
+// once for many rows. The input may lie in any order: torch's default layout is read as it is. y is channels-last. The
+// weight to pack has the order of x: torch's own where pixels lie side by side, else channels-last. Use as pointwise_conv.h.
 #pragma once
 #include "pointwise_conv.h"
 
@@ -20,7 +21,8 @@ typedef struct sep_dense_conv_args {
 
 typedef struct sep_dense_conv_kernels {
   int64_t (*packed_bytes)(const sep_dense_conv_args*);
-  void (*pack_weight)(const sep_dense_conv_args*, const float* weight, void* packed);  // weight (filters, kh, kw, channels)
+  void (*pack_weight)(const sep_dense_conv_args*, const float* weight, void* packed);  // (filters, kh, kw, channels)
+                                                                               // or (filters, channels, kh, kw): see above
   int64_t (*units)(const sep_dense_conv_args*);
   int64_t (*scratch_bytes)(const sep_dense_conv_args*);
   void (*run)(const sep_dense_conv_args*, void* scratch, int64_t begin, int64_t end);

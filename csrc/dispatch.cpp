@@ -5,6 +5,12 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #define SEP_EXPORT __attribute__((visibility("default")))
 
 namespace {
@@ -32,6 +38,20 @@ int decide() {
   for (int isa = 0; isa < SEP_ISA_COUNT; ++isa)
     if (!std::strcmp(wanted, kNames[isa])) return sep_isa_supported(isa) ? isa : -1;
   return -1;
+}
+
+// Whether the processor has matrix tiles for bfloat16 and this process may use them: the kernel keeps the room that
+// they need in every thread's state back until it is asked for.
+bool tiles_granted() {
+#if defined(__x86_64__) && defined(__linux__)
+  const unsigned kBf16 = 1u << 22, kTiles = 1u << 24;         // of leaf 7, edx
+  const long kRequestPermission = 0x1023, kTileData = 18;     // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kBf16 | kTiles)) != (kBf16 | kTiles)) return false;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 
 }  // namespace
@@ -69,6 +89,11 @@ SEP_EXPORT int sep_has_bf16(void) {
 #else
   return 0;
 #endif
+}
+
+SEP_EXPORT int sep_has_bf16_tiles(void) {
+  static const bool granted = tiles_granted();
+  return sep_has_bf16() && granted;
 }
 
 SEP_EXPORT int sep_isa_force(int isa) {

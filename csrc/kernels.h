@@ -46,8 +46,9 @@ enum { SEP_ISA_baseline, SEP_ISA_COUNT };
   static inline const sep_##op##_kernels* sep_##op(void) { return &sep_##op##_baseline; }
 #endif
 
-// Element types of tensors; everything is computed in float32.
-enum { SEP_F32 = 0, SEP_BF16 = 1 };
+// Element types of tensors, and what the factors of a matrix product are rounded to; sums are float32. The last is a product's alone:
+// as SEP_BF16, by matrix tiles.
+enum { SEP_F32 = 0, SEP_BF16 = 1, SEP_BF16_TILES = 2 };
 
 // Activations, in the order of separable.functional.arguments.ACTIVATIONS; gelu is the erf form.
 enum { SEP_NONE = 0, SEP_RELU, SEP_RELU6, SEP_SILU, SEP_HARD_SWISH, SEP_GELU, SEP_SIGMOID, SEP_HARD_SIGMOID };
@@ -59,5 +60,6 @@ int sep_isa_count(void);                // how many this build has
 const char* sep_isa_name(int isa);      // "avx512", "avx2", "neon", "baseline"
 int sep_isa_supported(int isa);         // 1 where this processor runs it
 int sep_has_bf16(void);                 // 1 where the chosen instruction set multiplies bfloat16 pairs (avx512 with AVX512-BF16)
+int sep_has_bf16_tiles(void);           // 1 where it also has matrix tiles (AMX-BF16) and the system grants them
 int sep_isa_force(int isa);             // use this one from now on (-1: the best); 0, or -1 where it is not supported
 }

@@ -2,9 +2,11 @@
 //
 // Weights lie in panels of two vectors of columns, panel after panel, channel after channel; what is left over at the end
 // is one panel of one vector where that suffices. One step of a tile loads two vectors and multiplies them by one channel of each row.
+// Meanwhile the next panel comes towards the second-level cache, a share of it with each tile: weights of a network come from further.
 #include "pointwise_conv.h"
 
 #include "activation.h"
+#include "matrix_tiles.h"
 #include "reduce.h"
 #include "vec.h"
 
@@ -17,6 +19,7 @@ enum {
   kPanel = 2 * kLanes,
   kBlockBytes = 224 << 10,    // of x that one unit reads again for each panel
   kUnitWork = 1 << 18,        // multiply-adds
+  kTilesUnitWork = 1 << 21,   // the same, by matrix tiles
   kLargeWeight = 256 << 10,   // bytes of weight worth reading for many rows at a time
 };
 
@@ -30,6 +33,12 @@ struct Single {
   enum { kChannels = 1 };  // in one step
   SEP_INLINE V step(V sum, uint32_t x, V w) { return fma((V)(VU{} + x), w, sum); }
 };
+
+SEP_INLINE int64_t steps_of(int64_t c_in, int32_t product) {
+  return product == SEP_F32 ? c_in : product == SEP_BF16 ? ceil_div(c_in, 2) : ceil_div(c_in, 2 * kTilePairs) * kTilePairs;
+}
+// Rows of a tile.
+SEP_INLINE int64_t height_of(int32_t product) { return product == SEP_BF16_TILES ? (int64_t)kTilesRows : (int64_t)kRows; }
 
 #if defined(__AVX512F__)
 struct Pairs {
@@ -52,9 +61,11 @@ SEP_INLINE void store_bf16(uint16_t* p, V a) {
 
 struct Tile {
   const uint32_t* x;  // rows of floats or of pairs
-  int64_t x_stride;
+  int64_t x_stride, run, run_stride;  // `run` steps side by side
   const float* w;
   int64_t steps;
+  const char* ahead;  // what the tiles after these will read, and how much of it to fetch
+  int64_t ahead_bytes;
   float* y;
   int64_t y_stride, columns;
   const float *bias, *residual;
@@ -90,17 +101,22 @@ void tile(const Tile& t) {
   }
   const uint32_t* x = t.x;
   const float* w = t.w;
-  for (int64_t i = 0; i < t.steps; ++i, w += N * kLanes) {
-    V weight[N];
-    #pragma GCC unroll 2
-    for (int v = 0; v < N; ++v) weight[v] = load(w + v * kLanes);
-    #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const uint32_t a = x[r * t.x_stride + i];
+  const char* ahead = t.ahead;
+  const int64_t share = t.ahead_bytes / t.steps;  // at most as much as a step reads, which is two lines
+  for (int64_t left = t.steps; left > 0; left -= t.run, x += t.run_stride)
+    for (int64_t i = 0; i < t.run; ++i, w += N * kLanes, ahead += share) {
+      __builtin_prefetch(ahead, 0, 2);
+      if (R * N * 4 <= kRows) __builtin_prefetch(ahead + 64, 0, 2);
+      V weight[N];
       #pragma GCC unroll 2
-      for (int v = 0; v < N; ++v) sum[r][v] = Product::step(sum[r][v], a, weight[v]);
+      for (int v = 0; v < N; ++v) weight[v] = load(w + v * kLanes);
+      #pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const uint32_t a = x[r * t.x_stride + i];
+        #pragma GCC unroll 2
+        for (int v = 0; v < N; ++v) sum[r][v] = Product::step(sum[r][v], a, weight[v]);
+      }
     }
-  }
   const bool simple = is_clamp(t.activation), before = t.residual && simple && t.residual_first;
   const bool after = t.residual && simple && !t.residual_first;
   const V low = clamp_low(simple ? t.activation : SEP_NONE), high = clamp_high(simple ? t.activation : SEP_NONE);
@@ -140,6 +156,41 @@ TileFunction const kTiles[1][kRows][2] = {{SEP_FEW(Single), SEP_MANY(Single)}};
 TileFunction const kTiles[1][kRows][2] = {{SEP_FEW(Single)}};
 #endif
 
+#if defined(__AVX512F__)
+// The sums of matrix tiles go through memory: what is done to them is done there.
+template <bool Whole>  // whether the vector has all its columns
+SEP_INLINE void finish_sums(const Tile& t, const float* sums, int64_t rows, int64_t column) {
+  const bool simple = is_clamp(t.activation), before = t.residual && simple && t.residual_first;
+  const bool after = t.residual && simple && !t.residual_first;
+  const V low = clamp_low(simple ? t.activation : SEP_NONE), high = clamp_high(simple ? t.activation : SEP_NONE);
+  const int64_t n = Whole ? (int64_t)kLanes : t.columns - column;
+  const V bias = t.bias ? load_tail(t.bias + column, n) : V{};
+  float* y = t.y + column;
+  const float* residual = t.residual + column;
+  for (int64_t r = 0; r < rows; ++r, sums += kPanel, y += t.y_stride, residual += t.residual_stride) {
+    V s = load(sums) + bias;
+    if (before) s += Whole ? load(residual) : load_tail(residual, n);
+    s = clamp(s, low, high);
+    if (after) s += Whole ? load(residual) : load_tail(residual, n);
+    if (Whole) store(y, s);
+    else store_tail(y, s, n);
+  }
+}
+
+void matrix_tile(const Tile& t, int64_t rows) {
+  alignas(64) float sums[(int64_t)kTilesRows * kPanel];
+  const bool low = rows > kTileRows, right = t.columns > kLanes;
+  auto multiply = low ? right ? multiply_tiles<true, true> : multiply_tiles<true, false>
+                      : right ? multiply_tiles<false, true> : multiply_tiles<false, false>;
+  multiply({(const char*)t.x, t.x_stride * 4, t.run, t.run_stride * 4, (const char*)t.w, t.steps, t.ahead, t.ahead_bytes}, sums);
+  for (int64_t column = 0; column < t.columns; column += kLanes) {
+    if (t.columns - column >= kLanes) finish_sums<true>(t, sums + column, rows, column);
+    else finish_sums<false>(t, sums + column, rows, column);
+  }
+  if (!is_clamp(t.activation)) finish(t, rows);
+}
+#endif
+
 // ---- rows that are copied first: normalized, scaled, rounded, or only moved apart
 
 // One image of more rows than there are columns: its scale goes into a copy of the weights, which is the smaller of the two.
@@ -149,26 +200,28 @@ bool scales_weight(const Args* a) {
 
 // Rows a multiple of 4 KiB apart fall into the same few lines of a first-level cache: a tile of them would be read from the second.
 bool is_copied(const Args* a) {
-  return (a->scale && !scales_weight(a)) || a->normalize || a->product == SEP_BF16 || (a->rows > 4 && a->x_stride % 512 == 0 && a->c_in >= 256);
+  const bool collides = a->rows > 4 && a->x_stride % 512 == 0 && a->c_in >= 256;
+  if (a->run) return false;
+  return (a->scale && !scales_weight(a)) || a->normalize || a->product != SEP_F32 || collides;
 }
 
 int64_t copied_stride(const Args* a) {  // in steps; an odd number of cache lines
-  const int64_t steps = a->product == SEP_BF16 ? ceil_div(a->c_in, 2) : a->c_in;
-  return (ceil_div(steps, 16) | 1) * 16;
+  return (ceil_div(steps_of(a->c_in, a->product), 16) | 1) * 16;
 }
 
 void copy_row(const Args* a, int64_t row, uint32_t* to) {
   const float* x = a->x + row * a->x_stride;
   const float* scale = a->scale && !scales_weight(a) ? a->scale + row / a->image_rows * a->c_in : nullptr;
   const Moments m = a->normalize ? moments(x, a->c_in, a->epsilon) : Moments{0, 1};
-  for (int64_t c = 0; c < a->c_in; c += kLanes) {
-    const int64_t n = least(kLanes, a->c_in - c);
+  const int64_t channels = a->product == SEP_F32 ? a->c_in : 2 * steps_of(a->c_in, a->product);  // those after c_in are zeros
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    const int64_t n = most(0, least(kLanes, a->c_in - c));
     V v = load_tail(x + c, n);
     if (a->normalize) v = (v - splat(m.mean)) * splat(m.factor);
     if (scale) v *= load_tail(scale + c, n);
 #if defined(__AVX512F__)
-    if (a->product == SEP_BF16) {
-      store_bf16((uint16_t*)to + c, first_lanes(v, n));  // an odd last channel is paired with zero
+    if (a->product != SEP_F32) {
+      store_bf16((uint16_t*)to + c, first_lanes(v, n));
       continue;
     }
 #endif
@@ -179,7 +232,7 @@ void copy_row(const Args* a, int64_t row, uint32_t* to) {
 int64_t packed_columns(int64_t c_out) { return ceil_div(c_out, kLanes) * kLanes; }
 
 int64_t packed_bytes(int64_t c_in, int64_t c_out, int32_t product) {
-  return (product == SEP_BF16 ? ceil_div(c_in, 2) : c_in) * packed_columns(c_out) * 4;
+  return steps_of(c_in, product) * packed_columns(c_out) * 4;
 }
 
 // ---- units: blocks of rows, and where these are few or the weights many, groups of panels
@@ -190,14 +243,16 @@ struct Grid {
 
 Grid grid(const Args* a) {
   Grid g;
-  const int64_t panels = ceil_div(a->c_out, kPanel), work = a->c_in * a->c_out;
-  int64_t rows = least(ceil_div(kUnitWork, work), kBlockBytes / (4 * a->c_in));
-  if (work * 4 > kLargeWeight) rows = most(rows, least(8 * kRows, kBlockBytes / (4 * a->c_in)));
-  rows = ceil_div(most(rows, 1), kRows) * kRows;
+  const int64_t panels = ceil_div(a->c_out, kPanel), work = a->c_in * a->c_out, height = height_of(a->product);
+  const int64_t unit_work = a->product == SEP_BF16_TILES ? kTilesUnitWork : kUnitWork;
+  const int64_t fit = kBlockBytes / (4 * steps_of(a->c_in, a->product));
+  int64_t rows = least(ceil_div(unit_work, work), fit);
+  if (packed_bytes(a->c_in, a->c_out, a->product) > kLargeWeight) rows = most(rows, least(8 * height, fit));
+  rows = ceil_div(most(rows, 1), height) * height;
   if (a->sums) rows = a->image_rows;  // one unit sees all of an image, so that its sum has one order
   g.block_rows = least(rows, a->rows);
   g.blocks = g.block_rows ? ceil_div(a->rows, g.block_rows) : 0;
-  g.group_panels = least(panels, ceil_div(kUnitWork, most(1, g.block_rows * a->c_in * kPanel)));
+  g.group_panels = least(panels, ceil_div(unit_work, most(1, g.block_rows * a->c_in * kPanel)));
   g.groups = ceil_div(panels, g.group_panels);
   return g;
 }
@@ -207,10 +262,15 @@ int64_t units(const Args* a) {
   return g.blocks * g.groups;
 }
 
+// Room of the copy; matrix tiles read rows 16 at a time, and do nothing with those after the last.
+int64_t copied_rows(const Args* a, const Grid& g) {
+  return a->product == SEP_BF16_TILES ? ceil_div(g.block_rows, kTileRows) * kTileRows : g.block_rows;
+}
+
 int64_t scratch_bytes(const Args* a) {
-  const int64_t copied = is_copied(a) ? grid(a).block_rows * copied_stride(a) * 4 : 0;
+  const int64_t copied = is_copied(a) ? copied_rows(a, grid(a)) * copied_stride(a) * 4 : 0;
   const int64_t scaled = scales_weight(a) ? packed_bytes(a->c_in, a->c_out, SEP_F32) : 0;
-  return copied + scaled + (a->sums ? kRows * kPanel * 4 : 0);
+  return copied + scaled + (a->sums ? height_of(a->product) * kPanel * 4 : 0);
 }
 
 void scale_weight(const Args* a, float* to) {
@@ -231,23 +291,38 @@ void add_rows(const float* y, int64_t y_stride, int64_t rows, int64_t columns, f
   }
 }
 
+void multiply(const Tile& t, int32_t product, int64_t rows) {
+#if defined(__AVX512F__)
+  if (product == SEP_BF16_TILES) return matrix_tile(t, rows);
+#endif
+  kTiles[product][rows - 1][t.columns > kLanes](t);
+}
+
 // Rows [first, last) by the panels of one group; x points at the first row, whether copied or not.
 void run_unit(const Args* a, const Grid& g, const uint32_t* x, int64_t x_stride, int64_t first, int64_t last, int64_t group,
               float* unwritten) {
-  const int64_t steps = a->product == SEP_BF16 ? ceil_div(a->c_in, 2) : a->c_in;
+  const int64_t steps = steps_of(a->c_in, a->product), height = height_of(a->product);
   const int64_t from = group * g.group_panels * kPanel, to = least(a->c_out, from + g.group_panels * kPanel);
-  const int64_t tiles = ceil_div(last - first, kRows);
+  const int64_t tiles = ceil_div(last - first, height);
   for (int64_t column = from; column < to; column += kPanel) {
     const int64_t columns = least(kPanel, to - column), image = a->image_rows ? first / a->image_rows : 0;
     float* sums = a->sums ? a->sums + image * a->c_out + column : nullptr;
     for (int64_t c = 0; sums && c < columns; ++c) sums[c] = 0;
+    const int64_t next = column + kPanel < packed_columns(a->c_out) ? column + kPanel : 0;
+    const int64_t next_bytes = least(kPanel, packed_columns(a->c_out) - next) * steps * 4 / tiles;
     for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t row = (last - first) * i / tiles, rows = (last - first) * (i + 1) / tiles - row;
+      const bool matrix = a->product == SEP_BF16_TILES;  // in whole tiles but the last, else in tiles of like height
+      const int64_t row = matrix ? i * height : (last - first) * i / tiles;
+      const int64_t rows = (matrix ? least(last - first, row + height) : (last - first) * (i + 1) / tiles) - row;
       Tile t;
       t.x = x + row * x_stride;
       t.x_stride = x_stride;
+      t.run = a->run ? a->run : steps;
+      t.run_stride = a->run_stride;
       t.w = (const float*)a->weight + column * steps;
       t.steps = steps;
+      t.ahead = (const char*)a->weight + next * steps * 4 + i * next_bytes;
+      t.ahead_bytes = next_bytes;
       t.y = a->y ? a->y + (first + row) * a->y_stride + column : unwritten;
       t.y_stride = a->y ? a->y_stride : (int64_t)kPanel;
       t.columns = columns;
@@ -256,7 +331,7 @@ void run_unit(const Args* a, const Grid& g, const uint32_t* x, int64_t x_stride,
       t.residual_stride = a->residual_stride;
       t.activation = a->activation;
       t.residual_first = a->residual_first;
-      kTiles[a->product][rows - 1][columns > kLanes](t);
+      multiply(t, a->product, rows);
       if (sums) add_rows(t.y, t.y_stride, rows, columns, sums);
     }
   }
@@ -268,14 +343,17 @@ void run(const Args* given, void* scratch, int64_t begin, int64_t end) {
   const bool copied = is_copied(a);
   const int64_t x_stride = copied ? copied_stride(a) : a->x_stride;
   uint32_t* copy = (uint32_t*)scratch;
-  float* unwritten = (float*)scratch + (copied ? g.block_rows * x_stride : 0);
+  float* unwritten = (float*)scratch + (copied ? copied_rows(a, g) * x_stride : 0);
   Args scaled = *given;
   if (scales_weight(a)) {
-    float* weight = unwritten + (a->sums ? kRows * kPanel : 0);
+    float* weight = unwritten + (a->sums ? height_of(a->product) * kPanel : 0);
     scale_weight(a, weight);
     scaled.weight = weight;
     a = &scaled;
   }
+#if defined(__AVX512F__)
+  if (a->product == SEP_BF16_TILES) begin_tiles();
+#endif
   int64_t copied_block = -1;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t block = unit / g.groups, first = block * g.block_rows, last = least(a->rows, first + g.block_rows);
@@ -286,6 +364,9 @@ void run(const Args* given, void* scratch, int64_t begin, int64_t end) {
     const uint32_t* x = copied ? copy : (const uint32_t*)(a->x + first * a->x_stride);
     run_unit(a, g, x, x_stride, first, last, unit % g.groups, unwritten);
   }
+#if defined(__AVX512F__)
+  if (a->product == SEP_BF16_TILES) end_tiles();
+#endif
 }
 
 // ---- weights
@@ -326,14 +407,14 @@ void pack_weight(const float* weight, int64_t out_stride, int64_t in_stride, int
                  void* packed) {
   if (product == SEP_F32 && in_stride == 1) return pack_rows(weight, out_stride, c_in, c_out, (float*)packed);
   if (product == SEP_F32 && out_stride == 1) return pack_columns(weight, in_stride, c_in, c_out, (float*)packed);
-  const int64_t each = product == SEP_BF16 ? 2 : 1, steps = ceil_div(c_in, each), all = packed_columns(c_out);
+  const int64_t each = product == SEP_F32 ? 1 : 2, steps = steps_of(c_in, product), all = packed_columns(c_out);
   for (int64_t column = 0; column < all; column += kPanel) {
     const int64_t width = least(kPanel, all - column);
     for (int64_t i = 0; i < steps * each; ++i)
       for (int64_t o = 0; o < width; ++o) {
         const float w = i < c_in && column + o < c_out ? weight[(column + o) * out_stride + i * in_stride] : 0;
         const int64_t at = (column * steps + i / each * width + o) * each + i % each;
-        if (product == SEP_BF16) ((uint16_t*)packed)[at] = rounded(w);
+        if (product != SEP_F32) ((uint16_t*)packed)[at] = rounded(w);
         else ((float*)packed)[at] = w;
       }
   }

@@ -20,15 +20,20 @@ typedef struct sep_pointwise_conv_args {
   int64_t rows, c_in, c_out;
   int64_t x_stride, residual_stride, y_stride;
   int64_t image_rows;      // rows of one image; read with scale and sums, and divides rows
+  // Channels that lie side by side, and how far apart such runs are, where rows of x overlap as the patches of an image do; run 0: all
+  // side by side. Without scale and normalize. With SEP_F32; with SEP_BF16_TILES x holds bfloat16 then, the three strides of x and
+  // `run` count pairs, run is a multiple of 16, c_in of 32, and rows up to the next multiple of 16 can be read.
+  int64_t run, run_stride;
   int32_t activation;      // SEP_NONE ... SEP_HARD_SIGMOID
   int32_t residual_first;  // 1: the residual is added before the activation, 0: after it
   int32_t normalize;       // 1: each row of x gets mean 0 and variance 1 first: layer norm, its affine part folded into weight and bias
-  int32_t product;         // SEP_F32, or SEP_BF16: x' and weight are rounded to bfloat16, the sums stay float32
+  int32_t product;         // SEP_F32, or SEP_BF16 or SEP_BF16_TILES: x' and weight are rounded to bfloat16, the sums stay float32
   float epsilon;           // added to the variance by normalize
 } sep_pointwise_conv_args;
 
 typedef struct sep_pointwise_conv_kernels {
-  int32_t has_bf16;  // 1 where this build of the kernels has SEP_BF16 products; the processor must have them too: sep_has_bf16()
+  int32_t has_bf16;  // 1 where this build of the kernels has both products of bfloat16; the processor must too: sep_has_bf16()
+  // That of the first columns of a weight is where the next begin, if they are whole panels: multiples of two vectors.
   int64_t (*packed_bytes)(int64_t c_in, int64_t c_out, int32_t product);
   // weight[o * out_stride + c * in_stride]: (c_out, c_in) as torch has it is strides (c_in, 1)
   void (*pack_weight)(const float* weight, int64_t out_stride, int64_t in_stride, int64_t c_in, int64_t c_out, int32_t product,

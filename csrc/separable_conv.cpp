@@ -10,7 +10,9 @@ typedef sep_separable_conv_args Args;
 typedef sep_pointwise_conv_args Pointwise;
 
 enum {
-  kTileBytes = 384 << 10,   // of scratch for the tensors between: they and the weights they meet stay in a second-level cache
+  kTileBytes = 384 << 10,        // of scratch for the tensors between: they and the weights they meet stay in a second-level cache
+  kLargeTileBytes = 768 << 10,   // where weights are larger than that, or a tile would have few rows: both are moved for each tile
+  kFewRows = 4,
   kUnitWork = 1 << 18,      // multiply-adds of a unit worth a thread's while
 };
 
@@ -47,8 +49,11 @@ Plan plan(const Args* a) {
   p.mid_channels = p.expand ? a->expand.c_out : d.channels;
   p.out_channels = p.project ? a->project.c_out : p.mid_channels;
   p.height = d.size[0], p.width = d.size[1], p.out_height = d.out[0], p.out_width = d.out[1];
+  const int64_t weight = (p.expand ? p.in_channels * p.mid_channels : 0) + (p.project ? p.mid_channels * p.out_channels : 0);
   int64_t rows = 1;
-  while (rows < p.out_height && middle_bytes(a, p, rows + 1) <= kTileBytes) ++rows;
+  while (rows < p.out_height &&
+         middle_bytes(a, p, rows + 1) <= (rows < kFewRows || weight * 4 > kTileBytes ? kLargeTileBytes : kTileBytes))
+    ++rows;
   p.tiles = ceil_div(p.out_height, rows);
   p.tile_rows = ceil_div(p.out_height, p.tiles);
   p.tiles = ceil_div(p.out_height, p.tile_rows);
@@ -92,10 +97,12 @@ int64_t scratch_bytes(const Args* a) {
   }
   if (p.project) {
     Pointwise e = rows_of(a->project, p.tile_rows * p.out_width);
-    const int64_t groups[] = {p.group_columns, p.out_channels - (p.groups - 1) * p.group_columns};  // each, and the last
-    for (const int64_t columns : groups) {
-      e.c_out = columns;  // fewer columns may be multiplied in larger blocks of rows
-      inner = most(inner, SEP_TABLE(pointwise_conv).scratch_bytes(&e));
+    for (int64_t column = 0; column < p.out_channels; column += p.group_columns) {
+      const int64_t some[] = {p.out_channels - column, least(column + p.group_columns, p.out_channels)};  // the last groups, the first
+      for (const int64_t columns : some) {
+        e.c_out = columns;  // fewer columns may be multiplied in larger blocks of rows
+        inner = most(inner, SEP_TABLE(pointwise_conv).scratch_bytes(&e));
+      }
     }
   }
   return kept_bytes(p) + deep_bytes(p) + inner;
@@ -138,14 +145,14 @@ void add_rows(const float* y, int64_t rows, int64_t channels, float* sums) {
   }
 }
 
-// The last step: columns [group * group_columns, ...) of the product of a tile's rows.
-void project_rows(const Args* a, const Plan& p, const Held& h, const float* x, int64_t pixel, int64_t rows, int64_t group) {
+// The last step: the columns of groups [group, last_group) of the product of a tile's rows.
+void project_rows(const Args* a, const Plan& p, const Held& h, const float* x, int64_t pixel, int64_t rows, int64_t group,
+                  int64_t last_group) {
   const int64_t column = group * p.group_columns;
   Pointwise e = rows_of(a->project, rows);
-  const int64_t steps = e.product == SEP_BF16 ? ceil_div(e.c_in, 2) : e.c_in;
   e.x = x;
-  e.weight = (const float*)e.weight + column * steps;
-  e.c_out = least(p.group_columns, p.out_channels - column);
+  e.weight = (const char*)e.weight + SEP_TABLE(pointwise_conv).packed_bytes(e.c_in, column, e.product);
+  e.c_out = least(last_group * p.group_columns, p.out_channels) - column;
   e.bias = e.bias ? e.bias + column : nullptr;
   e.y = a->y + pixel * p.out_channels + column;
   e.residual = e.residual ? e.residual + pixel * e.residual_stride + column : nullptr;
@@ -157,24 +164,23 @@ void run(const Args* a, void* scratch, int64_t begin, int64_t end) {
   const Step& d = a->depthwise;
   char* memory = (char*)scratch;
   Held h = {-1, 0, 0, (float*)memory, (float*)(memory + kept_bytes(p)), memory + kept_bytes(p) + deep_bytes(p)};
-  int64_t made = -1;  // the tile whose depthwise output is in h.deep
-  for (int64_t unit = begin; unit < end; ++unit) {
+  for (int64_t unit = begin, next; unit < end; unit = next) {  // unit to next: the groups of one tile
     const int64_t tile = unit / p.groups, image = tile / p.tiles;
+    next = least(end, (tile + 1) * p.groups);
     const int64_t first = tile % p.tiles * p.tile_rows, last = least(p.out_height, first + p.tile_rows);
     const int64_t pixel = (image * p.out_height + first) * p.out_width, pixels = (last - first) * p.out_width;
-    if (tile != made && p.expand) {
+    if (p.expand) {
       const int64_t top = p.depthwise ? first * d.stride[0] - d.padding[0] : first;
       expand_rows(a, p, h, image, least(most(0, top), p.height), least(p.height, most(0, top + rows_read(a, last - first))));
     }
     float* deep = p.project ? h.deep : a->y + pixel * p.mid_channels;
-    if (tile != made && p.depthwise) {
+    if (p.depthwise) {
       const int64_t row = p.width * p.mid_channels;
       const float* top = p.expand ? h.kept - h.first * row : a->x + image * p.height * row;  // the image's row 0
       convolve_rows<float>(d, top, deep, first, last);
     }
-    made = tile;
     if (!p.project && a->sums) add_rows(deep, pixels, p.mid_channels, a->sums + unit * p.mid_channels);
-    if (p.project) project_rows(a, p, h, p.depthwise ? deep : h.kept, pixel, pixels, unit % p.groups);
+    if (p.project) project_rows(a, p, h, p.depthwise ? deep : h.kept, pixel, pixels, unit % p.groups, next - tile * p.groups);
   }
 }
 

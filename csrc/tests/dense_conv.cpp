@@ -19,6 +19,7 @@ void judge_case(const Case& c, bool channels_last, int product, Judge& judge) {
   const int64_t first[] = {height * width * c.channels, height * width, width, 1};
   const int64_t* stride = channels_last ? last : first;
   std::copy(stride, stride + 4, a.x_stride);
+  const bool planar = stride[3] == 1;  // the order of the weight
   const auto* kernels = sep_dense_conv();
   Aligned packed(kernels->packed_bytes(&a));
   kernels->pack_weight(&a, w.p, packed.p);
@@ -39,7 +40,8 @@ void judge_case(const Case& c, bool channels_last, int product, Judge& judge) {
             const int64_t column = j * c.stride[2] + kx * c.dilation[2] - c.before[2];
             if (row < 0 || row >= height || column < 0 || column >= width) continue;
             const double term = as_product(x[n * stride[0] + ch * stride[1] + row * stride[2] + column * stride[3]], product) *
-                                as_product(w[((f * c.kernel[1] + ky) * c.kernel[2] + kx) * c.channels + ch], product);
+                                as_product(w[f * patch + (planar ? (ch * c.kernel[1] + ky) * c.kernel[2] + kx
+                                                                             : (ky * c.kernel[2] + kx) * c.channels + ch)], product);
             sum += term, magnitude += std::fabs(term);
           }
       judge.value(c.name, y[place * filters + f], activated(sum, SEP_SILU), rounding(patch, magnitude));
@@ -55,9 +57,14 @@ bool test_dense_conv() {
     if (c.size[0] == 1 && c.channels < 900 && c.size[2] < 1000 && c.multiplier == 1) cases.push_back(c);
   cases.push_back({"stem", 1, 3, 1, 32, {1, 33, 35}, {1, 3, 3}, {1, 2, 2}, {0, 1, 1}, {0, 1, 1}, {1, 1, 1}});
   cases.push_back({"patches", 1, 3, 1, 96, {1, 32, 32}, {1, 4, 4}, {1, 4, 4}, {0, 0, 0}, {0, 0, 0}, {1, 1, 1}});
+  // Windows of whole matrix tiles; weights too large to be read for each row of output, whose patches are gathered.
+  cases.push_back({"windows", 2, 32, 1, 40, {1, 9, 21}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, {0, 1, 1}, {1, 1, 1}});
+  cases.push_back({"windows, stride 2", 1, 64, 1, 24, {1, 12, 37}, {1, 5, 2}, {1, 2, 2}, {0, 2, 0}, {0, 2, 1}, {1, 2, 1}});
+  cases.push_back({"large weight", 1, 80, 1, 96, {1, 9, 11}, {1, 3, 3}, {1, 2, 1}, {0, 1, 1}, {0, 1, 1}, {1, 1, 1}});
+  cases.push_back({"large weight, few channels", 1, 3, 1, 200, {1, 20, 21}, {1, 9, 9}, {1, 1, 1}, {0, 4, 4}, {0, 4, 4}, {1, 1, 1}});
   for (const Case& c : cases) {
     judge_case(c, true, SEP_F32, judge), judge_case(c, false, SEP_F32, judge);
-    if (sep_has_bf16()) judge_case(c, true, SEP_BF16, judge), judge_case(c, false, SEP_BF16, judge);
+    for (const int product : bfloat16_products()) judge_case(c, true, product, judge), judge_case(c, false, product, judge);
   }
   return judge.report();
 }

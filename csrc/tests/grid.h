@@ -111,7 +111,15 @@ inline uint16_t to_bfloat16(float x) {
 }
 
 // The nearest bfloat16: the product of two is exact in float32.
-inline double as_product(double x, int product) { return product == SEP_BF16 ? from_bfloat16(to_bfloat16((float)x)) : x; }
+inline double as_product(double x, int product) { return product == SEP_F32 ? x : from_bfloat16(to_bfloat16((float)x)); }
+
+// The products of bfloat16 that the instruction set chosen has on this processor.
+inline std::vector<int> bfloat16_products() {
+  std::vector<int> found;
+  if (sep_has_bf16()) found.push_back(SEP_BF16);
+  if (sep_has_bf16_tiles()) found.push_back(SEP_BF16_TILES);
+  return found;
+}
 
 inline void fill(Floats& b, unsigned seed) {
   std::mt19937 random(seed);

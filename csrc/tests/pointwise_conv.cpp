@@ -10,12 +10,13 @@ struct Shape {
   int64_t images, image_rows, c_in, c_out;
 };
 
-// Tails in rows, channels in and channels out of each vector width; a vector times a matrix; a weight larger than a second-level cache.
+// Tails in rows, channels in and channels out of each vector width and of matrix tiles; a vector times a matrix; a weight larger than a second-level cache.
 const Shape kShapes[] = {
     {"one of each", 1, 1, 1, 1},      {"plain", 2, 14, 16, 32},         {"lanes-1", 1, 13, 15, 31},
     {"lanes+1", 1, 15, 17, 33},       {"rows 29", 1, 29, 8, 64},        {"narrow", 3, 50, 40, 3},
     {"linear", 1, 1, 300, 130},       {"linear, batch 5", 5, 1, 65, 9}, {"deep", 1, 49, 1030, 70},
     {"large weight", 1, 7, 520, 600}, {"long", 2, 333, 24, 24},         {"batch 0", 0, 4, 8, 8},
+    {"tiles", 1, 64, 64, 64},         {"tiles+1", 1, 33, 65, 65},       {"tiles-1", 2, 47, 63, 79},
 };
 
 struct Around {
@@ -79,7 +80,7 @@ void judge_case(const Shape& s, const Around& around, int64_t padding, int produ
       // Normalizing a row of nearly equal values, as one of a single channel, magnifies what rounding does to it.
       const double bound = rounding(s.c_in, magnitude + std::fabs(other)) * (around.normalize ? 4 / std::fmin(1, deviation) : 1)
                            // and may then carry it over the edge between two bfloat16.
-                           + (around.normalize && product == SEP_BF16 ? magnitude / 256 : 0);
+                           + (around.normalize && product != SEP_F32 ? magnitude / 256 : 0);
       if (around.y) judge.value(s.name, y[r * y_stride + o], value, bound);
       total[r / s.image_rows * s.c_out + o] += value;
       total_bound[r / s.image_rows * s.c_out + o] += bound + 1.2e-7 * (double)s.image_rows * std::fabs(value);
@@ -96,14 +97,19 @@ void judge_case(const Shape& s, const Around& around, int64_t padding, int produ
 }  // namespace
 
 bool test_pointwise_conv_bfloat16() {
-  if (!sep_has_bf16()) {
-    std::printf("%-16s %-9s skipped, it does not multiply bfloat16 here\n", "pointwise bf16", sep_isa_name(sep_isa()));
-    return true;
+  bool good = true;
+  for (const int product : {SEP_BF16, SEP_BF16_TILES}) {
+    const char* name = product == SEP_BF16 ? "pointwise bf16" : "pointwise tiles";
+    if (!(product == SEP_BF16 ? sep_has_bf16() : sep_has_bf16_tiles())) {
+      std::printf("%-16s %-9s skipped, it does not multiply so here\n", name, sep_isa_name(sep_isa()));
+      continue;
+    }
+    Judge judge{name};
+    for (const Shape& s : kShapes)
+      for (const Around& around : kAround) judge_case(s, around, 0, product, judge), judge_case(s, around, 5, product, judge);
+    good = judge.report() && good;
   }
-  Judge judge{"pointwise bf16"};
-  for (const Shape& s : kShapes)
-    for (const Around& around : kAround) judge_case(s, around, 0, SEP_BF16, judge), judge_case(s, around, 5, SEP_BF16, judge);
-  return judge.report();
+  return good;
 }
 
 bool test_pointwise_conv() {

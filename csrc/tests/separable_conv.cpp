@@ -24,7 +24,7 @@ Image pointwise(const Image& x, Floats& w, Floats& bias, int activation, int pro
         const double value = as_product(x.values[r * x.channels + c], product);
         sum += value * weight, magnitude += std::fabs(value * weight);
         // A value known within bounds may be rounded to either of two bfloat16.
-        carried += (bound + (product == SEP_BF16 && bound > 0 ? std::fabs(value) / 128 : 0)) * std::fabs(weight);
+        carried += (bound + (product != SEP_F32 && bound > 0 ? std::fabs(value) / 128 : 0)) * std::fabs(weight);
       }
       y.values[r * y.channels + o] = activated(sum, activation);
       y.bounds[r * y.channels + o] = rounding(x.channels, magnitude) + 1.13 * carried;
@@ -143,10 +143,12 @@ bool test_separable_conv() {
   cases.push_back({"tiles", 1, 40, 1, 48, {1, 70, 67}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, {0, 1, 1}, {1, 1, 1}});
   cases.push_back({"tiles, stride 2", 1, 40, 1, 48, {1, 70, 67}, {1, 3, 3}, {1, 2, 2}, {0, 1, 1}, {0, 1, 1}, {1, 1, 1}});
   cases.push_back({"many columns", 1, 130, 1, 300, {1, 7, 7}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, {0, 1, 1}, {1, 1, 1}});
+  cases.push_back({"large weights", 1, 330, 1, 330, {1, 19, 11}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, {0, 1, 1}, {1, 1, 1}});
   for (const Case& c : cases)
     for (Form form : {kDepthwise, kSeparable, kPointwiseFirst, kBottleneck, kTwoPointwise}) {
       judge_case(c, form, SEP_F32, judge);
-      if (sep_has_bf16() && form != kDepthwise) judge_case(c, form, SEP_BF16, judge);
+      for (const int product : bfloat16_products())
+        if (form != kDepthwise) judge_case(c, form, product, judge);
     }
   return judge.report();
 }

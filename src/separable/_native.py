@@ -152,6 +152,11 @@ def has_bfloat16() -> bool:
     return _library is not None and bool(_library.sep_has_bf16())
 
 
+def has_matrix_tiles() -> bool:
+    """Whether they do so by matrix tiles (AMX), some ten times as fast."""
+    return _library is not None and bool(_library.sep_has_bf16_tiles())
+
+
 @contextmanager
 def force(name: str) -> Iterator[None]:
     """Run the kernels of another instruction set, in this whole process, while this is open.

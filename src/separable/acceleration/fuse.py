@@ -235,10 +235,14 @@ def settle_sums(steps: list[Step], chain: Step, units: int) -> None:
 
 
 def parameters(step: Step) -> list[Tensor]:
-    """The weights of the step's maps as packing reads them, dense: [filters, taps], [C_out, C_in], [O, kh, kw, I]."""
+    """The weights of the step's maps as packing reads them, dense: [filters, taps], [C_out, C_in].
+
+    A dense convolution's is [O, I, kh, kw] where the pixels of its input lie side by side, else [O, kh, kw, I].
+    """
     found = []
     for part in step.parts or [step]:
         if part.kind in _MAPS and part.weight is not None:
-            weight = part.weight.permute(0, 2, 3, 1) if part.kind == "dense" else part.weight.flatten(1)
+            channels_last = part.kind == "dense" and part.x_strides[3] != 1
+            weight = part.weight.permute(0, 2, 3, 1) if channels_last else part.weight.flatten(1)
             found.append(weight.to(torch.float32).contiguous())
     return found

@@ -25,6 +25,7 @@ _KINDS = ("depthwise", "dense", "pointwise", "separable", "elementwise", "layer_
 _MEASURES, _WEIGHTS = 5, 3
 _NULL = -1
 _LINE = 16  # floats in 64 bytes
+_FEW_FACTORS = 64  # of a sum, as a stem's on three channels: rounding them saves nothing
 _CODES: dict[str | None, int] = {None: 0, **{name: i + 1 for i, name in enumerate(ACTIVATIONS)}}
 
 
@@ -44,7 +45,7 @@ class Program:
         outputs: list[Memory],
         dtype: torch.dtype = torch.float32,
     ):
-        product = int(dtype == torch.bfloat16)
+        product = 0 if dtype == torch.float32 else 2 if _native.has_matrix_tiles() else 1
         self.steps = steps = _shared_by_threads(steps, product)
         self._idle: deque[Tensor] = deque()  # workspaces between calls: each call takes one or makes one
         self.code, self.constants, self.floats, self.scratch_bytes = _write(steps, inputs, outputs, product)
@@ -128,7 +129,8 @@ class _Writer:
         pointers = [self.pointer(s.x, s.x_offset), self.weight(), self.constants.vector(s.bias)]
         pointers += [self.pointer(s.other), self.pointer(s.y)]
         window = [*s.kernel, *s.stride, *s.padding, *s.dilation]
-        ends = [_CODES[s.activation], int(s.activation_last), self.product]
+        small = s.c_in * s.kernel[0] * s.kernel[1] < _FEW_FACTORS
+        ends = [_CODES[s.activation], int(s.activation_last), 0 if small else self.product]
         return [*pointers, s.batch, s.c_in, s.c_out, *s.size, *s.out, *s.x_strides, *window, *ends]
 
     def _pointwise(self, s: Step) -> list[int]:
