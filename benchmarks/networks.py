@@ -1,9 +1,9 @@
 """Whole networks at batch 1: `accelerate` beside eager, compiled, onnxruntime and OpenVINO, in float32 and bfloat16.
 
-    python benchmarks/networks.py [--threads 1] [--only mobilenetv1_100 ...] [--rounds 40]
+    python benchmarks/networks.py [--threads 1] [--only mobilenetv1_100 ...] [--rounds 15]
 
-Random weights, random batch norms; outputs are compared with eager's before anything is timed, and the peers take turns
-round by round. With one thread the processor time of the whole process is taken, which on a shared machine leaves out
+Random weights, random batch norms; outputs are compared with eager's before anything is timed. The peers take turns, every
+other round backwards; the first call of a turn, which finds the caches as another peer left them, is not timed. With one thread the processor time of the whole process is taken, which on a shared machine leaves out
 the turns of others; with more, the clock. One row a network, peer and number of threads in results/networks.csv.
 The floor is the network's multiply-adds at the rate of the largest matrix product, measured in the same run.
 OpenVINO is timed where it can be imported, and the table says where it cannot.
@@ -39,6 +39,7 @@ NETWORKS = {
     "legacy_xception": 299,
 }
 FLOAT32_PEERS = ("eager", "eager channels-last", "compile with freezing", "onnxruntime", "openvino f32")
+CALLS = 3  # timed in each turn
 Run = Callable[[], Tensor]
 
 
@@ -172,11 +173,13 @@ def measure(name: str, size: int, rounds: int, compile_too: bool) -> list[dict]:
         exact = "bf16" not in peer and "default" not in peer
         assert not exact or errors[peer] < 1e-4, (peer, errors[peer])
     times: dict[str, list[float]] = {peer: [] for peer in runs}
-    for i in range(rounds + 3):
-        for peer, run in runs.items():
-            started = clock()
+    turns = list(runs.items())
+    for i in range(rounds):
+        for peer, run in turns if i % 2 else reversed(turns):
             run()
-            if i >= 3:
+            for _ in range(CALLS):
+                started = clock()
+                run()
                 times[peer].append((clock() - started) * 1e3)
     macs, peak = cost.count(model, x).macs, peak_macs_a_ms(clock) * (threads if threads > 1 else 1)
     medians = {peer: statistics.median(samples) for peer, samples in times.items()}
@@ -226,7 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, help="1 or 2; both, each in a fresh process, if not given")
     parser.add_argument("--only", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--without-compile", action="store_true", help="leave torch.compile out: it takes minutes")
     options = parser.parse_args()
     if options.threads is None:  # thread pools of the peers are made once a process
