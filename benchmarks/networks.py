@@ -2,9 +2,10 @@
 
     python benchmarks/networks.py [--threads 1] [--only mobilenetv1_100 ...] [--rounds 15]
 
-Random weights, random batch norms; outputs are compared with eager's before anything is timed. The peers take turns, every
-other round backwards; the first call of a turn, which finds the caches as another peer left them, is not timed. With one thread the processor time of the whole process is taken, which on a shared machine leaves out
-the turns of others; with more, the clock. One row a network, peer and number of threads in results/networks.csv.
+Random weights, random batch norms; outputs are compared with eager's before anything is timed. The peers take turns,
+every other round backwards; the first call of a turn, which finds the caches as another peer left them, is not timed.
+With one thread the processor time of the whole process is taken, which on a shared machine leaves out the turns of
+others; with more, the clock. One row a network, peer and number of threads in results/networks.csv.
 The floor is the network's multiply-adds at the rate of the largest matrix product, measured in the same run.
 OpenVINO is timed where it can be imported, and the table says where it cannot.
 """

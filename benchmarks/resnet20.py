@@ -12,6 +12,14 @@ from torch import Tensor, nn
 preprocess = {"size": 32, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
+def shortcut(x: Tensor, stride: int, extra_channels: int) -> Tensor:
+    """Every stride-th pixel, channels of zeros on both sides; [N, C, H, W] -> [N, C + extra, H/stride, W/stride]."""
+    if not extra_channels and stride == 1:
+        return x
+    before = extra_channels // 2
+    return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, before, extra_channels - before))
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut; [N, in_channels, H, W] -> [N, channels, H/stride, W/stride]."""
 
@@ -25,13 +33,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        shortcut = x
-        if self.extra_channels or self.stride != 1:
-            before = self.extra_channels // 2
-            shortcut = F.pad(
-                x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.extra_channels - before)
-            )
-        return F.relu(y + shortcut)
+        return F.relu(y + shortcut(x, self.stride, self.extra_channels))
 
 
 class ResNet20(nn.Module):

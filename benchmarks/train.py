@@ -3,24 +3,29 @@
     python benchmarks/train.py [--rounds 5] [--threads 1] [--without-compile]
 
 Networks: ResNet-20 with every 3x3 layer but the first made separable at depth multiplier 2, at 32x32, beside the dense
-ResNet-20; MobileNetV2 at 64x64. A step is forward, loss, backward and SGD. Loss and gradients are compared with
-float64 before anything is timed; ways take turns. "without depthwise" replaces each depthwise layer by a repetition of
-its input, the ceiling of what faster depthwise layers can give. Freed memory is kept, as docs/performance.md tells.
-Processor time on one thread, the clock on several.
+ResNet-20; MobileNetV2 at 64x64. Both hold norm and activation in a torch.nn.Sequential, where `accelerate` joins them.
+A step is forward, loss, backward and SGD. Loss and gradients are compared with float64 before anything is timed; ways
+take turns. "without depthwise" replaces each depthwise layer by a repetition of its input, the ceiling of what faster
+depthwise layers can give. Freed memory is kept, as docs/performance.md tells. Processor time on one thread, the clock
+on several. `kept_mb` is the distinct memory that autograd keeps from forward to backward, `peak_mb` the most that a
+step adds to the memory of the process, both before the timing and on Linux alone.
 Rows: results/train.csv; `eager_over_this` is eager channels-last over this way.
 """
 
 import argparse
+import ctypes
 import datetime
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import measured
 import torch
 import torch.nn.functional as F
-from resnet20 import resnet20
+from resnet20 import BasicBlock, resnet20, shortcut
 from torch import Tensor, nn
 
 from separable import _native, accelerate
@@ -44,12 +49,26 @@ class Repeated(nn.Module):
         return x if self.multiplier == 1 else torch.cat([x] * self.multiplier, 1)
 
 
+class Block(nn.Module):
+    """A block of ResNet-20 as one sequence beside its shortcut: there an activation joins the norm before it."""
+
+    def __init__(self, block: BasicBlock):
+        super().__init__()
+        self.body = nn.Sequential(block.conv1, block.bn1, nn.ReLU(), block.conv2, block.bn2)
+        self.stride, self.extra_channels = block.stride, block.extra_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x) + shortcut(x, self.stride, self.extra_channels))
+
+
 def separable_resnet20() -> nn.Module:
     network = resnet20()
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.Conv2d) and name != "conv1":
             sizes = (module.in_channels, module.out_channels, 3, module.stride[0], 1)
             replace(network, module, SeparableConv2d(*sizes, bias=False, depth_multiplier=2))
+        if isinstance(module, BasicBlock):
+            replace(network, module, Block(module))
     return network
 
 
@@ -101,6 +120,41 @@ class Step:
             self.optimizer.step()
 
 
+def kept_megabytes(step: Step) -> float:
+    """What autograd keeps between forward and backward, inputs and weights among it."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with step.allowed(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        F.cross_entropy(step.network(step.images), step.labels)
+    return sum(kept.values()) / 1e6
+
+
+def peak_megabytes(step: Step) -> float:
+    """How far a step takes the resident memory of the process above where it was, once freed memory went back."""
+
+    def resident(which: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(which))
+
+    step.optimizer.zero_grad()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = resident("VmRSS")
+    step()
+    return (resident("VmHWM") - before) * 1024 / 1e6
+
+
+def memory_of(step: Step) -> dict[str, float]:
+    if sys.platform != "linux" or step.forward is not step.network:  # the compiler arranges memory of its own
+        return {}
+    step()  # once for what is allocated for good
+    return {"kept_mb": round(kept_megabytes(step)), "peak_mb": round(peak_megabytes(step))}
+
+
 def ways_of(name: str, with_compile: bool) -> dict[str, Step]:
     build, size = NETWORKS[name]
     torch.manual_seed(0)
@@ -130,6 +184,8 @@ def ways_of(name: str, with_compile: bool) -> dict[str, Step]:
         assert error <= limit, f"{name}, {way}: gradients differ by {error:.1e}, more than {limit:.1e}"
     ways["without depthwise"] = Step(without_depthwise(network()), images, own=False, last=True)
     if "ResNet" in name:
+        learner = accelerate(network(), training=True, recompute=True)
+        ways["native, recompute"] = Step(learner, images, own=True, last=True)
         ways["dense, channels-last"] = Step(resnet20(), images, own=False, last=True)
         ways["dense"] = Step(resnet20(), images, own=False, last=False)
     return ways
@@ -142,10 +198,11 @@ def main() -> None:
     parser.add_argument("--without-compile", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    measured.keep_freed_memory()
     clock, rows = time.process_time if given.threads == 1 else time.perf_counter, []
-    for name in NETWORKS:
-        ways = ways_of(name, not given.without_compile)
+    made = {name: ways_of(name, not given.without_compile) for name in NETWORKS}
+    memory = {name: {way: memory_of(step) for way, step in ways.items()} for name, ways in made.items()}
+    measured.keep_freed_memory()
+    for name, ways in made.items():
         times: dict[str, list[float]] = {way: [] for way in ways}
         for turn in range(given.rounds + 1):
             for way, step in ways.items():
@@ -158,7 +215,8 @@ def main() -> None:
             row = {"network": name, "way": way, "threads": given.threads, "ms": round(median[way], 1)}
             row |= {"least": round(min(found), 1), "most": round(max(found), 1)}
             row |= {"eager_over_this": round(median["eager channels-last"] / median[way], 2)}
-            row |= {"default_eager_over_this": round(median["eager"] / median[way], 2), "isa": _native.isa()}
+            row |= {"default_eager_over_this": round(median["eager"] / median[way], 2), **memory[name][way]}
+            row |= {"isa": _native.isa()}
             row |= {"processor": processor(), "torch": torch.__version__, "date": datetime.date.today().isoformat()}
             rows.append(row)
             print(row, flush=True)
