@@ -8,18 +8,17 @@ schedule. The test set is read once for each run, by the recipe at its end. Rows
 """
 
 import argparse
-import csv
 import datetime
 import json
 from pathlib import Path
 
+import measured
 import torch
 
 from separable import progress
 from separable.cost import processor
 from separable.recipes import image
 
-RESULTS = Path(__file__).parent / "results" / "image.csv"
 SETTINGS = {
     "fashion": {"epochs": 40, "valid_share": 0.05, "batch_size": 128, "learning_rate": 1e-2,
                 "augment": "crop,flip,erase"},
@@ -70,20 +69,6 @@ def row(name: str, run: Path) -> dict:
     }
 
 
-def write(rows: list[dict]) -> None:
-    """Replace the rows of these runs, keep the others."""
-    kept = []
-    if RESULTS.exists():
-        with open(RESULTS, newline="") as file:
-            kept = list(csv.DictReader(file))
-    new = {(r["data"], str(r["seed"]), str(r["epochs"])) for r in rows}
-    kept = [r for r in kept if (r["data"], r["seed"], r["epochs"]) not in new]
-    with open(RESULTS, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows([*kept, *rows])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=sorted(SETTINGS))
@@ -100,7 +85,7 @@ def main() -> None:
             image.main(settings(given.name, given.data, run, seed, epochs, given.precision))
         rows.append(row(given.name, run))
         print({k: rows[-1][k] for k in ("data", "seed", "test_accuracy", "params", "macs", "processor_minutes")})
-    write(rows)
+    measured.write("image", rows, ("data", "seed", "epochs"))
 
 
 if __name__ == "__main__":

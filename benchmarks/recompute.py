@@ -8,12 +8,11 @@ ways are compared in each run; ways take turns, medians of processor time. Rows:
 """
 
 import argparse
-import csv
 import datetime
 import statistics
 import time
-from pathlib import Path
 
+import measured
 import torch
 from torch import Tensor
 
@@ -21,7 +20,6 @@ from separable import _native
 from separable.cost import processor
 from separable.functional import separable_conv2d
 
-RESULTS = Path(__file__).parent / "results" / "recompute.csv"
 SHAPES = [(32, 64, 32), (64, 128, 28), (128, 256, 14), (256, 256, 14), (512, 512, 7)]  # C_in, C_out, H
 
 
@@ -67,10 +65,7 @@ def main() -> None:
             row |= {"processor": processor(), "torch": torch.__version__, "date": datetime.date.today().isoformat()}
             rows.append(row)
             print(row, flush=True)
-    with open(RESULTS, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    measured.write("recompute", rows, ("c_in", "c_out", "size", "processor"))
 
 
 if __name__ == "__main__":

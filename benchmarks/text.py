@@ -12,7 +12,6 @@ Sources: Malo et al. 2014, arXiv:1307.5336; Larson et al. 2019, arXiv:1909.02027
 """
 
 import argparse
-import csv
 import json
 import lzma
 import tempfile
@@ -22,9 +21,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import measured
 import torch
 
-from separable import atomic
 from separable.cost import processor
 from separable.data import sentences
 from separable.data.sentences import Corpus, Sentence
@@ -35,7 +34,6 @@ from separable.recipes import text, text_reports
 from separable.recipes.text_rival import Rival
 from separable.recipes.text_teacher import EncoderTeacher, Teacher
 
-RESULTS = Path(__file__).parent / "results" / "text.csv"
 COLUMNS = (
     "task", "way", "seed", "accuracy", "macro_f1", "auroc", "unknown_refused", "known_kept", "sentences",
     "trained_params", "table_params", "train_processor_minutes", "sentences_per_s", "threads", "processor", "torch",
@@ -244,18 +242,9 @@ def _vectors(data: Path, folder: Path) -> Path:
     return path
 
 
-def write(task: str, rows: list[dict[str, Any]]) -> None:
-    """Put the rows in place of earlier ones of the same task and way."""
-    ways = {row["way"] for row in rows}
-    kept = []
-    if RESULTS.exists():
-        with RESULTS.open(newline="", encoding="utf-8") as file:
-            kept = [row for row in csv.DictReader(file) if row["task"] != task or row["way"] not in ways]
-    with atomic.write_beside(RESULTS) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        for row in [*kept, *rows]:
-            writer.writerow({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()})
+def shown_columns(row: dict[str, Any]) -> dict[str, Any]:
+    found = {name: row.get(name, "") for name in COLUMNS}
+    return {name: f"{value:.4f}" if isinstance(value, float) else value for name, value in found.items()}
 
 
 if __name__ == "__main__":
@@ -270,6 +259,6 @@ if __name__ == "__main__":
         encode = remembering() if given.teacher else None
         for task in given.tasks:
             rows = run(task, given.data, [int(seed) for seed in given.seeds.split(",")], encode)
-            write(task, rows)
+            measured.write("text", [shown_columns(row) for row in rows], ("task", "way"))
             for row in rows:
                 print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items() if k in COLUMNS[:8]})

@@ -153,7 +153,7 @@ def has_bfloat16() -> bool:
 
 
 def has_matrix_tiles() -> bool:
-    """Whether they do so by matrix tiles (AMX), some ten times as fast."""
+    """Whether they do so by matrix tiles, which the processor has (AMX) and the system grants."""
     return _library is not None and bool(_library.sep_has_bf16_tiles())
 
 

@@ -41,6 +41,7 @@ def run() -> Result:
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda or "none",
         "native kernels": _native_kernels(),
+        "bfloat16 products": _bfloat16_products(),
     }
     found = {name: _version(name) for name in _PACKAGES}
     packages = {name: version for name, (version, _) in found.items()}
@@ -105,6 +106,12 @@ def explain(shape: str, kernel: int, stride: int, multiplier: int, bfloat16: boo
             table.add_row(layout, "yes" if gradients else "no", way, why)
     taken = dict.fromkeys(row["way"] for row in data["ways"])
     return Result(data, [table], f"impl='auto' takes the {' or the '.join(taken)} way.")
+
+
+def _bfloat16_products() -> str:
+    if _native.has_matrix_tiles():
+        return "matrix tiles (AMX)"
+    return "AVX512-BF16" if _native.has_bfloat16() else "none here"
 
 
 def _native_kernels() -> str:
