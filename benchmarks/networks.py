@@ -140,7 +140,7 @@ PEERS: dict[str, Callable[[nn.Module, Tensor], Run]] = {
 
 
 def peak_macs_a_ms(clock: Callable[[], float]) -> float:
-    """Of a matrix product whose factors stay in cache; the best of many, for this is a limit."""
+    """Of a matrix product whose factors stay in cache, by as many threads; the best of many, for this is a limit."""
     a, b, out = torch.randn(768, 384), torch.randn(384, 384), torch.empty(768, 384)
     times = []
     for _ in range(100):
@@ -182,7 +182,7 @@ def measure(name: str, size: int, rounds: int, compile_too: bool) -> list[dict]:
                 started = clock()
                 run()
                 times[peer].append((clock() - started) * 1e3)
-    macs, peak = cost.count(model, x).macs, peak_macs_a_ms(clock) * (threads if threads > 1 else 1)
+    macs, peak = cost.count(model, x).macs, peak_macs_a_ms(clock)
     medians = {peer: statistics.median(samples) for peer, samples in times.items()}
     best = min(medians[peer] for peer in FLOAT32_PEERS if peer in medians)
     return [

@@ -20,10 +20,10 @@ int64_t aligned(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
 
 int64_t patch_floats(const Args* a) { return (int64_t)a->kernel[0] * a->kernel[1] * a->channels; }
 
-// A multiple of 56 pixels: whole tiles of registers on every instruction set, or nearly.
+// A multiple of 56 pixels, or of 64: whole tiles of registers on every instruction set, or nearly, and whole matrix tiles.
 int64_t tile_pixels(const Args* a) {
-  const int64_t fit = kTileBytes / (4 * patch_floats(a)) / 56 * 56;
-  return fit < 56 ? 56 : fit;
+  const int64_t whole = a->product == SEP_BF16_TILES ? 64 : 56, fit = kTileBytes / (4 * patch_floats(a)) / whole * whole;
+  return fit < whole ? whole : fit;
 }
 
 int64_t pixels(const Args* a) { return a->batch * a->out[0] * a->out[1]; }
@@ -37,7 +37,8 @@ sep_pointwise_conv_args product(const Args* a, int64_t rows) {
   return p;
 }
 
-// Whether pixels lie side by side, as in torch's default layout; then x and the weight are taken channel by channel.
+// Whether pixels lie side by side, as in torch's default layout; then x and the weight are taken channel by channel. Of one channel
+// both orders are the same.
 bool is_planar(const Args* a) { return a->x_stride[3] == 1 && a->channels > 1; }
 
 int64_t packed_bytes(const Args* a) {
@@ -47,16 +48,18 @@ int64_t packed_bytes(const Args* a) {
 // ---- windows on padded rows: (channels, kh, pixels) or (kh, pixels, channels)
 
 int64_t row_pixels(const Args* a) { return (a->out[1] - 1) * a->stride[1] + a->kernel[1]; }
+int64_t whole_tiles(int64_t pixels) { return ceil_div(pixels, 16) * 16; }  // matrix tiles load so many rows, and multiply them
 int64_t rows_bytes(const Args* a) {
   if (a->product == SEP_F32) return a->kernel[0] * row_pixels(a) * a->channels * 4;
-  const int64_t unread = (ceil_div(a->out[1], 16) * 16 - a->out[1]) * a->stride[1];  // pixels that matrix tiles load all the same
+  const int64_t unread = (whole_tiles(a->out[1]) - a->out[1]) * a->stride[1];
   return (a->kernel[0] * row_pixels(a) + unread) * a->channels * 2;
 }
 
 bool has_windows(const Args* a) {
-  const bool whole = a->x_stride[1] == 1 && a->kernel[1] * a->channels % 32 == 0;  // what matrix tiles multiply
-  return (a->product == SEP_F32 || (a->product == SEP_BF16_TILES && whole)) && a->dilation[1] == 1 &&
-         packed_bytes(a) <= kSmallWeight && rows_bytes(a) <= kRowsBytes;
+  // Matrix tiles take pairs of channels side by side, 16 of them at once, and rows enough to fill four of five tiles.
+  const bool paired = !is_planar(a) && a->x_stride[1] == 1 && a->channels % 2 == 0 && a->kernel[1] * a->channels % 32 == 0;
+  const bool tiles = a->product == SEP_BF16_TILES && paired && whole_tiles(a->out[1]) * 4 <= a->out[1] * 5;
+  return (a->product == SEP_F32 || tiles) && a->dilation[1] == 1 && packed_bytes(a) <= kSmallWeight && rows_bytes(a) <= kRowsBytes;
 }
 
 int64_t unit_rows(const Args* a) {  // of output
@@ -66,10 +69,10 @@ int64_t unit_rows(const Args* a) {  // of output
 
 sep_pointwise_conv_args windows(const Args* a) {
   sep_pointwise_conv_args p = product(a, a->out[1]);
-  const int64_t each = is_planar(a) ? 1 : a->channels, step = a->product == SEP_F32 ? 1 : 2;
-  p.x_stride = a->stride[1] * each / step;
-  p.run = a->kernel[1] * each / step;
-  p.run_stride = row_pixels(a) * each / step;
+  const int64_t pixel = is_planar(a) ? 1 : a->channels, together = a->product == SEP_F32 ? 1 : 2;  // numbers that make one step
+  p.x_stride = a->stride[1] * pixel / together;
+  p.run = a->kernel[1] * pixel / together;
+  p.run_stride = row_pixels(a) * pixel / together;
   return p;
 }
 
@@ -92,19 +95,19 @@ void copy_padded(const float* from, int64_t stride, int64_t first, int64_t last,
 // The rows that output row `oy` of the image x reads.
 template <class T>
 void copy_rows(const Args* a, const float* x, int64_t oy, T* to) {
-  const int64_t C = a->channels, pixels = row_pixels(a), left = a->padding[1], *s = a->x_stride;
+  const int64_t C = a->channels, all = row_pixels(a), left = a->padding[1], *s = a->x_stride;
   for (int64_t ky = 0; ky < a->kernel[0]; ++ky) {
     const int64_t y = oy * a->stride[0] - a->padding[0] + ky * a->dilation[0];
     const int64_t width = y >= 0 && y < a->size[0] ? a->size[1] : 0;  // a row outside the image is all zeros
     const float* row = x + y * s[2];
     if (is_planar(a))
       for (int64_t c = 0; c < C; ++c)
-        copy_padded(row + c * s[1] - left, 1, left, left + width, pixels, to + (c * a->kernel[0] + ky) * pixels);
-    else if (s[1] == 1 && s[3] == C)
-      copy_padded(row - left * C, 1, left * C, (left + width) * C, pixels * C, to + ky * pixels * C);
+        copy_padded(row + c * s[1] - left, 1, left, left + width, all, to + (c * a->kernel[0] + ky) * all);
+    else if ((s[1] == 1 || C == 1) && s[3] == C)
+      copy_padded(row - left * C, 1, left * C, (left + width) * C, all * C, to + ky * all * C);
     else
-      for (int64_t p = 0; p < pixels; ++p)
-        copy_padded(row + (p - left) * s[3], s[1], 0, p >= left && p < left + width ? C : 0, C, to + (ky * pixels + p) * C);
+      for (int64_t p = 0; p < all; ++p)
+        copy_padded(row + (p - left) * s[3], s[1], 0, p >= left && p < left + width ? C : 0, C, to + (ky * all + p) * C);
   }
 }
 
@@ -153,7 +156,7 @@ void gather_clipped(const Args* a, const float* x, int64_t top, int64_t left, fl
 
 // Inside the image every patch is the same walk from its first element: along runs of channels, or by a table of offsets.
 bool is_channels_last(const Args* a) {
-  return a->x_stride[1] == 1 && a->x_stride[3] == a->channels && a->dilation[1] == 1;
+  return (a->x_stride[1] == 1 || a->channels == 1) && a->x_stride[3] == a->channels && a->dilation[1] == 1;
 }
 
 void gather_runs(const Args* a, const float* from, float* to) {

@@ -1,9 +1,10 @@
 // Convolution that mixes channels and pixels: stems (3x3 stride 2 on 3 channels), patches (4x4 stride 4), downsampling; no groups.
 //
-// pointwise_conv multiplies. Where weights are small, a row of output is the product of overlapping windows on kh padded rows of the
-// input; else a tile of output pixels gathers its patches (kh*kw*channels floats each) in scratch memory, and the weights are read
-// once for many rows. The input may lie in any order: torch's default layout is read as it is. y is channels-last. The
-// weight to pack has the order of x: torch's own where pixels lie side by side, else channels-last. Use as pointwise_conv.h.
+// pointwise_conv multiplies. Where weights are small, in float32 and by matrix tiles, a row of output is the product of overlapping
+// windows on kh padded rows of the input (has_windows in dense_conv.cpp says when); else a tile of output pixels gathers its patches
+// (kh*kw*channels floats each) in scratch memory, and the weights are read once for many rows. The input may lie in any order: torch's
+// default layout is read as it is. y is channels-last. The weight to pack has the order of x, so x_stride must be set: torch's own where
+// pixels lie side by side, else channels-last. Use as pointwise_conv.h.
 #pragma once
 #include "pointwise_conv.h"
 

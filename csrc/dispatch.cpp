@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(SEP_HAS_TILES) && defined(__linux__)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -43,7 +43,7 @@ int decide() {
 // Whether the processor has matrix tiles for bfloat16 and this process may use them: the kernel keeps the room that
 // they need in every thread's state back until it is asked for.
 bool tiles_granted() {
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(SEP_HAS_TILES) && defined(__linux__)
   const unsigned kBf16 = 1u << 22, kTiles = 1u << 24;         // of leaf 7, edx
   const long kRequestPermission = 0x1023, kTileData = 18;     // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   unsigned a = 0, b = 0, c = 0, d = 0;
@@ -92,8 +92,9 @@ SEP_EXPORT int sep_has_bf16(void) {
 }
 
 SEP_EXPORT int sep_has_bf16_tiles(void) {
+  if (!sep_has_bf16()) return 0;
   static const bool granted = tiles_granted();
-  return sep_has_bf16() && granted;
+  return granted;
 }
 
 SEP_EXPORT int sep_isa_force(int isa) {

@@ -50,6 +50,11 @@ enum { SEP_ISA_baseline, SEP_ISA_COUNT };
 // as SEP_BF16, by matrix tiles.
 enum { SEP_F32 = 0, SEP_BF16 = 1, SEP_BF16_TILES = 2 };
 
+// Whether the compiler, and with it the assembler, knows matrix tiles (AMX).
+#if defined(__x86_64__) && __has_include(<amxbf16intrin.h>)
+#define SEP_HAS_TILES
+#endif
+
 // Activations, in the order of separable.functional.arguments.ACTIVATIONS; gelu is the erf form.
 enum { SEP_NONE = 0, SEP_RELU, SEP_RELU6, SEP_SILU, SEP_HARD_SWISH, SEP_GELU, SEP_SIGMOID, SEP_HARD_SIGMOID };
 
@@ -60,6 +65,6 @@ int sep_isa_count(void);                // how many this build has
 const char* sep_isa_name(int isa);      // "avx512", "avx2", "neon", "baseline"
 int sep_isa_supported(int isa);         // 1 where this processor runs it
 int sep_has_bf16(void);                 // 1 where the chosen instruction set multiplies bfloat16 pairs (avx512 with AVX512-BF16)
-int sep_has_bf16_tiles(void);           // 1 where it also has matrix tiles (AMX-BF16) and the system grants them
+int sep_has_bf16_tiles(void);           // 1 where it also has matrix tiles (AMX-BF16) and the system, which this asks, grants them
 int sep_isa_force(int isa);             // use this one from now on (-1: the best); 0, or -1 where it is not supported
 }

@@ -12,10 +12,10 @@ namespace {
 enum {
   kTileRows = 16,     // of one register; a row is 64 bytes: 16 pairs of bfloat16, or 16 sums
   kTilePairs = 16,    // of channels in one step
-  kTilesRows = 32,    // of the block that four registers of sums make
+  kSquare = 2 * 16,   // rows and columns of the sums in four registers
 };
 
-#if defined(__AVX512F__)
+#if defined(SEP_HAS_TILES) && defined(__AVX512F__)
 
 // All eight registers of 16 rows of 64 bytes. What a thread has configured is its own; end_tiles() gives it back.
 SEP_INLINE void begin_tiles() {
@@ -43,39 +43,41 @@ struct TileFactors {
   int64_t ahead_bytes;
 };
 
-// 32 rows, or 16 where Low is false, by two vectors of columns, or one: of `sums`, 32 by 32 floats, those are written.
-template <bool Low, bool Right>
+// kSquare rows, or half of them without TwoRows, by two vectors of columns, or one: of `sums`, kSquare by kSquare, those are written.
+template <bool TwoRows, bool TwoColumns>
 SEP_INLINE void multiply_tiles(const TileFactors& t, float* sums) {
   const char *x = t.x, *w = t.w, *ahead = t.ahead;
-  const int64_t x_stride = t.x_stride, steps = t.steps, ahead_bytes = t.ahead_bytes, skip = t.run_stride - 4 * t.run;
+  const int64_t x_stride = t.x_stride, skip = t.run_stride - 4 * t.run;
   int64_t left = t.run;
-  const int64_t w_stride = Right ? 128 : 64, share = ahead_bytes / (steps / kTilePairs);
+  const int64_t w_stride = TwoColumns ? 128 : 64, share = t.ahead_bytes / (t.steps / kTilePairs);
   SEP_TILE_ZERO(0);
   SEP_TILE_ZERO(1);
   SEP_TILE_ZERO(2);
   SEP_TILE_ZERO(3);
   const char* below = x + kTileRows * x_stride;
-  for (int64_t i = 0; i < steps; i += kTilePairs, x += 64, below += 64, w += kTilePairs * w_stride, ahead += share) {
+  for (int64_t i = 0; i < t.steps; i += kTilePairs, x += 64, below += 64, w += kTilePairs * w_stride, ahead += share) {
     if (left == 0) x += skip, below += skip, left = t.run;
     left -= kTilePairs;
     for (int64_t at = 0; at < share; at += 64) __builtin_prefetch(ahead + at, 0, 2);
     SEP_TILE_LOAD(6, w, w_stride);
     SEP_TILE_LOAD(4, x, x_stride);
     SEP_TILE_DOT(0, 4, 6);
-    if (Right) {
+    if (TwoColumns) {
       SEP_TILE_LOAD(7, w + 64, w_stride);
       SEP_TILE_DOT(1, 4, 7);
     }
-    if (Low) {
+    if (TwoRows) {
       SEP_TILE_LOAD(5, below, x_stride);
       SEP_TILE_DOT(2, 5, 6);
-      if (Right) SEP_TILE_DOT(3, 5, 7);
+      if (TwoColumns) SEP_TILE_DOT(3, 5, 7);
     }
   }
-  SEP_TILE_STORE(0, sums, (int64_t)128);
-  if (Right) SEP_TILE_STORE(1, sums + 16, (int64_t)128);
-  if (Low) SEP_TILE_STORE(2, sums + 16 * 32, (int64_t)128);
-  if (Low && Right) SEP_TILE_STORE(3, sums + 16 * 32 + 16, (int64_t)128);
+  const int64_t stride = kSquare * 4;
+  float* lower = sums + kTileRows * kSquare;
+  SEP_TILE_STORE(0, sums, stride);
+  if (TwoColumns) SEP_TILE_STORE(1, sums + kTileRows, stride);
+  if (TwoRows) SEP_TILE_STORE(2, lower, stride);
+  if (TwoRows && TwoColumns) SEP_TILE_STORE(3, lower + kTileRows, stride);
 }
 
 #endif

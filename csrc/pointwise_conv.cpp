@@ -1,195 +1,22 @@
-// Pointwise convolution: a tile of rows by two vectors of columns stays in registers over the whole sum.
+// Pointwise convolution: which rows meet which weights when, and how both lie; pointwise_tile.h multiplies.
 //
 // Weights lie in panels of two vectors of columns, panel after panel, channel after channel; what is left over at the end
-// is one panel of one vector where that suffices. One step of a tile loads two vectors and multiplies them by one channel of each row.
-// Meanwhile the next panel comes towards the second-level cache, a share of it with each tile: weights of a network come from further.
+// is one panel of one vector where that suffices. While the tiles of one panel are multiplied the next one is fetched.
 #include "pointwise_conv.h"
 
-#include "activation.h"
-#include "matrix_tiles.h"
+#include "pointwise_tile.h"
 #include "reduce.h"
-#include "vec.h"
 
 namespace {
 
 typedef sep_pointwise_conv_args Args;
 
 enum {
-  kRows = kRegisters == 32 ? 14 : 6,  // 14 * 2 sums, 2 weights, 1 input in 32 registers; 6 * 2, 2 and 1 in 16
-  kPanel = 2 * kLanes,
   kBlockBytes = 224 << 10,    // of x that one unit reads again for each panel
   kUnitWork = 1 << 18,        // multiply-adds
   kTilesUnitWork = 1 << 21,   // the same, by matrix tiles
   kLargeWeight = 256 << 10,   // bytes of weight worth reading for many rows at a time
 };
-
-SEP_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-SEP_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-SEP_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// ---- products: float32, or pairs of bfloat16 whose two products go into one float32 sum
-
-struct Single {
-  enum { kChannels = 1 };  // in one step
-  SEP_INLINE V step(V sum, uint32_t x, V w) { return fma((V)(VU{} + x), w, sum); }
-};
-
-SEP_INLINE int64_t steps_of(int64_t c_in, int32_t product) {
-  return product == SEP_F32 ? c_in : product == SEP_BF16 ? ceil_div(c_in, 2) : ceil_div(c_in, 2 * kTilePairs) * kTilePairs;
-}
-// Rows of a tile.
-SEP_INLINE int64_t height_of(int32_t product) { return product == SEP_BF16_TILES ? (int64_t)kTilesRows : (int64_t)kRows; }
-
-#if defined(__AVX512F__)
-struct Pairs {
-  enum { kChannels = 2 };
-  // The assembler's own words, so that no other code of this file may be compiled to what the processor may lack.
-  SEP_INLINE V step(V sum, uint32_t x, V w) {
-    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(w), "v"(VU{} + x));
-    return sum;
-  }
-};
-SEP_INLINE void store_bf16(uint16_t* p, V a) {
-  typedef uint16_t Half __attribute__((vector_size(kLanes * 2)));
-  Half h;
-  asm("vcvtneps2bf16 %1, %0" : "=v"(h) : "v"(a));
-  *(VHalf*)p = h;
-}
-#endif
-
-// ---- the tile
-
-struct Tile {
-  const uint32_t* x;  // rows of floats or of pairs
-  int64_t x_stride, run, run_stride;  // `run` steps side by side
-  const float* w;
-  int64_t steps;
-  const char* ahead;  // what the tiles after these will read, and how much of it to fetch
-  int64_t ahead_bytes;
-  float* y;
-  int64_t y_stride, columns;
-  const float *bias, *residual;
-  int64_t residual_stride;
-  int32_t activation, residual_first;
-};
-
-// What is not max and min: over the tile just written, so that the tile's code stays small.
-void finish(const Tile& t, int64_t rows) {
-  for (int64_t r = 0; r < rows; ++r) {
-    float* y = t.y + r * t.y_stride;
-    const float* residual = t.residual ? t.residual + r * t.residual_stride : nullptr;
-    for (int64_t c = 0; c < t.columns; c += kLanes) {
-      const int64_t n = least(kLanes, t.columns - c);
-      V v = load_tail(y + c, n);
-      const V added = residual ? load_tail(residual + c, n) : V{};
-      if (residual && t.residual_first) v += added;
-      v = activate(v, t.activation);
-      if (residual && !t.residual_first) v += added;
-      store_tail(y + c, v, n);
-    }
-  }
-}
-
-template <class Product, int R, int N>
-void tile(const Tile& t) {
-  V sum[R][N];
-  #pragma GCC unroll 2
-  for (int v = 0; v < N; ++v) {
-    const V first = t.bias ? load_tail(t.bias + v * kLanes, most(0, least(kLanes, t.columns - v * kLanes))) : V{};
-    #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) sum[r][v] = first;
-  }
-  const uint32_t* x = t.x;
-  const float* w = t.w;
-  const char* ahead = t.ahead;
-  const int64_t share = t.ahead_bytes / t.steps;  // at most as much as a step reads, which is two lines
-  for (int64_t left = t.steps; left > 0; left -= t.run, x += t.run_stride)
-    for (int64_t i = 0; i < t.run; ++i, w += N * kLanes, ahead += share) {
-      __builtin_prefetch(ahead, 0, 2);
-      if (R * N * 4 <= kRows) __builtin_prefetch(ahead + 64, 0, 2);
-      V weight[N];
-      #pragma GCC unroll 2
-      for (int v = 0; v < N; ++v) weight[v] = load(w + v * kLanes);
-      #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const uint32_t a = x[r * t.x_stride + i];
-        #pragma GCC unroll 2
-        for (int v = 0; v < N; ++v) sum[r][v] = Product::step(sum[r][v], a, weight[v]);
-      }
-    }
-  const bool simple = is_clamp(t.activation), before = t.residual && simple && t.residual_first;
-  const bool after = t.residual && simple && !t.residual_first;
-  const V low = clamp_low(simple ? t.activation : SEP_NONE), high = clamp_high(simple ? t.activation : SEP_NONE);
-  #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    #pragma GCC unroll 2
-    for (int v = 0; v < N; ++v) {
-      const int64_t n = least(kLanes, t.columns - v * kLanes);
-      float* y = t.y + r * t.y_stride + v * kLanes;
-      const float* residual = t.residual + r * t.residual_stride + v * kLanes;
-      V s = sum[r][v];
-      if (n == kLanes) {
-        if (before) s += load(residual);
-        s = clamp(s, low, high);
-        if (after) s += load(residual);
-        store(y, s);
-      } else {
-        if (before) s += load_tail(residual, n);
-        s = clamp(s, low, high);
-        if (after) s += load_tail(residual, n);
-        store_tail(y, s, n);
-      }
-    }
-  }
-  if (!simple) finish(t, R);
-}
-
-typedef void (*TileFunction)(const Tile&);
-#define SEP_TILES(P, r) {tile<P, r, 1>, tile<P, r, 2>}
-#define SEP_FEW(P) SEP_TILES(P, 1), SEP_TILES(P, 2), SEP_TILES(P, 3), SEP_TILES(P, 4), SEP_TILES(P, 5), SEP_TILES(P, 6)
-#define SEP_MANY(P) SEP_TILES(P, 7), SEP_TILES(P, 8), SEP_TILES(P, 9), SEP_TILES(P, 10), SEP_TILES(P, 11), SEP_TILES(P, 12), SEP_TILES(P, 13), SEP_TILES(P, 14)
-#if defined(__AVX512F__)
-TileFunction const kTiles[2][kRows][2] = {{SEP_FEW(Single), SEP_MANY(Single)}, {SEP_FEW(Pairs), SEP_MANY(Pairs)}};
-#elif defined(__aarch64__)
-TileFunction const kTiles[1][kRows][2] = {{SEP_FEW(Single), SEP_MANY(Single)}};
-#else
-TileFunction const kTiles[1][kRows][2] = {{SEP_FEW(Single)}};
-#endif
-
-#if defined(__AVX512F__)
-// The sums of matrix tiles go through memory: what is done to them is done there.
-template <bool Whole>  // whether the vector has all its columns
-SEP_INLINE void finish_sums(const Tile& t, const float* sums, int64_t rows, int64_t column) {
-  const bool simple = is_clamp(t.activation), before = t.residual && simple && t.residual_first;
-  const bool after = t.residual && simple && !t.residual_first;
-  const V low = clamp_low(simple ? t.activation : SEP_NONE), high = clamp_high(simple ? t.activation : SEP_NONE);
-  const int64_t n = Whole ? (int64_t)kLanes : t.columns - column;
-  const V bias = t.bias ? load_tail(t.bias + column, n) : V{};
-  float* y = t.y + column;
-  const float* residual = t.residual + column;
-  for (int64_t r = 0; r < rows; ++r, sums += kPanel, y += t.y_stride, residual += t.residual_stride) {
-    V s = load(sums) + bias;
-    if (before) s += Whole ? load(residual) : load_tail(residual, n);
-    s = clamp(s, low, high);
-    if (after) s += Whole ? load(residual) : load_tail(residual, n);
-    if (Whole) store(y, s);
-    else store_tail(y, s, n);
-  }
-}
-
-void matrix_tile(const Tile& t, int64_t rows) {
-  alignas(64) float sums[(int64_t)kTilesRows * kPanel];
-  const bool low = rows > kTileRows, right = t.columns > kLanes;
-  auto multiply = low ? right ? multiply_tiles<true, true> : multiply_tiles<true, false>
-                      : right ? multiply_tiles<false, true> : multiply_tiles<false, false>;
-  multiply({(const char*)t.x, t.x_stride * 4, t.run, t.run_stride * 4, (const char*)t.w, t.steps, t.ahead, t.ahead_bytes}, sums);
-  for (int64_t column = 0; column < t.columns; column += kLanes) {
-    if (t.columns - column >= kLanes) finish_sums<true>(t, sums + column, rows, column);
-    else finish_sums<false>(t, sums + column, rows, column);
-  }
-  if (!is_clamp(t.activation)) finish(t, rows);
-}
-#endif
 
 // ---- rows that are copied first: normalized, scaled, rounded, or only moved apart
 
@@ -209,7 +36,16 @@ int64_t copied_stride(const Args* a) {  // in steps; an odd number of cache line
   return (ceil_div(steps_of(a->c_in, a->product), 16) | 1) * 16;
 }
 
-void copy_row(const Args* a, int64_t row, uint32_t* to) {
+#if defined(__AVX512F__)
+SEP_INLINE void store_bf16(uint16_t* p, V a) {
+  typedef uint16_t Half __attribute__((vector_size(kLanes * 2)));
+  Half h;
+  asm("vcvtneps2bf16 %1, %0" : "=v"(h) : "v"(a));
+  *(VHalf*)p = h;
+}
+#endif
+
+void copy_row(const Args* a, int64_t row, Word* to) {
   const float* x = a->x + row * a->x_stride;
   const float* scale = a->scale && !scales_weight(a) ? a->scale + row / a->image_rows * a->c_in : nullptr;
   const Moments m = a->normalize ? moments(x, a->c_in, a->epsilon) : Moments{0, 1};
@@ -291,15 +127,8 @@ void add_rows(const float* y, int64_t y_stride, int64_t rows, int64_t columns, f
   }
 }
 
-void multiply(const Tile& t, int32_t product, int64_t rows) {
-#if defined(__AVX512F__)
-  if (product == SEP_BF16_TILES) return matrix_tile(t, rows);
-#endif
-  kTiles[product][rows - 1][t.columns > kLanes](t);
-}
-
 // Rows [first, last) by the panels of one group; x points at the first row, whether copied or not.
-void run_unit(const Args* a, const Grid& g, const uint32_t* x, int64_t x_stride, int64_t first, int64_t last, int64_t group,
+void run_unit(const Args* a, const Grid& g, const Word* x, int64_t x_stride, int64_t first, int64_t last, int64_t group,
               float* unwritten) {
   const int64_t steps = steps_of(a->c_in, a->product), height = height_of(a->product);
   const int64_t from = group * g.group_panels * kPanel, to = least(a->c_out, from + g.group_panels * kPanel);
@@ -342,7 +171,7 @@ void run(const Args* given, void* scratch, int64_t begin, int64_t end) {
   const Grid g = grid(a);
   const bool copied = is_copied(a);
   const int64_t x_stride = copied ? copied_stride(a) : a->x_stride;
-  uint32_t* copy = (uint32_t*)scratch;
+  Word* copy = (Word*)scratch;
   float* unwritten = (float*)scratch + (copied ? copied_rows(a, g) * x_stride : 0);
   Args scaled = *given;
   if (scales_weight(a)) {
@@ -351,9 +180,7 @@ void run(const Args* given, void* scratch, int64_t begin, int64_t end) {
     scaled.weight = weight;
     a = &scaled;
   }
-#if defined(__AVX512F__)
-  if (a->product == SEP_BF16_TILES) begin_tiles();
-#endif
+  begin_product(a->product);
   int64_t copied_block = -1;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t block = unit / g.groups, first = block * g.block_rows, last = least(a->rows, first + g.block_rows);
@@ -361,12 +188,10 @@ void run(const Args* given, void* scratch, int64_t begin, int64_t end) {
       for (int64_t row = first; row < last; ++row) copy_row(a, row, copy + (row - first) * x_stride);
       copied_block = block;
     }
-    const uint32_t* x = copied ? copy : (const uint32_t*)(a->x + first * a->x_stride);
+    const Word* x = copied ? copy : (const Word*)(a->x + first * a->x_stride);
     run_unit(a, g, x, x_stride, first, last, unit % g.groups, unwritten);
   }
-#if defined(__AVX512F__)
-  if (a->product == SEP_BF16_TILES) end_tiles();
-#endif
+  end_product(a->product);
 }
 
 // ---- weights
@@ -420,13 +245,7 @@ void pack_weight(const float* weight, int64_t out_stride, int64_t in_stride, int
   }
 }
 
-#if defined(__AVX512F__)
-enum { kHasPairs = 1 };
-#else
-enum { kHasPairs = 0 };
-#endif
-
 }  // namespace
 
-extern "C" const sep_pointwise_conv_kernels SEP_TABLE(pointwise_conv) = {kHasPairs, packed_bytes, pack_weight, units,
+extern "C" const sep_pointwise_conv_kernels SEP_TABLE(pointwise_conv) = {packed_bytes, pack_weight, units,
                                                                           scratch_bytes, run};

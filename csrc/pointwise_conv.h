@@ -1,9 +1,10 @@
 // Pointwise (1x1) convolution: rows of channels times a matrix, and what networks do before and after it in the same pass.
 //
 // y[r, o] = act(sum_c x'[r, c] * weight[o, c] + bias[o]) + residual[r, o], where x' is x, normalized and scaled where asked. A linear
-// layer is the same thing. Rows are pixels, N*H*W of a channels-last tensor. x and y do not overlap; residual may be y.
+// layer is the same thing. Rows are pixels, N*H*W of a channels-last tensor. x and y do not overlap; residual may be y
+// where the activation is none, relu or relu6.
 // Use: pack_weight once; units and scratch_bytes of the arguments; then run() over any split of [0, units). A unit is about
-// 2^18 multiply-adds (some 5 us), so a thread wants at least two: grain 2. Each concurrent run() has its own
+// 2^18 multiply-adds, 2^21 by matrix tiles (some 5 us), so a thread wants at least two: grain 2. Each concurrent run() has its own
 // scratch memory, aligned to 64 bytes; its contents need not live between calls. Pointers in the arguments may be null while
 // units and scratch_bytes are asked, except that scale and sums must be null or not as they will be in run().
 #pragma once
@@ -21,8 +22,8 @@ typedef struct sep_pointwise_conv_args {
   int64_t x_stride, residual_stride, y_stride;
   int64_t image_rows;      // rows of one image; read with scale and sums, and divides rows
   // Channels that lie side by side, and how far apart such runs are, where rows of x overlap as the patches of an image do; run 0: all
-  // side by side. Without scale and normalize. With SEP_F32; with SEP_BF16_TILES x holds bfloat16 then, the three strides of x and
-  // `run` count pairs, run is a multiple of 16, c_in of 32, and rows up to the next multiple of 16 can be read.
+  // side by side. Without scale and normalize. With SEP_F32; with SEP_BF16_TILES x holds bfloat16 then, x_stride, run and
+  // run_stride count pairs, run is a multiple of 16, c_in of 32, and rows up to the next multiple of 16 can be read.
   int64_t run, run_stride;
   int32_t activation;      // SEP_NONE ... SEP_HARD_SIGMOID
   int32_t residual_first;  // 1: the residual is added before the activation, 0: after it
@@ -32,7 +33,6 @@ typedef struct sep_pointwise_conv_args {
 } sep_pointwise_conv_args;
 
 typedef struct sep_pointwise_conv_kernels {
-  int32_t has_bf16;  // 1 where this build of the kernels has both products of bfloat16; the processor must too: sep_has_bf16()
   // That of the first columns of a weight is where the next begin, if they are whole panels: multiples of two vectors.
   int64_t (*packed_bytes)(int64_t c_in, int64_t c_out, int32_t product);
   // weight[o * out_stride + c * in_stride]: (c_out, c_in) as torch has it is strides (c_in, 1)

@@ -41,6 +41,10 @@ struct Reader {
     char* start = bases ? bases[base] : kNowhere;
     p = reinterpret_cast<T*>(start + (code & ((int64_t(1) << 48) - 1)));
   }
+  void product(int32_t& p) {  // one that this processor has
+    number(p);
+    failed |= p != SEP_F32 && !(p == SEP_BF16 && sep_has_bf16()) && !(p == SEP_BF16_TILES && sep_has_bf16_tiles());
+  }
   void number(int64_t& n) { n = next(); }
   void number(int32_t& n) { n = static_cast<int32_t>(next()); }
   void number(float& f) {
@@ -80,13 +84,16 @@ void read(Reader& r, sep_depthwise_conv_args& a) {
 void read(Reader& r, sep_dense_conv_args& a) {
   r.pointers(a.x, a.weight, a.bias, a.residual, a.y);
   r.numbers(a.batch, a.channels, a.filters, a.size, a.out, a.x_stride, a.kernel, a.stride, a.padding, a.dilation);
-  r.numbers(a.activation, a.residual_first, a.product);
+  r.numbers(a.activation, a.residual_first);
+  r.product(a.product);
 }
 
 void read(Reader& r, sep_pointwise_conv_args& a) {
   r.pointers(a.x, a.weight, a.bias, a.scale, a.residual, a.y, a.sums);
   r.numbers(a.rows, a.c_in, a.c_out, a.x_stride, a.residual_stride, a.y_stride, a.image_rows);
-  r.numbers(a.activation, a.residual_first, a.normalize, a.product, a.epsilon);
+  r.numbers(a.activation, a.residual_first, a.normalize);
+  r.product(a.product);
+  r.number(a.epsilon);
 }
 
 void read(Reader& r, sep_depthwise_step& a) {

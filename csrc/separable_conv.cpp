@@ -10,10 +10,10 @@ typedef sep_separable_conv_args Args;
 typedef sep_pointwise_conv_args Pointwise;
 
 enum {
-  kTileBytes = 384 << 10,        // of scratch for the tensors between: they and the weights they meet stay in a second-level cache
-  kLargeTileBytes = 768 << 10,   // where weights are larger than that, or a tile would have few rows: both are moved for each tile
-  kFewRows = 4,
-  kUnitWork = 1 << 18,      // multiply-adds of a unit worth a thread's while
+  kTileBytes = 384 << 10,       // of scratch for the tensors between: they and the weights they meet stay in a second-level cache
+  kLargeTileBytes = 768 << 10,  // where weights, which each tile reads, are larger than that, and up to kFewRows rows
+  kFewRows = 4,                 // under which moving the rows that two tiles share costs as much as making new ones
+  kUnitWork = 1 << 18,          // multiply-adds of a unit worth a thread's while
 };
 
 SEP_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -41,6 +41,8 @@ int64_t middle_bytes(const Args* a, const Plan& p, int64_t rows) {
   return (kept + deep) * 4;
 }
 
+int64_t weight_bytes(const Pointwise& step) { return SEP_TABLE(pointwise_conv).packed_bytes(step.c_in, step.c_out, step.product); }
+
 Plan plan(const Args* a) {
   const Step& d = a->depthwise;
   Plan p;
@@ -49,10 +51,10 @@ Plan plan(const Args* a) {
   p.mid_channels = p.expand ? a->expand.c_out : d.channels;
   p.out_channels = p.project ? a->project.c_out : p.mid_channels;
   p.height = d.size[0], p.width = d.size[1], p.out_height = d.out[0], p.out_width = d.out[1];
-  const int64_t weight = (p.expand ? p.in_channels * p.mid_channels : 0) + (p.project ? p.mid_channels * p.out_channels : 0);
+  const int64_t weight = (p.expand ? weight_bytes(a->expand) : 0) + (p.project ? weight_bytes(a->project) : 0);
   int64_t rows = 1;
   while (rows < p.out_height &&
-         middle_bytes(a, p, rows + 1) <= (rows < kFewRows || weight * 4 > kTileBytes ? kLargeTileBytes : kTileBytes))
+         middle_bytes(a, p, rows + 1) <= (rows < kFewRows || weight > kTileBytes ? kLargeTileBytes : kTileBytes))
     ++rows;
   p.tiles = ceil_div(p.out_height, rows);
   p.tile_rows = ceil_div(p.out_height, p.tiles);
@@ -79,7 +81,7 @@ int64_t aligned(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
 Pointwise rows_of(const Pointwise& step, int64_t rows) {
   Pointwise a = step;
   a.rows = rows, a.x_stride = step.c_in, a.y_stride = step.c_out;
-  a.scale = nullptr, a.sums = nullptr, a.image_rows = 0;
+  a.scale = nullptr, a.sums = nullptr, a.image_rows = a.run = a.run_stride = 0;
   return a;
 }
 

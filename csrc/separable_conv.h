@@ -6,7 +6,7 @@
 // ConvNeXt's two linears    expand, project          depthwise.weight = null
 // depthwise alone           depthwise                expand.weight = project.weight = null: with sums for squeeze-excite
 // A tile of output rows is made at a time: the rows of the expanded image that it needs (rows still there from the tile before are
-// kept), its depthwise output, its product, all in scratch memory that fits the processor's second-level cache.
+// kept), its depthwise output, its product, all in scratch memory made for a second-level cache: 384 KiB, twice that with large weights.
 // Use as pointwise_conv.h: units, scratch_bytes, run over any split of [0, units), grain 1; a unit is a tile. The two pointwise
 // structs carry weight, bias, c_in, c_out, activation, product, and for the first step normalize and epsilon, for the last step residual,
 // residual_stride and residual_first; what else is in them is ignored. x and y are dense channels-last and do not overlap; residual may

@@ -176,8 +176,11 @@ def test_predict_names_images_by_the_converted_network_and_keeps_the_reader_wait
 
 
 def test_doctor_tells_versions_as_json():
-    done = run("doctor", "--json")
-    assert json.loads(done.stdout)["system"]["torch"] == torch.__version__
+    from separable import _native
+
+    told = json.loads(run("doctor", "--json").stdout)["system"]
+    assert told["torch"] == torch.__version__
+    assert (told["bfloat16 products"] == "none here") != _native.has_bfloat16()
 
 
 def test_doctor_tells_of_missing_kernels_once_and_with_the_remedy(monkeypatch):
@@ -198,6 +201,7 @@ def test_doctor_tells_of_an_instruction_set_that_was_asked_for(monkeypatch):
     monkeypatch.setenv("SEPARABLE_ISA", lowest)
     asked = run("doctor")
     assert f"SEPARABLE_ISA asks for {lowest}, unset it for {best}" in asked.stdout
+    assert "none here" in asked.stdout  # only the best multiplies bfloat16
     assert asked.stdout.splitlines()[-1].startswith(("Nothing is missing", "Missing"))
     monkeypatch.setenv("SEPARABLE_ISA", "nonsense")
     refused = run("doctor")

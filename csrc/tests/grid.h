@@ -10,6 +10,9 @@
 #include <string>
 #include <vector>
 
+#include <sanitizer/asan_interface.h>
+#include <sys/mman.h>
+
 #include "../kernels.h"
 
 struct Case {
@@ -86,15 +89,26 @@ struct Buffer {
 
 using Floats = Buffer<float>;
 
-// What kernels ask to have aligned, its end known to AddressSanitizer as well; full of NaN, so that what was never written shows.
+// What kernels ask to have aligned, its end known to AddressSanitizer as well; full of NaN, so that what was never written shows. After
+// the last cache line there is no memory: a read past it by an instruction that the sanitizer does not see ends the process too.
 struct Aligned {
-  char* p = nullptr;
-  explicit Aligned(int64_t bytes) {
-    if (posix_memalign((void**)&p, 64, bytes)) std::abort();
-    std::memset(p, 0xff, bytes);
+  int64_t size, guard = 1 << 16;  // a multiple of every page size
+  char *all, *p;
+  explicit Aligned(int64_t bytes) : size((bytes + 63) / 64 * 64), all(nullptr), p(nullptr) {
+    const int64_t room = (size + guard - 1) / guard * guard;
+    all = (char*)mmap(nullptr, room + guard, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (all == MAP_FAILED || mprotect(all + room, guard, PROT_NONE)) std::abort();
+    p = all + room - size;
+    std::memset(p, 0xff, size);
+    ASAN_POISON_MEMORY_REGION(all, p - all);
+    ASAN_POISON_MEMORY_REGION(p + bytes, size - bytes);
   }
   Aligned(const Aligned&) = delete;
-  ~Aligned() { std::free(p); }
+  ~Aligned() {
+    const int64_t room = (size + guard - 1) / guard * guard;
+    ASAN_UNPOISON_MEMORY_REGION(all, room);
+    munmap(all, room + guard);
+  }
 };
 
 inline float from_bfloat16(uint16_t h) {

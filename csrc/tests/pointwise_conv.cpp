@@ -28,10 +28,10 @@ const Around kAround[] = {
     {false, false, false, false, false, false, true, SEP_NONE},   {true, false, false, false, false, false, true, SEP_RELU6},
     {true, true, true, false, false, false, true, SEP_HARD_SWISH}, {true, false, true, true, false, false, true, SEP_RELU},
     {true, false, false, false, true, false, true, SEP_GELU},     {true, false, false, false, false, true, true, SEP_SILU},
-    {true, true, false, false, false, true, false, SEP_SIGMOID},
+    {true, true, false, false, false, true, false, SEP_SIGMOID},  {true, false, true, true, false, false, true, SEP_GELU},
 };
 
-void judge_case(const Shape& s, const Around& around, int64_t padding, int product, Judge& judge) {
+void judge_case(const Shape& s, const Around& around, int64_t padding, int product, Judge& judge, bool infinite = false) {
   const int64_t rows = s.images * s.image_rows;
   const int64_t x_stride = s.c_in + padding, y_stride = s.c_out + padding, r_stride = s.c_out + 2 * padding;
   // A last row ends where its channels end: nothing of the padding after it may be read.
@@ -39,6 +39,7 @@ void judge_case(const Shape& s, const Around& around, int64_t padding, int produ
   Floats x(extent(x_stride, s.c_in)), w(s.c_in * s.c_out), bias(s.c_out), scale(s.images * s.c_in);
   Floats residual(extent(r_stride, s.c_out)), y(extent(y_stride, s.c_out)), sums(s.images * s.c_out);
   fill(x, 1), fill(w, 2), fill(bias, 3), fill(scale, 4), fill(residual, 5), unwritten(y), unwritten(sums);
+  if (infinite && x.n) x[x.n / 2] = std::numeric_limits<float>::infinity(), x[0] = std::numeric_limits<float>::quiet_NaN();
   const auto* kernels = sep_pointwise_conv();
   Aligned packed(kernels->packed_bytes(s.c_in, s.c_out, product));
   kernels->pack_weight(w.p, s.c_in, 1, s.c_in, s.c_out, product, packed.p);
@@ -105,8 +106,10 @@ bool test_pointwise_conv_bfloat16() {
       continue;
     }
     Judge judge{name};
-    for (const Shape& s : kShapes)
+    for (const Shape& s : kShapes) {
+      judge_case(s, kAround[0], 0, product, judge, true);
       for (const Around& around : kAround) judge_case(s, around, 0, product, judge), judge_case(s, around, 5, product, judge);
+    }
     good = judge.report() && good;
   }
   return good;
@@ -114,7 +117,9 @@ bool test_pointwise_conv_bfloat16() {
 
 bool test_pointwise_conv() {
   Judge judge{"pointwise_conv"};
-  for (const Shape& s : kShapes)
+  for (const Shape& s : kShapes) {
+    judge_case(s, kAround[0], 0, SEP_F32, judge, true);
     for (const Around& around : kAround) judge_case(s, around, 0, SEP_F32, judge), judge_case(s, around, 5, SEP_F32, judge);
+  }
   return judge.report();
 }

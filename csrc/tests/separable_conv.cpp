@@ -107,7 +107,12 @@ void judge_case(const Case& c, Form form, int product, Judge& judge) {
   Floats sums(units * c_out);
   if (!projects) unwritten(sums), a.sums = sums.p;
   Aligned scratch(scratch_bytes);
+  Floats at_once(y.n);
+  a.y = at_once.p;
+  kernels->run(&a, scratch.p, 0, units);
+  a.y = y.p;
   for (int64_t part = 2; part >= 0; --part) kernels->run(&a, scratch.p, units * part / 3, units * (part + 1) / 3);
+  judge.value("the same bits in parts and at once", std::memcmp(y.p, at_once.p, y.n * 4), 0, 0);
   ++judge.cases;
 
   Image image(c.batch, c.size[1], c.size[2], c_in);

@@ -306,6 +306,26 @@ def test_bfloat16_rounds_factors_and_keeps_sums():
         accelerate(network, dtype=torch.bfloat16)
 
 
+@pytest.mark.skipif(not _native.has_bfloat16(), reason="this processor multiplies no bfloat16")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("channels", [2, 32, 33, 96])
+@torch.no_grad()
+def test_bfloat16_of_dense_convolutions(channels, layout):
+    """Against the same network with its factors rounded first; a layer of under 64 factors a sum stays float32."""
+    first = nn.Conv2d(channels, 64, 3, padding=1)
+    network = nn.Sequential(first, nn.ReLU(), nn.Conv2d(64, 24, 5, stride=2, padding=1)).eval()
+    x = torch.randn(2, channels, 33, 31).to(memory_format=layout)
+    rounded, hidden = copy.deepcopy(network), x
+    if channels * 9 >= 64:
+        rounded[0].weight.copy_(first.weight.bfloat16())
+        hidden = x.bfloat16().float()
+    rounded[2].weight.copy_(network[2].weight.bfloat16())
+    hidden = rounded[0](hidden).relu().bfloat16().float()
+    fast = accelerate(network, x, dtype=torch.bfloat16)
+    assert not fast.report.left_alone
+    assert distance(fast(x), rounded[2](hidden)) < 2e-3  # a sum that falls between two bfloat16 may round either way
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_other_types_are_refused(dtype):
     with pytest.raises(InputError, match="must be torch"):

@@ -237,7 +237,8 @@ def settle_sums(steps: list[Step], chain: Step, units: int) -> None:
 def parameters(step: Step) -> list[Tensor]:
     """The weights of the step's maps as packing reads them, dense: [filters, taps], [C_out, C_in].
 
-    A dense convolution's is [O, I, kh, kw] where the pixels of its input lie side by side, else [O, kh, kw, I].
+    A dense convolution's is [O, I, kh, kw] where the pixels of its input lie side by side, else [O, kh, kw, I], as
+    csrc/dense_conv.h reads it; of one channel both are the same.
     """
     found = []
     for part in step.parts or [step]:

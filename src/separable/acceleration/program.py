@@ -88,7 +88,7 @@ class _Constants:
 class _Writer:
     """Fields of each step; pointers are real once `weights` (bytes of each) and `addresses` are known.
 
-    product: 0 for float32, 1 for factors rounded to bfloat16, as csrc/kernels.h numbers them.
+    product: 0 for float32, 1 for factors rounded to bfloat16, 2 for the same by matrix tiles, as csrc/kernels.h has it.
     """
 
     def __init__(self, product: int, weights: list[int] | None = None, addresses: dict[Memory, int] | None = None):
