@@ -14,10 +14,11 @@ from separable.functional.depthwise_conv_operator import is_channels_last, numbe
 
 # Numbers in the input from which a native step wins: without an activation, with one, and of a sequence, for which
 # torch has no channels-last kernel as it has for images and volumes. A call through autograd costs some 0.1 ms more
-# than torch's own, and without an activation both move the same memory: torch's takes half the time at 10,000
-# numbers, whatever the map, and is ahead by a fifth at most from a quarter of these sizes up to them. Measured
-# forward and backward on maps of 1x1 to 112x112, 16 to 1280 channels, one thread of an Intel Xeon.
-LARGE_ALONE, LARGE, LARGE_SEQUENCE = 2**22, 2**18, 2**14
+# than torch's own, and without an activation both move the same memory. Measured forward and backward on maps of 1x1 to
+# 112x112, 16 to 1280 channels, one thread of an Intel Xeon; without an activation on memory that has left the caches
+# between forward and backward, as in a whole step: native is 2 to 22 % faster from 2**20, and on a map that is still in
+# cache torch's is ahead by up to a fifth. The steps of benchmarks/train.py gain 1 to 3 % by it.
+LARGE_ALONE, LARGE, LARGE_SEQUENCE = 2**20, 2**18, 2**14
 
 
 def batch_norm(
