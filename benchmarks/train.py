@@ -1,14 +1,14 @@
 """A training step at batch 128 of two networks: their depthwise layers native, beside torch's own.
 
-    python benchmarks/train.py [--rounds 5] [--threads 1] [--without-compile]
+    python benchmarks/train.py [--rounds 7] [--threads 1] [--without-compile]
 
 Networks: ResNet-20 with every 3x3 layer but the first made separable at depth multiplier 2, at 32x32, beside the dense
 ResNet-20; MobileNetV2 at 64x64. Both hold norm and activation in a torch.nn.Sequential, where `accelerate` joins them.
 A step is forward, loss, backward and SGD. Loss and gradients are compared with float64 before anything is timed; ways
-take turns. "without depthwise" replaces each depthwise layer by a repetition of its input, the ceiling of what faster
-depthwise layers can give. Freed memory is kept, as docs/performance.md tells. Processor time on one thread, the clock
-on several. `kept_mb` is the distinct memory that autograd keeps from forward to backward, `peak_mb` the most that a
-step adds to the memory of the process, both before the timing and on Linux alone.
+take turns, every other round backwards. "without depthwise" replaces each depthwise layer by a repetition of its input,
+the ceiling of what faster depthwise layers can give. Freed memory is kept, as docs/performance.md tells. Processor time
+on one thread, the clock on several. `kept_mb` is the distinct memory that autograd keeps from forward to backward,
+`peak_mb` the most that a step adds to the memory of the process, both before the timing and on Linux alone.
 Rows: results/train.csv; `eager_over_this` is eager channels-last over this way.
 """
 
@@ -194,7 +194,7 @@ def ways_of(name: str, with_compile: bool) -> dict[str, Step]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--without-compile", action="store_true")
     given = parser.parse_args()
@@ -205,8 +205,9 @@ def main() -> None:
     measured.keep_freed_memory()
     for name, ways in made.items():
         times: dict[str, list[float]] = {way: [] for way in ways}
+        turns = list(ways.items())
         for turn in range(given.rounds + 1):
-            for way, step in ways.items():
+            for way, step in turns if turn % 2 else reversed(turns):
                 start = clock()
                 step()
                 if turn:
