@@ -180,7 +180,7 @@ def test_doctor_tells_versions_as_json():
 
     told = json.loads(run("doctor", "--json").stdout)["system"]
     assert told["torch"] == torch.__version__
-    assert (told["bfloat16 products"] == "none here") != _native.has_bfloat16()
+    assert told["bfloat16 products"].startswith("none") != _native.has_bfloat16()
 
 
 def test_doctor_tells_of_missing_kernels_once_and_with_the_remedy(monkeypatch):
@@ -201,7 +201,7 @@ def test_doctor_tells_of_an_instruction_set_that_was_asked_for(monkeypatch):
     monkeypatch.setenv("SEPARABLE_ISA", lowest)
     asked = run("doctor")
     assert f"SEPARABLE_ISA asks for {lowest}, unset it for {best}" in asked.stdout
-    assert "none here" in asked.stdout  # only the best multiplies bfloat16
+    assert "none (they need avx512" in asked.stdout
     assert asked.stdout.splitlines()[-1].startswith(("Nothing is missing", "Missing"))
     monkeypatch.setenv("SEPARABLE_ISA", "nonsense")
     refused = run("doctor")

@@ -76,13 +76,16 @@ def _open(file: Path) -> str:
 
 
 def obstacle() -> str:
-    """Why no native operator may run at this moment, whatever its arguments; empty where it may.
+    """Why no native operator may run at this moment, whatever its arguments; empty where it may."""
+    return missing or followed()
+
+
+def followed() -> str:
+    """What follows or transforms the computation at this moment and needs torch's own operators; empty if nothing.
 
     Exported and traced graphs hold standard operators only. Forward-mode AD would find no formula and give zeros
     without a word; functorch's transforms want rules that only torch's own operators have.
     """
-    if missing:
-        return missing
     if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
         return "an exported or traced graph holds standard operators only"
     if not torch.compiler.is_compiling() and _standard_only.get():  # dynamo cannot trace the variable

@@ -326,6 +326,84 @@ def test_bfloat16_of_dense_convolutions(channels, layout):
     assert distance(fast(x), rounded[2](hidden)) < 2e-3  # a sum that falls between two bfloat16 may round either way
 
 
+class Called(nn.Module):
+    """A convolution, then `function` of the module, its result and the other arguments."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.conv, self.function = nn.Conv2d(8, 8, 3), function
+
+    def forward(self, x, *others):
+        return self.function(self, self.conv(x), *others)
+
+
+@torch.no_grad()
+def test_equal_arguments_of_different_types_have_plans_of_their_own():
+    network = Called(lambda self, y, flag: y if isinstance(flag, bool) else y * 2).eval()
+    fast, x = accelerate(network), torch.randn(1, 8, 6, 6)
+    for flag in (1, True, 1.0):
+        torch.testing.assert_close(fast(x, flag), network(x, flag), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_arguments_that_cannot_be_hashed_run_the_model():
+    network = Called(lambda self, y, names: y * len(names)).eval()
+    fast, x = accelerate(network), torch.randn(1, 8, 6, 6)
+    assert torch.equal(fast(x, {1, 2}), network(x, {1, 2}))
+    assert "hashed" in fast.report.left_alone[0].reason
+
+
+@torch.no_grad()
+def test_the_mean_of_everything():
+    network, x = Called(lambda self, y: y / y.mean()).eval(), torch.rand(2, 8, 6, 6) + 1
+    assert distance(accelerate(network)(x), network(x)) < 1e-4
+
+
+@torch.no_grad()
+def test_random_numbers_of_a_generator_of_its_own_are_drawn_by_the_model():
+    def noisy(self, y):
+        return y + torch.randn(8, 1, 1, generator=torch.Generator().manual_seed(1))
+
+    network, x = Called(noisy).eval(), torch.randn(1, 8, 6, 6)
+    fast = accelerate(network, x)
+    for _ in range(2):
+        torch.testing.assert_close(fast(x), network(x))
+    assert "generator" in fast.report.left_alone[0].reason
+
+
+def test_what_follows_the_computation_sees_the_model():
+    network, x = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU()).eval(), torch.randn(2, 8, 6, 6)
+    fast = accelerate(network, x)
+    tangents = [torch.func.jvp(f, (x,), (torch.ones_like(x),))[1] for f in (network, fast)]
+    torch.testing.assert_close(*tangents)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        tangent = torch.autograd.forward_ad.unpack_dual(fast(dual)).tangent
+    torch.testing.assert_close(tangent, tangents[0])
+    torch.testing.assert_close(torch.func.vmap(fast)(x[:, None]), network(x)[:, None])
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.trace(fast, x)(x), network(x))
+        torch.testing.assert_close(torch.export.export(fast, (x,)).module()(x), network(x))
+
+
+@pytest.mark.parametrize("model", [None, "resnet18", lambda x: x])
+@pytest.mark.parametrize("training", [False, True])
+def test_what_is_no_module_is_refused(model, training):
+    with pytest.raises(InputError, match=r"must be a torch\.nn\.Module"):
+        accelerate(model, training=training)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_what_is_accelerated_is_not_accelerated_again(training):
+    with pytest.raises(InputError, match="accelerated already"):
+        accelerate(nn.Sequential(accelerate(separable_network())), training=training)
+
+
+def test_training_takes_no_dtype():
+    with pytest.raises(InputError, match="autocast"):
+        accelerate(separable_network(), training=True, dtype=torch.bfloat16)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_other_types_are_refused(dtype):
     with pytest.raises(InputError, match="must be torch"):

@@ -44,7 +44,8 @@ def accelerate(
         `report` says for every operation which kernel runs it, or why it was left alone.
 
     Raises:
-        InputError: the model is in training mode; the dtype is not supported here; recompute without training.
+        InputError: the model is none, or in training mode, or accelerated already; the dtype is not supported here;
+            recompute without training, or a dtype with it.
 
     >>> network = accelerate(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()).eval(), torch.zeros(1, 3, 8, 8))
     >>> network(torch.ones(1, 3, 8, 8)).shape
@@ -52,8 +53,14 @@ def accelerate(
     >>> [row.operation for row in network.report.rows]
     ['aten::conv2d', 'aten::relu']
     """
+    if not isinstance(model, nn.Module):
+        raise InputError("model", type(model).__name__, "must be a torch.nn.Module")
+    if any(isinstance(module, Accelerated) for module in model.modules()):
+        raise InputError("model", type(model).__name__, "is accelerated already; give its `.model`")
     if recompute and not training:
         raise InputError("recompute", recompute, "saves memory in training only; ask for training=True")
+    if training and dtype != torch.float32:
+        raise InputError("dtype", str(dtype), "is of inference; train under torch.autocast for another")
     if training:
         return swap_layers(model, recompute)
     _check_dtype(dtype)
@@ -99,9 +106,14 @@ class Accelerated(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns, without gradients.
 
+        Where something follows the computation (torch.export, a trace, forward-mode derivatives, torch.func), the model
+        itself runs.
+
         Raises:
             InputError: an input requires a gradient.
         """
+        if _native.followed():
+            return self.model(*args, **kwargs)
         leaves, key = _leaves_and_key(args, kwargs)
         if torch.is_grad_enabled():
             if any(leaf.requires_grad for leaf in leaves if isinstance(leaf, Tensor)):
@@ -120,6 +132,9 @@ class Accelerated(nn.Module):
 
     def _plan_of(self, key: Any, leaves: list[Any], args: tuple, kwargs: dict[str, Any]) -> Plan | str:
         with self._lock:
+            if key is None:
+                self._latest = "an argument cannot be hashed: no plan could be found again by it"
+                return self._latest
             if key not in self._plans:
                 if len(self._plans) >= _MOST_PLANS:
                     self._plans.pop(next(iter(self._plans)))
@@ -172,15 +187,26 @@ class Accelerated(nn.Module):
 
 
 def _leaves_and_key(args: tuple, kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
-    """The arguments flat, and what a plan depends on: shapes and strides, instruction set and number of threads."""
+    """The arguments flat, and what a plan depends on: shapes and strides, instruction set and number of threads.
+
+    None in place of the latter where an argument cannot be hashed.
+    """
     if not kwargs and all(type(arg) is Tensor for arg in args):  # as good as always, and much faster
         leaves, structure = list(args), None
     else:
         leaves, structure = pytree.tree_flatten((args, kwargs))
     found: list[Any] = [_native.isa(), torch.get_num_threads(), structure]
     for leaf in leaves:
-        found += [leaf.shape, leaf.stride(), leaf.dtype, leaf.device] if isinstance(leaf, Tensor) else [leaf]
-    return leaves, tuple(found)
+        if isinstance(leaf, Tensor):
+            found += [leaf.shape, leaf.stride(), leaf.dtype, leaf.device]
+        else:
+            found += [type(leaf), leaf]  # 1, 1.0 and True are equal and may mean different things
+    key = tuple(found)
+    try:
+        hash(key)
+    except TypeError:
+        return leaves, None
+    return leaves, key
 
 
 def _check_dtype(dtype: torch.dtype) -> None:

@@ -202,7 +202,7 @@ def _gelu(a: _Arguments) -> Node:
 
 def _mean(a: _Arguments) -> Node:
     shape = _images(a, "self").shape
-    if {d % 4 for d in a["dim"] or ()} != {2, 3} or 0 in shape:
+    if {d % 4 for d in a.given.get("dim") or ()} != {2, 3} or 0 in shape:
         raise _LeaveAloneError("it is no mean over height and width")
     return a.node("mean", "self")
 

@@ -154,7 +154,10 @@ class _Recorder(TorchDispatchMode):
         return self._note(func, args, kwargs, lambda: func(*args, **kwargs))
 
     def _note(self, target: Any, args: tuple, kwargs: dict[str, Any], run: Callable, kept_whole: str = "") -> Any:
-        operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        leaves = pytree.tree_leaves((args, kwargs))
+        if any(isinstance(leaf, torch.Generator) for leaf in leaves):
+            raise CannotRecordError(f"layer {self._layer()!r} draws from a random generator of its own")
+        operands = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         numbers = [self.number_of(tensor) for tensor in operands]
         refs = pytree.tree_map_only(Tensor, lambda t: Ref(self.number_of(t)), (args, kwargs))
         constant = all(n in self.tensors for n in numbers)
