@@ -201,7 +201,7 @@ def test_doctor_tells_of_an_instruction_set_that_was_asked_for(monkeypatch):
     monkeypatch.setenv("SEPARABLE_ISA", lowest)
     asked = run("doctor")
     assert f"SEPARABLE_ISA asks for {lowest}, unset it for {best}" in asked.stdout
-    assert "none (they need avx512" in asked.stdout
+    assert "none (it takes avx512" in asked.stdout
     assert asked.stdout.splitlines()[-1].startswith(("Nothing is missing", "Missing"))
     monkeypatch.setenv("SEPARABLE_ISA", "nonsense")
     refused = run("doctor")

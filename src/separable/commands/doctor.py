@@ -111,7 +111,7 @@ def explain(shape: str, kernel: int, stride: int, multiplier: int, bfloat16: boo
 def _bfloat16_products() -> str:
     if _native.has_matrix_tiles():
         return "matrix tiles (AMX)"
-    return "AVX512-BF16" if _native.has_bfloat16() else "none (they need avx512 kernels on a processor with AVX512-BF16)"
+    return "AVX512-BF16" if _native.has_bfloat16() else "none (it takes avx512 kernels and AVX512-BF16)"
 
 
 def _native_kernels() -> str:
