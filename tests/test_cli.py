@@ -216,7 +216,7 @@ def test_doctor_explains_which_way_a_shape_takes():
     told = json.loads(run("doctor", "--explain", "16x96x56x56", "--kernel", "7", "--json").stdout)
     assert len(told["ways"]) == 4
     assert all(row["way"] == ("reference" if _native.missing else "native") and row["why"] for row in told["ways"])
-    told = json.loads(run("doctor", "--explain", "16x96x56x56", "--json").stdout)
+    told = json.loads(run("doctor", "--explain", "1x96x56x56", "--json").stdout)
     ways = {(row["layout"], row["gradients"]): row["way"] for row in told["ways"]}
     assert ways["channels-last", False] == "reference"  # torch's forward is as fast
     assert ways["channels-last", True] == ("reference" if _native.missing else "native")

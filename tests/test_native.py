@@ -273,7 +273,7 @@ def test_auto_says_which_way_it_takes_and_why():
         functional.depthwise_conv2d(torch.randn(1, 8, 9, 9).double(), weight.double(), impl="native")
 
 
-def test_auto_leaves_the_forward_of_channels_last_3x3_to_torch_and_takes_its_gradients():
+def test_auto_leaves_small_forwards_of_channels_last_3x3_to_torch_and_takes_its_gradients():
     x = torch.randn(1, 32, 9, 9).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(32, 1, 3, 3, requires_grad=True)
     assert depthwise_conv.way(x, weight, None, (1, 1))[0] == "native"
@@ -282,6 +282,10 @@ def test_auto_leaves_the_forward_of_channels_last_3x3_to_torch_and_takes_its_gra
         assert depthwise_conv.way(x, weight, None, (1, 1))[0] == "reference"
         assert depthwise_conv.way(x, weight, None, (1, 1), "relu")[0] == "native"  # which it fuses
         assert depthwise_conv.way(x.contiguous(), weight, None, (1, 1))[0] == "native"
+        large = x.expand(1024, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        assert depthwise_conv.way(large, weight, None, (1, 1))[0] == "native"
+        assert depthwise_conv.way(large, weight, None, (2, 2))[0] == "reference"
+        assert depthwise_conv.way(large.bfloat16(), weight.bfloat16(), None, (1, 1))[0] == "reference"
 
 
 def test_refuses_an_instruction_set_that_is_not_there():
