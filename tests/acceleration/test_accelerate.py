@@ -326,6 +326,15 @@ def test_bfloat16_of_dense_convolutions(channels, layout):
     assert distance(fast(x), rounded[2](hidden)) < 2e-3  # a sum that falls between two bfloat16 may round either way
 
 
+@pytest.mark.skipif(not _native.has_bfloat16(), reason="this processor multiplies no bfloat16")
+@torch.no_grad()
+def test_bfloat16_leaves_squeeze_excite_of_few_images_exact():
+    squeeze = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(64, 16, 1), nn.ReLU(), nn.Conv2d(16, 64, 1)).eval()
+    fast = accelerate(squeeze, dtype=torch.bfloat16)
+    few, many = torch.randn(15, 64, 5, 5), torch.randn(16, 64, 5, 5)
+    assert distance(fast(few), squeeze(few)) < 1e-5 < distance(fast(many), squeeze(many))
+
+
 class Called(nn.Module):
     """A convolution, then `function` of the module, its result and the other arguments."""
 

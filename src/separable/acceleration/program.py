@@ -26,6 +26,9 @@ _MEASURES, _WEIGHTS = 5, 3
 _NULL = -1
 _LINE = 16  # floats in 64 bytes
 _FEW_FACTORS = 64  # of a sum, as a stem's on three channels: rounding them saves nothing
+# Of a product such as squeeze-excite's: it takes no time, and its rounding comes back in every pixel that it scales.
+# MobileNetV3-Large lies 0.6 to 0.8 % from float32 with these kept in float32, else 0.9 to 1.7 %.
+_FEW_ROWS, _SMALL_WEIGHT = 16, 2**19
 _CODES: dict[str | None, int] = {None: 0, **{name: i + 1 for i, name in enumerate(ACTIVATIONS)}}
 
 
@@ -137,13 +140,14 @@ class _Writer:
         pointers = [self.pointer(s.x, s.x_offset), self.weight(), self.constants.vector(s.bias)]
         pointers += [self.pointer(s.gate), self.pointer(s.other), self.pointer(s.y), _NULL]
         sizes = [s.rows, s.c_in, s.c_out, s.x_stride, s.c_out, s.c_out, s.image_rows]
+        small = s.rows < _FEW_ROWS and s.c_in * s.c_out < _SMALL_WEIGHT
         return [
             *pointers,
             *sizes,
             _CODES[s.activation],
             int(s.activation_last),
             int(s.normalize),
-            self.product,
+            0 if small else self.product,
             _bits(s.eps),
         ]
 
