@@ -174,3 +174,10 @@ def test_refuses_what_it_cannot_compute_with_the_reason():
     if not _native.missing:
         with pytest.raises(InputError, match="float32"):
             batch_norm(x.double(), None, None, training=True, impl="native")
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var", "weight", "bias"])
+def test_numbers_that_do_not_fit_the_channels_are_refused(name):
+    numbers = {key: torch.ones(8) for key in ("running_mean", "running_var", "weight", "bias")} | {name: torch.ones(7)}
+    with pytest.raises(InputError, match=rf"{name} = tensor of shape \[7\]: must be \[8\]"):
+        batch_norm(torch.randn(2, 8, 4, 4), **numbers)

@@ -59,6 +59,11 @@ def batch_norm(
     """
     arguments.check_impl(impl, native=True)
     arguments.check_activation("activation", activation)
+    held = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    for name, tensor in held.items():
+        if tensor is not None and input.dim() > 1 and tuple(tensor.shape) != (input.shape[1],):
+            shape = f"tensor of shape {list(tensor.shape)}"
+            raise InputError(name, shape, f"must be [{input.shape[1]}], one number for each channel of the input")
     if impl != "reference":
         obstacle = obstacle_to_native(input, (weight, bias), training)
         if not obstacle and (impl == "native" or native_wins(input, activation)):
