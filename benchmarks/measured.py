@@ -3,8 +3,12 @@
 import csv
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from separable import atomic
 
@@ -34,3 +38,16 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
             libc.mallopt(parameter, 1 << 30)
+
+
+@contextmanager
+def kept_by_autograd() -> Iterator[dict[int, int]]:
+    """Bytes of each distinct memory that is kept for backward while this is open, inputs and weights among them."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield kept

@@ -121,14 +121,7 @@ class Step:
 
 
 def kept_megabytes(step: Step) -> float:
-    """What autograd keeps between forward and backward, inputs and weights among it."""
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with step.allowed(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with step.allowed(), measured.kept_by_autograd() as kept:
         F.cross_entropy(step.network(step.images), step.labels)
     return sum(kept.values()) / 1e6
 

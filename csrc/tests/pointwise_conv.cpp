@@ -10,7 +10,8 @@ struct Shape {
   int64_t images, image_rows, c_in, c_out;
 };
 
-// Tails in rows, channels in and channels out of each vector width and of matrix tiles; a vector times a matrix; a weight larger than a second-level cache.
+// Tails in rows, channels in and channels out of each vector width and of matrix tiles; a vector times a matrix; a weight larger
+// than a second-level cache.
 const Shape kShapes[] = {
     {"one of each", 1, 1, 1, 1},      {"plain", 2, 14, 16, 32},         {"lanes-1", 1, 13, 15, 31},
     {"lanes+1", 1, 15, 17, 33},       {"rows 29", 1, 29, 8, 64},        {"narrow", 3, 50, 40, 3},
