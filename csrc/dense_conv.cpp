@@ -41,6 +41,10 @@ sep_pointwise_conv_args product(const Args* a, int64_t rows) {
 // both orders are the same.
 bool is_planar(const Args* a) { return a->x_stride[3] == 1 && a->channels > 1; }
 
+// Floats of a patch from one tap to the next, and from one channel to the next.
+int64_t tap_stride(const Args* a) { return is_planar(a) ? 1 : a->channels; }
+int64_t channel_stride(const Args* a) { return is_planar(a) ? (int64_t)a->kernel[0] * a->kernel[1] : 1; }
+
 int64_t packed_bytes(const Args* a) {
   return SEP_TABLE(pointwise_conv).packed_bytes(patch_floats(a), a->filters, a->product);
 }
@@ -69,7 +73,7 @@ int64_t unit_rows(const Args* a) {  // of output
 
 sep_pointwise_conv_args windows(const Args* a) {
   sep_pointwise_conv_args p = product(a, a->out[1]);
-  const int64_t pixel = is_planar(a) ? 1 : a->channels, together = a->product == SEP_F32 ? 1 : 2;  // numbers that make one step
+  const int64_t pixel = tap_stride(a), together = a->product == SEP_F32 ? 1 : 2;  // numbers that make one step
   p.x_stride = a->stride[1] * pixel / together;
   p.run = a->kernel[1] * pixel / together;
   p.run_stride = row_pixels(a) * pixel / together;
@@ -124,7 +128,7 @@ void run_windows(const Args* a, void* scratch, int64_t begin, int64_t end) {
   }
 }
 
-// ---- patches
+// ---- units: rows of output, or tiles of its pixels
 
 int64_t units(const Args* a) {
   if (has_windows(a)) return ceil_div(a->batch * a->out[0], unit_rows(a));
@@ -140,10 +144,11 @@ int64_t scratch_bytes(const Args* a) {
   return aligned(tile_pixels(a) * patch_floats(a) * 4) + aligned(patch_floats(a) * 8) + SEP_TABLE(pointwise_conv).scratch_bytes(&p);
 }
 
+// ---- patches
+
 // The patch of an output pixel at a border, zeros where it leaves the image. x: the image.
 void gather_clipped(const Args* a, const float* x, int64_t top, int64_t left, float* to) {
-  const int64_t C = a->channels, taps = (int64_t)a->kernel[0] * a->kernel[1], *s = a->x_stride;
-  const int64_t tap = is_planar(a) ? 1 : C, channel = is_planar(a) ? taps : 1;  // floats of the patch from one to the next
+  const int64_t C = a->channels, tap = tap_stride(a), channel = channel_stride(a), *s = a->x_stride;
   for (int64_t ky = 0; ky < a->kernel[0]; ++ky) {
     const int64_t y = top + ky * a->dilation[0];
     for (int64_t kx = 0; kx < a->kernel[1]; ++kx, to += tap) {
@@ -169,10 +174,9 @@ void gather_runs(const Args* a, const float* from, float* to) {
 }
 
 void fill_offsets(const Args* a, int64_t* offsets) {
-  const int64_t taps = (int64_t)a->kernel[0] * a->kernel[1], C = a->channels;
-  const int64_t tap = is_planar(a) ? 1 : C, channel = is_planar(a) ? taps : 1;
+  const int64_t taps = (int64_t)a->kernel[0] * a->kernel[1], tap = tap_stride(a), channel = channel_stride(a);
   for (int64_t t = 0; t < taps; ++t)
-    for (int64_t c = 0; c < C; ++c)
+    for (int64_t c = 0; c < a->channels; ++c)
       offsets[t * tap + c * channel] = t / a->kernel[1] * a->dilation[0] * a->x_stride[2] +
                                        t % a->kernel[1] * a->dilation[1] * a->x_stride[3] + c * a->x_stride[1];
 }
