@@ -10,7 +10,7 @@ import separable
 
 SOURCE = Path(separable.__file__).parent
 STEPS = [
-    ["errors", "_native", "kernels", "data", "progress", "atomic"],
+    ["errors", "_native", "kernels", "data", "progress", "atomic", "inputs"],
     ["functional"],
     ["layers"],
     ["models", "cost", "store", "report"],
@@ -21,8 +21,8 @@ STEPS = [
     ["__main__"],
 ]
 STEP = {room: step for step, rooms in enumerate(STEPS) for room in rooms}
-# What every room may say: what went wrong, how far it is, and a file written whole or not at all.
-GROUND = {"errors", "progress", "atomic"}
+# What every room may use: errors, progress, files written whole or not at all, copies of arguments.
+GROUND = {"errors", "progress", "atomic", "inputs"}
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
 
 
