@@ -1,6 +1,8 @@
-"""Whole networks at batch 1: `accelerate` beside eager, compiled, onnxruntime and OpenVINO, in float32 and bfloat16.
+"""Whole networks: `accelerate` beside eager, compiled, onnxruntime and OpenVINO, in float32 and bfloat16.
 
-    python benchmarks/networks.py [--threads 1] [--only mobilenetv1_100 ...] [--rounds 15]
+    python benchmarks/networks.py [--kind separable] [--threads 1] [--only mobilenetv1_100 ...] [--rounds 15]
+
+Two kinds, each with geometric means of its own: separable networks at batch 1, and dense and grouped ones.
 
 Random weights, random batch norms; outputs are compared with eager's before anything is timed. The peers take turns,
 every other round backwards; the first call of a turn, which finds the caches as another peer left them, is not timed.
@@ -25,19 +27,26 @@ from collections.abc import Callable
 import measured
 import torch
 from torch import Tensor, nn
+from vgg_unet import VGGUNet
 
 import separable
 from separable import _native, accelerate, cost, models
 from separable.cost import processor
 from separable.errors import InputError
 
-NETWORKS = {
-    "mobilenetv1_100": 224,
-    "mobilenetv2_100": 224,
-    "mobilenetv3_large_100": 224,
-    "efficientnet_b0": 224,
-    "convnext_tiny": 224,
-    "legacy_xception": 299,
+NETWORKS = {  # kind of each, batch, height and width
+    "mobilenetv1_100": ("separable", 1, 224),
+    "mobilenetv2_100": ("separable", 1, 224),
+    "mobilenetv3_large_100": ("separable", 1, 224),
+    "efficientnet_b0": ("separable", 1, 224),
+    "convnext_tiny": ("separable", 1, 224),
+    "legacy_xception": ("separable", 1, 299),
+    "resnet18": ("dense", 1, 224),
+    "resnet18, batch 8": ("dense", 8, 224),
+    "resnet50": ("dense", 1, 224),
+    "vgg11": ("dense", 1, 224),
+    "regnetx_008": ("dense", 1, 224),
+    "vgg_unet": ("dense", 1, 256),
 }
 FLOAT32_PEERS = ("eager", "eager channels-last", "compile with freezing", "onnxruntime", "openvino f32")
 CALLS = 3  # timed in each turn
@@ -45,9 +54,9 @@ Run = Callable[[], Tensor]
 
 
 def network(name: str) -> nn.Module:
-    """timm's, with batch norms and layer scales that do something."""
+    """timm's, or the text detector's, with batch norms and layer scales that do something."""
     torch.manual_seed(0)
-    made = models.import_timm().create_model(name).eval()
+    made = VGGUNet().eval() if name == "vgg_unet" else models.import_timm().create_model(name.split(",")[0]).eval()
     for module in made.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -62,7 +71,8 @@ def network(name: str) -> nn.Module:
 
 def ours(model: nn.Module, x: Tensor) -> Run:
     fast = accelerate(model, x)
-    assert not fast.report.left_alone, fast.report
+    if fast.report.left_alone:
+        print(fast.report)
     return lambda: fast(x)
 
 
@@ -154,11 +164,12 @@ def difference(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
-def measure(name: str, size: int, rounds: int, compile_too: bool) -> list[dict]:
+def measure(name: str, rounds: int, compile_too: bool) -> list[dict]:
     """One row a peer; a wrong output has no speed."""
     threads = torch.get_num_threads()
     clock = time.process_time if threads == 1 else time.perf_counter
-    model, x = network(name), torch.randn(1, 3, size, size)
+    kind, batch, size = NETWORKS[name]
+    model, x = network(name), torch.randn(batch, 3, size, size)
     expected, runs, errors = model(x), {}, {}
     for peer, make in PEERS.items():
         if peer.startswith("openvino") and importlib.util.find_spec("openvino") is None:
@@ -188,6 +199,8 @@ def measure(name: str, size: int, rounds: int, compile_too: bool) -> list[dict]:
     return [
         {
             "network": name,
+            "kind": kind,
+            "batch": batch,
             "size": size,
             "threads": threads,
             "peer": peer,
@@ -217,18 +230,20 @@ def summary(rows: list[dict]) -> None:
             f"  best peer/this {row['best_f32_peer_over_this']:5.2f}  eager/this {row['eager_over_this']:5.2f}"
             f"  floor {row['floor_ms']:7.3f}  error {row['relative_error']}"
         )
-    for threads in sorted({row["threads"] for row in rows}):
-        mine = [row for row in rows if row["peer"] == "accelerate" and row["threads"] == threads]
+    for threads, kind in sorted({(row["threads"], row["kind"]) for row in rows}):
+        mine = [row for row in rows if (row["peer"], row["threads"], row["kind"]) == ("accelerate", threads, kind)]
         for column in ("best_f32_peer_over_this", "eager_over_this"):
             mean = math.exp(statistics.fmean(math.log(row[column]) for row in mine))
             least = min(mine, key=lambda row: row[column])
-            print(f"{threads} threads, {column}: geometric mean {mean:.2f}, least {least[column]} ({least['network']})")
+            worst = f"least {least[column]} ({least['network']})"
+            print(f"{kind}, {threads} threads, {column}: geometric mean {mean:.2f}, {worst}")
 
 
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, help="1 or 2; both, each in a fresh process, if not given")
+    parser.add_argument("--kind", choices=("separable", "dense"), help="both, if not given")
     parser.add_argument("--only", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--without-compile", action="store_true", help="leave torch.compile out: it takes minutes")
@@ -240,7 +255,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     rows = []
     for name in options.only:
-        rows += measure(name, NETWORKS[name], options.rounds, not options.without_compile)
+        if options.kind not in (None, NETWORKS[name][0]):
+            continue
+        rows += measure(name, options.rounds, not options.without_compile)
         print(f"{name}: done", flush=True)
     summary(rows)
     measured.write("networks", rows, ("network", "threads", "processor"))

@@ -1,7 +1,7 @@
 """A caller's tensors, copied before a network that may write into them runs.
 
-A network may normalise its input in place. Whatever runs one for its own sake (to time it, to plan for it, to compare it),
-or more than once, gives it copies.
+A network may normalise its input in place. Whatever runs one for its own sake (to time it, to plan for it, to compare
+it), or more than once, gives it copies.
 """
 
 import copy
@@ -15,10 +15,11 @@ T = TypeVar("T")
 
 
 def own_copy(arguments: T) -> T:
-    """The same arguments with copies of all tensors in nested tuples, lists, dicts and dataclasses; other values as they are.
+    """The same arguments, with copies of all tensors in nested tuples, lists, dicts and dataclasses.
 
-    Copies have the strides and offsets of their originals. What was one tensor is one tensor, and views of one memory are
-    views of one copied memory, so that writing into one shows in the others as it did. Gradients are not followed back.
+    Copies have the strides and offsets of their originals. What was one tensor is one tensor, and views of one memory
+    are views of one copied memory, so that writing into one shows in the others as it did. Other values stay as they
+    are. Gradients are not followed back.
 
     >>> x = torch.zeros(4)
     >>> one, (view,) = own_copy((x, [x[2:]]))
@@ -43,11 +44,11 @@ def _copied(value: Any, tensors: dict[int, Tensor], memory: dict[int, torch.Unty
             return type(value)(*entries)
         return value if isinstance(value, torch.Size) else type(value)(entries)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        made = copy.copy(value)
+        twin = copy.copy(value)
         for field in dataclasses.fields(value):
             entry = _copied(getattr(value, field.name), tensors, memory)
-            object.__setattr__(made, field.name, entry)  # also of a frozen one
-        return made
+            object.__setattr__(twin, field.name, entry)  # also of a frozen one
+        return twin
     return value
 
 

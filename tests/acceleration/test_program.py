@@ -13,8 +13,9 @@ from separable.acceleration import reference
 from separable.acceleration.memory import lay_out
 from separable.acceleration.plan import Plan
 from separable.acceleration.program import Program
+from separable.acceleration.state import State
 from separable.acceleration.steps import Memory, Step, contiguous
-from separable.acceleration.tape import record
+from separable.acceleration.tape import follow
 
 needs_kernels = pytest.mark.skipif(bool(_native.missing), reason=f"no native kernels: {_native.missing}")
 
@@ -22,7 +23,7 @@ needs_kernels = pytest.mark.skipif(bool(_native.missing), reason=f"no native ker
 def steps_of(name: str, size: int, batch: int = 2) -> list[Step]:
     """The fused steps of a timm network."""
     network = lived_in(models.import_timm().create_model(name)).eval()
-    plan = Plan(record(network, (torch.randn(batch, 3, size, size),), {}))
+    plan = Plan(follow(network, (torch.randn(batch, 3, size, size),), {}, State(network)).tape)
     return [step for part in plan.parts for step in part.steps]
 
 
@@ -125,7 +126,7 @@ def test_memory_that_is_needed_at_once_is_apart():
 @torch.no_grad()
 def test_a_program_leaves_what_lies_around_its_outputs_alone():
     network = nn.Sequential(nn.Conv2d(3, 17, 3, padding=1), nn.ReLU6(), nn.Conv2d(17, 17, 3, groups=17)).eval()
-    plan = Plan(record(network, (torch.randn(1, 3, 9, 9),), {}))
+    plan = Plan(follow(network, (torch.randn(1, 3, 9, 9),), {}, State(network)).tape)
     steps = [step for part in plan.parts for step in part.steps]
     inputs = [next(m for m in steps[0].reads if m.value is not None)]
     outputs = [steps[-1].y]

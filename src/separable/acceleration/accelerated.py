@@ -11,11 +11,14 @@ from torch.utils import _pytree as pytree
 from separable import _native
 from separable.acceleration.plan import Plan
 from separable.acceleration.report import Report, Row, report_of
-from separable.acceleration.tape import CannotRecordError, record
+from separable.acceleration.state import State, flatten, is_plain
+from separable.acceleration.tape import follow, storage_of
 from separable.acceleration.training import swap_layers
 from separable.errors import InputError
+from separable.inputs import own_copy
 
 _MOST_PLANS = 16  # shapes whose plans are kept, with their packed weights
+_MOST_CHANGES = 3  # of the network's state one after the other, none of its plans used between
 
 
 def accelerate(
@@ -29,10 +32,9 @@ def accelerate(
     """The same network, same outputs, faster on a CPU.
 
     Args:
-        model: in evaluation mode. It is kept, not copied, as `.model` of the result, and must not change afterwards but
-            by `load_state_dict` or `to` of the result.
-        example: an input, or a tuple of them, to plan for at once; else the first call plans. The network runs once for
-            each new shape of inputs, with its hooks.
+        model: in evaluation mode. It is kept, not copied, as `.model` of the result. Each call looks whether its
+            weights, attributes and hooks are as they were; only weights written through `.data` are not seen.
+        example: an input, or a tuple of them, to plan for at once; else the first call plans. It stays as it is.
         training: swap its depthwise convolutions and batch norms for layers with native forward and backward, in a
             copy, and nothing else; the copy trains, saves and loads as the model does.
         recompute: with training, set `recompute` in its separable layers: less memory, a little more work.
@@ -81,9 +83,17 @@ class Accelerated(nn.Module):
         self._start()
 
     def _start(self) -> None:
-        self._plans: dict[Any, Plan | str] = {}  # of shapes that could not be planned, the reason
+        self._lock = threading.RLock()
+        self._plans: dict[Any, Plan | str] = {}  # of calls that cannot be planned, the reason
         self._latest: Plan | str | None = None
-        self._lock = threading.Lock()
+        self._changes = 0  # of what plans rest on, since one was used
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop all plans: what they rest on is no more."""
+        self._plans.clear()
+        self._state: State | None = None
+        self._own_memory: frozenset[int] = frozenset()
 
     @property
     def report(self) -> Report:
@@ -99,65 +109,120 @@ class Accelerated(nn.Module):
         return Report([Row("", type(self.model).__name__, "torch", self._latest)], _native.isa(), _native.missing)
 
     def plan(self, *args: Any, **kwargs: Any) -> None:
-        """Plan for inputs of these shapes, as a call would."""
-        leaves, key = _leaves_and_key(args, kwargs)
-        self._latest = self._plan_of(key, leaves, args, kwargs)
+        """Plan for inputs of these shapes, as a call would; inputs, network and random numbers stay as they are."""
+        args, kwargs = own_copy((args, kwargs))
+        call = Call(args, kwargs)
+        if call.obstacle:
+            self._latest = call.obstacle
+            return
+        with self._lock, torch.random.fork_rng(devices=[]):
+            before = State(self.model)
+            written = [(t, t._version, t.clone()) for t in self.model.buffers() if not t.is_inference()]
+            try:
+                self._first_run(call)
+            finally:
+                if call.key not in self._plans:
+                    before.restore()
+                    self._forget()
+                for tensor, version, values in written:
+                    if tensor._version != version:
+                        tensor.copy_(values)
+        self._changes = 0
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model returns, without gradients.
 
-        Where something follows the computation (torch.export, a trace, forward-mode derivatives, torch.func), the model
-        itself runs.
+        Where something follows the computation (torch.export, a trace, forward-mode derivatives, torch.func, a mode of
+        torch), under torch.autocast, and where a call depends on more than a plan can know, the model itself runs.
 
         Raises:
             InputError: an input requires a gradient.
         """
         if _native.followed():
             return self.model(*args, **kwargs)
-        leaves, key = _leaves_and_key(args, kwargs)
-        if torch.is_grad_enabled():
-            if any(leaf.requires_grad for leaf in leaves if isinstance(leaf, Tensor)):
-                rule = "must not; an accelerated network gives no gradients"
-                raise InputError("input", "a tensor that requires grad", rule)
-            with torch.no_grad():
-                return self._run(key, leaves, args, kwargs)
-        return self._run(key, leaves, args, kwargs)
+        call = Call(args, kwargs)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in call.tensors):
+            rule = "must not; an accelerated network gives no gradients"
+            raise InputError("input", "a tensor that requires grad", rule)
+        if reason := call.obstacle or self._obstacle(call):
+            self._latest = reason
+            return self._as_it_is(call)
+        plan = self._plans.get(call.key)
+        if plan is None or self._state is None or not self._state.is_current():
+            with self._lock:
+                plan = self._current(call.key)
+                if plan is None:
+                    return self._first_run(call)
+        self._changes = 0
+        return self._as_it_is(call) if isinstance(plan, str) else _played(plan, call)
 
-    def _run(self, key: Any, leaves: list[Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-        plan = self._plans.get(key) or self._plan_of(key, leaves, args, kwargs)
-        if isinstance(plan, str):
-            return self.model(*args, **kwargs)
-        made = plan.run([leaf for leaf in leaves if isinstance(leaf, Tensor)])
-        return pytree.tree_unflatten(made, plan.tape.structure)
+    def _obstacle(self, call: "Call") -> str:
+        """What of the network stands against a plan of this very call."""
+        if self._changes > _MOST_CHANGES:
+            return self._latest if isinstance(self._latest, str) else "what it reads changes from call to call"
+        if not self._own_memory.isdisjoint(call.memory):
+            return "an input lies in the memory of the network's own tensors"
+        return ""
 
-    def _plan_of(self, key: Any, leaves: list[Any], args: tuple, kwargs: dict[str, Any]) -> Plan | str:
-        with self._lock:
-            if key is None:
-                self._latest = "an argument cannot be hashed: no plan could be found again by it"
-                return self._latest
-            if key not in self._plans:
-                if len(self._plans) >= _MOST_PLANS:
-                    self._plans.pop(next(iter(self._plans)))
-                self._plans[key] = self._make(leaves, args, kwargs)
-            self._latest = self._plans[key]
-            return self._latest
+    def _current(self, key: Any) -> Plan | str | None:
+        """What was planned, if it still holds: asked again once no other thread is planning."""
+        if self._state is not None and not self._state.is_current():
+            self._forget()
+            self._changes += 1
+        return self._plans.get(key)
 
-    def _make(self, leaves: list[Any], args: tuple, kwargs: dict[str, Any]) -> Plan | str:
-        """The plan, or why there is none."""
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        elsewhere = {t.device.type for t in (*tensors, *self.model.parameters(), *self.model.buffers())} - {"cpu"}
+    def _as_it_is(self, call: "Call") -> Any:
+        output = self.model(*call.args, **call.kwargs)
+        leaves, structure = flatten(output)
+        if not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves):
+            return output
+        return pytree.tree_unflatten(
+            [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure
+        )
+
+    def _first_run(self, call: "Call") -> Any:
+        """Run the model and watch it; plan, if its call can be repeated without it."""
+        state = self._state or self._take_state()
+        if reason := self._obstacle(call):  # asked again: now it is known which memory is the network's
+            self._latest = reason
+            return self._as_it_is(call)
+        if reason := self._reason_against(call, state):
+            self._latest = self._plans[call.key] = reason
+            return self._as_it_is(call)
+        followed = follow(self.model, call.args, call.kwargs, state)
+        changed = not state.is_current()
+        if changed:
+            self._forget()
+            self._take_state()
+        if followed.tape is None:
+            self._latest = followed.reason
+            if changed:  # perhaps for the last time
+                self._changes += 1
+            else:
+                self._plans[call.key] = followed.reason
+            return followed.output
+        if len(self._plans) >= _MOST_PLANS:
+            self._plans.pop(next(iter(self._plans)))
+        self._latest = self._plans[call.key] = plan = Plan(followed.tape, self.dtype)
+        return followed.output if followed.has_effects else _played(plan, call)
+
+    def _take_state(self) -> State:
+        self._state = state = State(self.model)
+        self._own_memory = frozenset(map(storage_of, state.tensors))
+        return state
+
+    def _reason_against(self, call: "Call", state: State) -> str:
+        """Why this call is not planned, as far as can be told before it runs."""
+        elsewhere = {t.device.type for t in (*call.tensors, *state.tensors)} - {"cpu"}
         if elsewhere:
             return f"it is on {elsewhere.pop()}, and the kernels are for the CPU"
         if self.dtype == torch.bfloat16:
             _check_dtype(self.dtype)  # it may have been unpickled on another processor
-        if any(leaf.numel() == 0 for leaf in leaves if isinstance(leaf, Tensor)):
+        if any(tensor.numel() == 0 for tensor in call.tensors):
             return "its input is empty"
         if _native.missing:
-            warnings.warn(f"accelerate has no native kernels: {_native.missing}", stacklevel=4)
-        try:
-            return Plan(record(self.model, args, kwargs), self.dtype)
-        except CannotRecordError as error:
-            return str(error)
+            warnings.warn(f"accelerate has no native kernels: {_native.missing}", stacklevel=5)
+        return state.doubt
 
     def train(self, mode: bool = True) -> "Accelerated":
         """Stays in evaluation mode.
@@ -170,15 +235,15 @@ class Accelerated(nn.Module):
         return super().train(False)
 
     def _apply(self, fn, recurse=True):
-        self._plans.clear()
+        self._forget()
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args, **kwargs):
-        self._plans.clear()
+        self._forget()
         return super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_plans", "_latest", "_lock")
+        own = ("_plans", "_latest", "_lock", "_state", "_own_memory", "_changes")
         return {key: value for key, value in self.__dict__.items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -186,27 +251,66 @@ class Accelerated(nn.Module):
         self._start()
 
 
-def _leaves_and_key(args: tuple, kwargs: dict[str, Any]) -> tuple[list[Any], Any]:
-    """The arguments flat, and what a plan depends on: shapes and strides, instruction set and number of threads.
+class Call:
+    """One call's arguments, flat, and all that its plan may depend on.
 
-    None in place of the latter where an argument cannot be hashed.
+    obstacle: why the model itself must run, whatever was planned.
+    key: of its plan: shapes, strides, values that are no tensors, which tensors are one or share memory, global state.
     """
-    if not kwargs and all(type(arg) is Tensor for arg in args):  # as good as always, and much faster
-        leaves, structure = list(args), None
-    else:
-        leaves, structure = pytree.tree_flatten((args, kwargs))
-    found: list[Any] = [_native.isa(), torch.get_num_threads(), structure]
-    for leaf in leaves:
-        if isinstance(leaf, Tensor):
-            found += [leaf.shape, leaf.stride(), leaf.dtype, leaf.device]
+
+    def __init__(self, args: tuple, kwargs: dict[str, Any]):
+        self.args, self.kwargs, self.obstacle = args, kwargs, _mode_of_torch()
+        structure = None
+        if not kwargs and all(type(arg) is Tensor for arg in args):  # as good as always, and much faster
+            self.tensors = leaves = list(args)
         else:
-            found += [type(leaf), leaf]  # 1, 1.0 and True are equal and may mean different things
-    key = tuple(found)
-    try:
-        hash(key)
-    except TypeError:
-        return leaves, None
-    return leaves, key
+            leaves, structure = flatten((args, kwargs))
+            self.tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        key = [structure, _native.isa(), torch.get_num_threads(), *_settings_of_torch()]
+        for leaf in leaves:
+            if type(leaf) is Tensor or type(leaf) is nn.Parameter:
+                key += (leaf.shape, leaf.stride() if leaf.layout is torch.strided else None, leaf.dtype, leaf.device)
+                if leaf.layout is not torch.strided:
+                    self.obstacle = f"an input is {leaf.layout}".replace("torch.", "")
+            elif is_plain(leaf):
+                key += (
+                    type(leaf),
+                    repr(leaf) if isinstance(leaf, (float, complex, slice)) else leaf,
+                )  # -0.0 is 0.0, 1 is True
+            else:
+                self.obstacle = f"an argument is a {type(leaf).__name__}, which may hold anything"
+        self.memory = [*map(storage_of, self.tensors)]
+        if len(set(self.memory)) < len(self.memory):
+            first = {memory: i for i, memory in reversed([*enumerate(self.memory)])}
+            same = {id(tensor): i for i, tensor in enumerate(self.tensors)}
+            key += [(first[m], same[id(t)], t.storage_offset()) for m, t in zip(self.memory, self.tensors, strict=True)]
+        self.key = tuple(key)
+
+
+def _mode_of_torch() -> str:
+    """What of torch's modes changes every operation, in words."""
+    if torch.is_autocast_enabled("cpu"):
+        return "it runs under torch.autocast"
+    if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
+        return "it runs under a mode of torch that may change any operation"
+    return ""
+
+
+def _settings_of_torch() -> tuple:
+    """Global settings that a network may read, or that change what torch computes."""
+    return (
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+    )
+
+
+def _played(plan: Plan, call: Call) -> Any:
+    with torch.no_grad():
+        made = plan.run(call.tensors)
+    return pytree.tree_unflatten(made, plan.tape.structure)
 
 
 def _check_dtype(dtype: torch.dtype) -> None:

@@ -23,8 +23,25 @@ class _LeaveAloneError(Exception):
 def lower(tape: Tape) -> list[Node]:
     """The nodes of `tape`, in its order; borders of zeros are part of the convolution that reads them."""
     nodes = [_lower_call(tape, call) for call in tape.calls]
+    _leave_shown_views(nodes, tape)
     _merge_pads(nodes)
     return _needed(nodes, tape)
+
+
+def _leave_shown_views(nodes: list[Node], tape: Tape) -> None:
+    """Views that are returned show the memory of their base, as torch's do, where anyone can tell."""
+    shown = {leaf.index for leaf in tape.outputs if isinstance(leaf, Ref)}
+    groups = [tape.values[number].group for number in shown]
+    for node in nodes:
+        if node.kind == "view" and any(
+            n in shown and (groups.count(tape.values[n].group) > 1 or not _is_dense(tape.values[n]))
+            for n in node.outputs
+        ):
+            node.leave_alone("it returns a view of memory that is returned too, or that has gaps")
+
+
+def _is_dense(value: Value) -> bool:
+    return 1 + sum((n - 1) * s for n, s in zip(value.shape, value.strides, strict=True)) == math.prod(value.shape)
 
 
 def _merge_pads(nodes: list[Node]) -> None:
@@ -274,13 +291,14 @@ def _sub(a: _Arguments) -> Node:
 def _div(a: _Arguments) -> Node:
     if isinstance(a["other"], Ref) or a.given.get("rounding_mode"):
         raise _LeaveAloneError("it divides by a value of the network, or rounds")
-    return _affine_by(a, "self", 1 / a["other"], "weight")
+    by = float(a["other"])
+    return _affine_by(a, "self", math.copysign(math.inf, by) if by == 0 else 1 / by, "weight")
 
 
 def _affine_by(a: _Arguments, variable: str, by: Any, what: str) -> Node:
     """`variable` times or plus a constant that is the same along all dimensions but one."""
     value = a.value(variable)
-    tensor = a.tape.values[by.index].constant if isinstance(by, Ref) else torch.tensor(float(by))
+    tensor = a.tape.values[by.index].constant if isinstance(by, Ref) else torch.tensor(float(by), dtype=torch.float32)
     assert tensor is not None
     if value.shape != a.made.shape or tensor.dim() > len(value.shape):
         raise _LeaveAloneError("its constant is larger than its input")
@@ -290,8 +308,16 @@ def _affine_by(a: _Arguments, variable: str, by: Any, what: str) -> Node:
     if len(long) > 1:
         raise _LeaveAloneError("its constant varies along more than one dimension")
     dim = long[0] if long else channel
+    if not _are_normal(tensor):
+        raise _LeaveAloneError("its constant, or the reciprocal, is no normal number of float32")
     values = tensor.detach().float().reshape(-1).expand(value.shape[dim]).contiguous()
     return a.node("affine", variable, dim=dim, **{what: values})
+
+
+def _are_normal(tensor: Tensor) -> bool:
+    """Whether float32 holds all values as they are meant: finite, and zero or large enough for full precision."""
+    sizes = tensor.detach().float().abs()
+    return bool((sizes.isfinite() & ((sizes == 0) | (sizes >= torch.finfo(torch.float32).tiny))).all())
 
 
 def _cat(a: _Arguments) -> Node:

@@ -19,6 +19,7 @@ from separable.acceleration.lower import lower
 from separable.acceleration.program import Program
 from separable.acceleration.steps import Layout, Memory, Place, Step, contiguous, same_order
 from separable.acceleration.tape import Ref, Tape
+from separable.inputs import own_copy
 
 # A part between operations of torch that holds none of these would cost more to enter than it saves.
 _WORTH_A_PROGRAM = ("conv", "linear", "norm", "pool", "mean")
@@ -48,6 +49,13 @@ class Plan:
         self._constants = [value.constant for value in tape.values if value.constant is not None]
         self._inputs = [self._slot(number) for number in tape.inputs]
         self._actions = self._compile()
+        self._fresh = [i for i, leaf in enumerate(tape.outputs) if self._is_made_by_the_network(leaf)]
+
+    def _is_made_by_the_network(self, leaf: Any) -> bool:
+        """Whether a result is a constant that each call of the network makes anew."""
+        return (
+            isinstance(leaf, Ref) and leaf.index >= self.tape.own and self.tape.values[leaf.index].constant is not None
+        )
 
     def run(self, tensors: list[Tensor]) -> list[Any]:
         env: list[Any] = [*self._constants, *[None] * (len(self._env) - len(self._constants))]
@@ -55,7 +63,11 @@ class Plan:
             env[slot] = tensor
         for action in self._actions:
             action(env)
-        return [env[self._env[leaf.index]] if isinstance(leaf, Ref) else leaf for leaf in self.tape.outputs]
+        results = [env[self._env[leaf.index]] if isinstance(leaf, Ref) else leaf for leaf in self.tape.outputs]
+        if self._fresh:
+            for i, copied in zip(self._fresh, own_copy([results[i] for i in self._fresh]), strict=True):
+                results[i] = copied
+        return results
 
     def _slot(self, key: Any) -> int:
         return self._env.setdefault(key, len(self._env))
@@ -124,7 +136,7 @@ class Plan:
             for slot, shape, strides in expected:
                 if env[slot].stride() != strides or env[slot].shape != shape:
                     env[slot] = _as_planned(env[slot], shape, strides)
-            made = [torch.empty(size) for size in sizes]
+            made = [torch.empty(size, dtype=torch.float32) for size in sizes]
             program.run([env[slot] for slot in sources], made)
             for slot, tensor in zip(targets, made, strict=True):
                 env[slot] = tensor
@@ -156,7 +168,7 @@ def _as_planned(tensor: Tensor, shape: tuple[int, ...], strides: tuple[int, ...]
     """
     if tensor.shape != shape:
         raise RuntimeError(f"a part of the network made {list(tensor.shape)} where it made {list(shape)} before")
-    return torch.empty_strided(shape, strides).copy_(tensor)
+    return torch.empty_strided(shape, strides, dtype=tensor.dtype).copy_(tensor)
 
 
 def _by_torch(steps, inputs, sources, outputs, targets) -> Callable[[list[Any]], None]:

@@ -60,9 +60,9 @@ class Program:
         try:
             workspace = self._idle.pop()
         except IndexError:
-            workspace = torch.empty(needed)
+            workspace = torch.empty(needed, dtype=torch.float32)
         if workspace.numel() < needed:
-            workspace = torch.empty(needed)
+            workspace = torch.empty(needed, dtype=torch.float32)
         tensors = [self.constants, *inputs, *outputs]
         torch.ops.separable.program_run(self.code, workspace, self.floats, self.scratch_bytes, tensors)
         self._idle.append(workspace)
@@ -204,7 +204,7 @@ def _write(
     addresses = {**outside, **{memory: 4 * at for memory, at in offsets.items()}}
     writer = _Writer(product, packed_bytes, addresses)
     code = _code(writer, steps)
-    constants = torch.zeros(writer.constants.floats + _LINE)
+    constants = torch.zeros(writer.constants.floats + _LINE, dtype=torch.float32)
     torch.ops.separable.program_pack(code, weights, constants)
     skipped = -(constants.data_ptr() // 4) % _LINE  # to the first multiple of 64 bytes
     for at, values in writer.constants.vectors:
@@ -237,7 +237,7 @@ def _shared_by_threads(steps: list[Step], product: int) -> list[Step]:
 def _weights(step: Step) -> list[Tensor]:
     """What is packed: the maps' weights, and an affine step's where a depthwise kernel computes it."""
     if step.kind == "affine" and step.bias is not None:
-        return [torch.ones(step.c_in) if step.weight is None else step.weight.contiguous()]
+        return [torch.ones(step.c_in, dtype=torch.float32) if step.weight is None else step.weight.contiguous()]
     return parameters(step)
 
 

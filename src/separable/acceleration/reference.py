@@ -21,7 +21,7 @@ def run(steps: list[Step], runs: Runs) -> None:
 
 def _run_one(step: Step, runs: Runs) -> None:
     if step.kind == "relayout":
-        made = runs.setdefault(step.y, torch.empty(step.y.floats))
+        made = runs.setdefault(step.y, torch.empty(step.y.floats, dtype=torch.float32))
         x = runs[step.x].as_strided(step.sizes, step.x_strides, step.x_offset)
         made.as_strided(step.sizes, step.y_strides, step.y_offset).copy_(x)
         return
@@ -99,7 +99,7 @@ def _pool(step: Step, runs: Runs) -> Tensor:
     sums = F.avg_pool2d(x, step.kernel, step.stride, divisor_override=1)
     if step.factor:
         return (sums * step.factor).permute(0, 2, 3, 1)
-    ones = _padded(step, torch.ones(1, 1, *step.size), 0.0)
+    ones = _padded(step, torch.ones(1, 1, *step.size, dtype=torch.float32), 0.0)
     return (sums / F.avg_pool2d(ones, step.kernel, step.stride, divisor_override=1)).permute(0, 2, 3, 1)
 
 

@@ -1,9 +1,10 @@
-"""Follow a network once and write down every operation it runs: a flat tape that can be played again.
+"""Follow a network through one call and write down every operation it runs: a flat tape that can be played again.
 
-The tape holds for inputs of the same shapes. It is taken below autograd, where every tensor operation passes, those of
-TorchScript and of custom autograd functions too, and where each says by its schema what it reads, writes and aliases.
-What acts beside the tensors (hooks, Python that reads values) cannot stand on a tape: modules with hooks are kept whole
-and called as they are; a network that decides by values is refused.
+The call is the caller's own: it computes what it always does, and is never interrupted. The tape holds for inputs of
+the same shapes. It is taken below autograd, where every tensor operation passes, those of TorchScript and of custom
+autograd functions too, and where each says by its schema what it reads, writes and aliases. What acts beside the
+tensors (hooks, Python that reads values or keeps them) cannot stand on a tape: modules with hooks are kept whole and
+called as they are. A network that decides by values, or changes its own state, has no tape, and the reason is reported.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,15 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from separable import _native
+from separable.acceleration.state import State, flatten, is_plain
 from separable.cost.trace import ModuleStack
-from separable.errors import InputError
 
 _READS_VALUES = ("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal")
-_READS_VALUES_IN_PYTHON = (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.data_ptr, Tensor.storage)
-
-
-class CannotRecordError(Exception):
-    """The network, or this call of it, cannot be written down; the text is the reason, to stand in a report."""
+_READS_VALUES_IN_PYTHON = (
+    *(Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__),
+    *(Tensor.data_ptr, Tensor.storage, Tensor.untyped_storage),
+)
 
 
 @dataclass(frozen=True)
@@ -77,61 +77,117 @@ class Tape:
     inputs: list[int]
     outputs: list[Any]  # a Ref, or what the network returned where that is no tensor
     structure: Any  # of what the network returns
+    own: int  # values of lower numbers are the network's own tensors
     ordered_groups: set[int]  # memory that is written while another value shows it: to be played in order, in torch
 
 
-def record(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Tape:
-    """The tape of `model(*args, **kwargs)`. The network runs once, hooks included.
+@dataclass
+class Followed:
+    """One call of the network: what it returned, and its tape, or the reason why there is none."""
 
-    Raises:
-        CannotRecordError: it decides by values, or uses tensors of unknown origin.
-    """
-    recorder = _Recorder(model)
-    inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    output: Any
+    tape: Tape | None
+    reason: str
+    has_effects: bool  # beside the output: it wrote an input, drew random numbers, or called modules kept whole
+
+
+def follow(model: nn.Module, args: tuple, kwargs: dict[str, Any], state: State) -> Followed:
+    """Call `model(*args, **kwargs)` and watch; `state` was taken before."""
+    given, structure = flatten((args, kwargs))
+    inputs = [leaf for leaf in given if isinstance(leaf, Tensor)]
     with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
+        stack.enter_context(torch._C._AutoDispatchBelowAutograd())
         stack.enter_context(_native.standard_operators())
+        recorder = _Recorder(model, state, inputs)
         stack.enter_context(recorder.stack.watch())
         stack.enter_context(recorder.keeping_hooked_modules_whole(model))
         stack.enter_context(_NoValues(recorder))
         stack.enter_context(recorder)
-        numbers = [recorder.add_input(tensor) for tensor in inputs]
-        try:
-            output = model(*args, **kwargs)
-        except InputError as error:  # told again, where it is the caller's, when the model itself runs
-            raise CannotRecordError(str(error)) from error
-        leaves, structure = pytree.tree_flatten(output)
-        outputs = [Ref(recorder.number_of(leaf)) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    tape = Tape(recorder.values, recorder.calls, numbers, outputs, structure, set())
-    tape.ordered_groups = _written_while_shown(tape)
-    _fold_constants(tape, recorder.tensors)
-    return tape
+        output = model(*args, **kwargs)
+    if (change := state.change()) and not state.only_gained(recorder.is_constant):
+        recorder.refuse(change)
+    if not _are_the_same(given, structure, (args, kwargs)):
+        recorder.refuse("it writes into a list or dict that it is given")
+    leaves, structure = flatten(output)
+    _check_output(recorder, state, output, leaves)
+    tape = None if recorder.reason else recorder.tape(leaves, structure)
+    return Followed(output, tape, recorder.reason, recorder.has_effects)
+
+
+def _are_the_same(leaves: list[Any], structure: Any, now: Any) -> bool:
+    leaves_now, structure_now = flatten(now)
+    return structure == structure_now and all(a is b for a, b in zip(leaves, leaves_now, strict=True))
+
+
+def _check_output(recorder: "_Recorder", state: State, output: Any, leaves: list[Any]) -> None:
+    """What is returned must be made anew by each call, or be a tensor, or never change."""
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            recorder.number_of(leaf)
+        elif not is_plain(leaf):
+            recorder.refuse(f"it returns an object that may hold anything ({type(leaf).__name__})")
+    pending = [output]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, (list, dict)):
+            if state.holds(value):
+                recorder.refuse(f"it returns a {type(value).__name__} that it keeps")
+            pending.extend(value.values() if isinstance(value, dict) else value)
+        elif isinstance(value, tuple):
+            pending.extend(value)
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, model: nn.Module):
+    """Writes down what passes, until something cannot be written down; then `reason` says what."""
+
+    def __init__(self, model: nn.Module, state: State, inputs: list[Tensor]):
         super().__init__()
         self.stack = ModuleStack(model)
+        self.reason = ""
+        self.has_effects = False
         self.values: list[Value] = []
         self.calls: list[Call] = []
         self.tensors: dict[int, Tensor] = {}  # of values that may be constant, by number
         self._numbers = WeakTensorKeyDictionary()
         self._paused = False
         self._written_inside: list[int] = []  # by a module that is kept whole
-        for tensor in (*model.parameters(), *model.buffers(), *_loose_tensors(model)):
-            if tensor not in self._numbers:
-                self._add(tensor, known=True)
-        self._own = len(self.values)  # numbers below are the network's
+        memory: dict[int, int] = {}  # group of each storage
+        for tensor in state.tensors:
+            group = memory.setdefault(storage_of(tensor), len(self.values))
+            self._add(tensor, group, known=True)
+        self._own = len(self.values)  # numbers, and groups, below are the network's
+        self.inputs = [self._add_input(tensor, inputs[:i]) for i, tensor in enumerate(inputs)]
 
-    def add_input(self, tensor: Tensor) -> int:
-        return self._add(tensor)
+    def refuse(self, reason: str) -> None:
+        self.reason = self.reason or reason
+
+    def tape(self, leaves: list[Any], structure: Any) -> Tape:
+        """The tape of what was called, which returned these leaves."""
+        outputs = [Ref(self.number_of(leaf)) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        tape = Tape(self.values, self.calls, self.inputs, outputs, structure, self._own, set())
+        written = {self.values[number].group for call in self.calls for number in call.writes}
+        tape.ordered_groups = _written_while_shown(tape) | written & {self.values[n].group for n in self.inputs}
+        _fold_constants(tape, self.tensors)
+        return tape
+
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Whether it depends on no input."""
+        return self._numbers.get(tensor, -1) in self.tensors
 
     def number_of(self, tensor: Tensor) -> int:
+        """The number of a value; -1 where nobody knows it, which ends the tape."""
         number = self._numbers.get(tensor)
         if number is None:
             what = "uses a tensor that is neither an input nor a parameter, a buffer or an attribute"
-            raise CannotRecordError(f"layer {self._layer()!r} {what}")
+            self.refuse(f"layer {self._layer()!r} {what}")
+            return -1
         return number
+
+    def _add_input(self, tensor: Tensor, before: list[Tensor]) -> int:
+        """An input given twice is one value; views of one memory share its group."""
+        if tensor in self._numbers:
+            return self._numbers[tensor]
+        return self._add(tensor, self._group_shared(tensor, before))
 
     def _add(self, tensor: Tensor, group: int | None = None, known: bool = False) -> int:
         number = len(self.values)
@@ -147,29 +203,39 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if self._paused:
+        if self._paused and not self.reason:
             known = (self._numbers.get(tensor) for tensor in _written(func, args, kwargs))
             self._written_inside += [number for number in known if number is not None]
+        if self._paused:
             return func(*args, **kwargs)
         return self._note(func, args, kwargs, lambda: func(*args, **kwargs))
 
     def _note(self, target: Any, args: tuple, kwargs: dict[str, Any], run: Callable, kept_whole: str = "") -> Any:
+        """Run an operation, or a module kept whole, and write it down."""
+        if self.reason:
+            return run()
         leaves = pytree.tree_leaves((args, kwargs))
         if any(isinstance(leaf, torch.Generator) for leaf in leaves):
-            raise CannotRecordError(f"layer {self._layer()!r} draws from a random generator of its own")
+            self.refuse(f"layer {self._layer()!r} draws from a random generator of its own")
         operands = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         numbers = [self.number_of(tensor) for tensor in operands]
         refs = pytree.tree_map_only(Tensor, lambda t: Ref(self.number_of(t)), (args, kwargs))
         constant = all(n in self.tensors for n in numbers)
-        if not kept_whole:
+        writes = [] if kept_whole else [self.number_of(t) for t in _written(target, args, kwargs)]
+        random = not kept_whole and torch.Tag.nondeterministic_seeded in target.tags
+        if not kept_whole and not self.reason:
             self._refuse_decisions(target, args, constant)
-        writes = [] if kept_whole else [self._numbers[t] for t in _written(target, args, kwargs)]
-        self._keep_what_is_overwritten(writes)
+            self._keep_what_is_overwritten(writes)
         output = run()
+        if self.reason:
+            return output
         if kept_whole:
             writes, self._written_inside = self._written_inside, []
+            if {self.values[n].group for n in writes} & {self.values[n].group for n in self.tensors}:
+                self.refuse(f"layer {self._layer()!r} writes a parameter, a buffer or a constant as it runs")
+        self.has_effects |= bool(kept_whole) or random or any(self.values[n].group in self._given for n in writes)
         leaves, structure = pytree.tree_flatten(output)
-        known = constant and not kept_whole and torch.Tag.nondeterministic_seeded not in target.tags
+        known = constant and not kept_whole and not random
         results: list[int | None] = []
         for leaf in leaves:
             group = self._group_shared(leaf, operands) if isinstance(leaf, Tensor) else None
@@ -178,6 +244,10 @@ class _Recorder(TorchDispatchMode):
         call = Call(target, given_args, given_kwargs, results, structure, self._layer(), numbers, writes, kept_whole)
         self.calls.append(call)
         return output
+
+    @property
+    def _given(self) -> set[int]:
+        return {self.values[number].group for number in self.inputs}
 
     def _group_shared(self, result: Tensor, operands: list[Tensor]) -> int | None:
         if result.layout is not torch.strided:
@@ -190,12 +260,12 @@ class _Recorder(TorchDispatchMode):
     def _keep_what_is_overwritten(self, writes: list[int]) -> None:
         """What was constant before an operation in place stays so under its old number."""
         for number in writes:
-            if number < self._own:
-                raise CannotRecordError(f"layer {self._layer()!r} writes a parameter or buffer as it runs")
-            if number in self.tensors:
-                group = self.values[number].group
-                same = [n for n in self.tensors if self.values[n].group == group]
-                self.tensors.update({n: self.tensors[n].clone() for n in same})
+            group = self.values[number].group
+            if group < self._own:
+                self.refuse(f"layer {self._layer()!r} writes a parameter or buffer as it runs")
+                return
+            same = [n for n in self.tensors if self.values[n].group == group]
+            self.tensors.update({n: self.tensors[n].clone() for n in same})
 
     def _refuse_decisions(self, target: Any, args: tuple, constant: bool) -> None:
         if target._schema.name == "aten::index":  # by numbers it is a lookup; by a mask its size is that of the mask
@@ -203,9 +273,7 @@ class _Recorder(TorchDispatchMode):
             constant = all(self.number_of(mask) in self.tensors for mask in masks)
         dynamic = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output} & set(target.tags)
         if not constant and (dynamic or target._schema.name in _READS_VALUES):
-            raise CannotRecordError(
-                f"layer {self._layer()!r} decides by the values it is given ({target._schema.name})"
-            )
+            self.refuse(f"layer {self._layer()!r} decides by the values it is given ({target._schema.name})")
 
     @contextmanager
     def keeping_hooked_modules_whole(self, model: nn.Module) -> Iterator[None]:
@@ -236,7 +304,7 @@ class _Recorder(TorchDispatchMode):
 
 
 class _NoValues(TorchFunctionMode):
-    """Refuses the ways of reading values that no tensor operation shows."""
+    """Sees the ways of reading values that no tensor operation shows."""
 
     def __init__(self, recorder: _Recorder):
         super().__init__()
@@ -246,8 +314,13 @@ class _NoValues(TorchFunctionMode):
         if func in _READS_VALUES_IN_PYTHON and not self.recorder._paused:
             number = self.recorder.number_of(args[0])
             if number not in self.recorder.tensors:
-                raise CannotRecordError(f"layer {self.recorder._layer()!r} reads values in Python ({func.__name__})")
+                self.recorder.refuse(f"layer {self.recorder._layer()!r} reads values in Python ({func.__name__})")
         return func(*args, **(kwargs or {}))
+
+
+def storage_of(tensor: Tensor) -> int:
+    """A number that tensors share where they share memory."""
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
 
 
 def _kept_whole(module: nn.Module) -> str:
@@ -256,15 +329,6 @@ def _kept_whole(module: nn.Module) -> str:
     if isinstance(module, torch.jit.ScriptModule):
         return "is compiled TorchScript"
     return "is compiled by torch.compile" if hasattr(module, "_orig_mod") else ""
-
-
-def _loose_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Tensors that are plain attributes of a module, or lie in a list, tuple or dict that is one."""
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if name not in ("_parameters", "_buffers", "_modules"):
-                leaves = pytree.tree_leaves(value) if isinstance(value, (Tensor, list, tuple, dict)) else ()
-                yield from (leaf for leaf in leaves if isinstance(leaf, Tensor))
 
 
 def _written(target: Any, args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
