@@ -52,7 +52,7 @@ void spread(int64_t end, int64_t grain, sep_body body, void* context) {
   TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, end, grain, body, context));
 }
 
-// tensors: the packed weights, then inputs and outputs as the program numbers them from 1. The workspace holds `floats` floats
+// tensors: the constants, then inputs and outputs as the program numbers them from 1. The workspace holds `floats` floats
 // for the steps' results, then scratch memory for as many threads as it has room for; both begin at multiples of 64 bytes.
 void program_run(const Tensor& program, const Tensor& workspace, int64_t floats, int64_t scratch_bytes,
                  const std::vector<Tensor>& tensors) {

@@ -34,11 +34,11 @@ struct Reader {
     const int64_t code = next(), base = code >> 48;
     p = nullptr;
     if (code == -1 || failed) return;
-    if (bases && (base < 0 || base >= base_count)) {
+    if (bases && base != SEP_ADDRESS && (base < 0 || base >= base_count)) {
       failed = true;
       return;
     }
-    char* start = bases ? bases[base] : kNowhere;
+    char* start = base == SEP_ADDRESS ? nullptr : bases ? bases[base] : kNowhere;
     p = reinterpret_cast<T*>(start + (code & ((int64_t(1) << 48) - 1)));
   }
   void product(int32_t& p) {  // one that this processor has

@@ -2,8 +2,8 @@
 //
 // A program is a list of int64: for each step its kind, the number of its fields, its fields. Fields are the members of the kernel's
 // argument struct in their order (program.cpp reads them, separable/acceleration/program.py writes them). A pointer is
-// (base << 48) + offset in bytes, -1 for null; a float is its bits. Bases are runs of memory: 0 the workspace,
-// 1 the packed weights, then the inputs and outputs.
+// (base << 48) + offset in bytes, -1 for null; a float is its bits. Bases are runs of memory: 0 the workspace, 1 constants, then the
+// inputs and outputs; 0x7fff, SEP_ADDRESS, stands for memory from address 0 on: what follows is an address, of packed weights.
 #pragma once
 #include "kernels.h"
 
@@ -18,6 +18,8 @@ enum {
   SEP_STEP_RELAYOUT,
   SEP_STEP_KINDS
 };
+
+enum { SEP_ADDRESS = 0x7fff };
 
 // What measuring tells of each step: work units, bytes of scratch memory for each thread, bytes of up to three packed weights.
 enum { SEP_MEASURES = 5 };

@@ -202,7 +202,7 @@ void judge_nonsense(const Network& network, char* packed, Judge& judge) {
   program[1] = fields;
   Floats output(1);
   char* bases[] = {packed, packed, (char*)network.input.p, (char*)output.p};
-  for (int64_t base : {int64_t(4), int64_t(-2), INT64_MAX >> 48}) {
+  for (int64_t base : {int64_t(4), int64_t(-2), int64_t(SEP_ADDRESS) - 1}) {
     program[2] = (int64_t)((uint64_t)base << 48);
     judge.value("no such memory", sep_program_run(program.data(), all, bases, 4, nullptr, 0, 1, last_part_first), 1, 0);
   }
@@ -226,5 +226,10 @@ bool test_program() {
     judge.value("three threads", shared[c], alone[c], 0);
   }
   judge_nonsense(network, packed.p, judge);
+  const int64_t offset = (int64_t(1) << 48) - 1;
+  for (int64_t i : network.weight_at)  // the same weights by their addresses
+    network.program[i] = (int64_t(SEP_ADDRESS) << 48) + (int64_t)packed.p + (network.program[i] & offset);
+  const std::vector<float> addressed = run(network, packed.p, 1, judge);
+  for (int64_t c = 0; c < kWide; ++c) judge.value("weights by address", addressed[c], alone[c], 0);
   return judge.report();
 }

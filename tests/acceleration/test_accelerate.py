@@ -13,6 +13,7 @@ from torch import nn
 import separable
 from norms import lived_in
 from separable import _native, accelerate, models
+from separable.acceleration import accelerated
 from separable.errors import InputError
 
 needs_kernels = pytest.mark.skipif(bool(_native.missing), reason=f"no native kernels: {_native.missing}")
@@ -131,6 +132,38 @@ def test_new_weights_are_packed_anew():
     fast = accelerate(network, x)
     fast.load_state_dict({f"model.{name}": value for name, value in other.state_dict().items()})
     assert distance(fast(x), other(x)) < 1e-5
+
+
+@needs_kernels
+@torch.no_grad()
+def test_plans_of_many_shapes_share_their_weights_and_a_budget():
+    network = lived_in(nn.Sequential(nn.Conv2d(3, 384, 3, 2, 1), nn.ReLU(), nn.Conv2d(384, 768, 3), nn.ReLU())).eval()
+    fast, sizes = accelerate(network), [16 + i for i in range(50)]
+    fast(torch.randn(1, 3, 66, 66))
+    alone = fast.report.bytes
+    for size in sizes:
+        x = torch.randn(1, 3, size, 24)
+        assert distance(fast(x), network(x)) < 1e-5
+    report = fast.report
+    assert report.bytes <= report.budget_bytes
+    assert report.bytes < 1.5 * alone
+    assert report.plans > 10
+    assert f"{report.plans} plans take" in str(report)
+
+
+@torch.no_grad()
+def test_plans_used_longest_ago_leave_first(monkeypatch):
+    """With room for two plans."""
+    watched = []
+    follow = accelerated.follow
+    monkeypatch.setattr(accelerated, "follow", lambda *args: watched.append(args[1][0].shape[2]) or follow(*args))
+    monkeypatch.setattr(accelerated, "_LEAST_BYTES", 20)
+    monkeypatch.setattr(accelerated, "_MOST_SHARE", 0)
+    monkeypatch.setattr(accelerated.Accelerated, "_bytes", lambda self: 10 * len(self._plans))
+    fast = accelerate(nn.Conv2d(3, 4, 3).eval())
+    for size in (5, 6, 5, 7, 5, 6):
+        fast(torch.randn(1, 3, size, 5))
+    assert watched == [5, 6, 7, 6]
 
 
 @torch.no_grad()

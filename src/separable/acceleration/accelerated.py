@@ -2,6 +2,9 @@
 
 import threading
 import warnings
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,13 +14,16 @@ from torch.utils import _pytree as pytree
 from separable import _native
 from separable.acceleration.plan import Plan
 from separable.acceleration.report import Report, Row, report_of
+from separable.acceleration.shared import Shared
 from separable.acceleration.state import State, flatten, is_plain
 from separable.acceleration.tape import follow, storage_of
 from separable.acceleration.training import swap_layers
 from separable.errors import InputError
 from separable.inputs import own_copy
 
-_MOST_PLANS = 16  # shapes whose plans are kept, with their packed weights
+# All plans together, least recently used leaving first, may take this many times what the largest takes alone; those of
+# small networks may take some megabytes.
+_MOST_SHARE, _LEAST_BYTES = 1.4, 8 << 20
 _MOST_CHANGES = 3  # of the network's state one after the other, none of its plans used between
 
 
@@ -84,14 +90,16 @@ class Accelerated(nn.Module):
 
     def _start(self) -> None:
         self._lock = threading.RLock()
-        self._plans: dict[Any, Plan | str] = {}  # of calls that cannot be planned, the reason
-        self._latest: Plan | str | None = None
+        self._plans: OrderedDict[Any, Plan | str] = OrderedDict()  # of calls that cannot be planned, the reason
+        self._shared = Shared()
+        self._latest: Report | str | None = None  # of what was planned last, or why it was not
         self._changes = 0  # of what plans rest on, since one was used
         self._forget()
 
     def _forget(self) -> None:
         """Drop all plans: what they rest on is no more."""
         self._plans.clear()
+        self._budget = 0
         self._state: State | None = None
         self._own_memory: frozenset[int] = frozenset()
 
@@ -104,8 +112,8 @@ class Accelerated(nn.Module):
         """
         if self._latest is None:
             raise InputError("report", "None", "needs a plan; call the network once, or give accelerate an example")
-        if isinstance(self._latest, Plan):
-            return report_of(self._latest)
+        if isinstance(self._latest, Report):
+            return replace(self._latest, plans=len(self._plans), bytes=self._bytes(), budget_bytes=self._budget)
         return Report([Row("", type(self.model).__name__, "torch", self._latest)], _native.isa(), _native.missing)
 
     def plan(self, *args: Any, **kwargs: Any) -> None:
@@ -154,6 +162,8 @@ class Accelerated(nn.Module):
                 if plan is None:
                     return self._first_run(call)
         self._changes = 0
+        with suppress(KeyError):  # another thread may just have let it go
+            self._plans.move_to_end(call.key)
         return self._as_it_is(call) if isinstance(plan, str) else _played(plan, call)
 
     def _obstacle(self, call: "Call") -> str:
@@ -201,10 +211,20 @@ class Accelerated(nn.Module):
             else:
                 self._plans[call.key] = followed.reason
             return followed.output
-        if len(self._plans) >= _MOST_PLANS:
-            self._plans.pop(next(iter(self._plans)))
-        self._latest = self._plans[call.key] = plan = Plan(followed.tape, self.dtype)
+        self._plans[call.key] = plan = Plan(followed.tape, self.dtype, self._shared)
+        self._latest = report_of(plan)
+        plan.drop_what_made_it()
+        self._make_room(plan)
         return followed.output if followed.has_effects else _played(plan, call)
+
+    def _make_room(self, plan: Plan) -> None:
+        """Let plans go, least recently used first, until what is kept fits the budget."""
+        self._budget = max(self._budget, _LEAST_BYTES, int(_MOST_SHARE * plan.bytes_alone))
+        while len(self._plans) > 1 and self._bytes() > self._budget:
+            self._plans.popitem(last=False)
+
+    def _bytes(self) -> int:
+        return self._shared.bytes + sum(plan.own_bytes for plan in self._plans.values() if isinstance(plan, Plan))
 
     def _take_state(self) -> State:
         self._state = state = State(self.model)
@@ -243,7 +263,7 @@ class Accelerated(nn.Module):
         return super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_plans", "_latest", "_lock", "_state", "_own_memory", "_changes")
+        own = ("_plans", "_latest", "_lock", "_state", "_own_memory", "_changes", "_shared", "_budget")
         return {key: value for key, value in self.__dict__.items() if key not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -310,7 +330,7 @@ def _settings_of_torch() -> tuple:
 def _played(plan: Plan, call: Call) -> Any:
     with torch.no_grad():
         made = plan.run(call.tensors)
-    return pytree.tree_unflatten(made, plan.tape.structure)
+    return pytree.tree_unflatten(made, plan.structure)
 
 
 def _check_dtype(dtype: torch.dtype) -> None:

@@ -17,6 +17,7 @@ from separable.acceleration.fuse import Fusion, settle_sums
 from separable.acceleration.graph import Node
 from separable.acceleration.lower import lower
 from separable.acceleration.program import Program
+from separable.acceleration.shared import Shared
 from separable.acceleration.steps import Layout, Memory, Place, Step, contiguous, same_order
 from separable.acceleration.tape import Ref, Tape
 from separable.inputs import own_copy
@@ -38,17 +39,21 @@ class Part:
 class Plan:
     """`run(tensors)` gives the leaves of what the network returns."""
 
-    def __init__(self, tape: Tape, dtype: torch.dtype = torch.float32):
-        self.tape, self.dtype = tape, dtype
+    def __init__(self, tape: Tape, dtype: torch.dtype = torch.float32, shared: Shared | None = None):
+        self.tape, self.dtype, self._shared = tape, dtype, shared or Shared()
         self.parts = _cut(lower(tape))
         _Laying(tape, self.parts).run()
         self._env: dict[Any, int] = {}  # slot of each value and each run of memory
-        for number, value in enumerate(tape.values):
-            if value.constant is not None:
-                self._slot(number)
-        self._constants = [value.constant for value in tape.values if value.constant is not None]
+        self._programs: list[Program] = []
         self._inputs = [self._slot(number) for number in tape.inputs]
         self._actions = self._compile()
+        self._constants = {
+            slot: tape.values[key].constant
+            for key, slot in self._env.items()
+            if isinstance(key, int) and tape.values[key].constant is not None
+        }
+        self._slots, self.structure = len(self._env), tape.structure
+        self._results = [(self._env[v.index], None) if isinstance(v, Ref) else (None, v) for v in tape.outputs]
         self._fresh = [i for i, leaf in enumerate(tape.outputs) if self._is_made_by_the_network(leaf)]
 
     def _is_made_by_the_network(self, leaf: Any) -> bool:
@@ -58,16 +63,35 @@ class Plan:
         )
 
     def run(self, tensors: list[Tensor]) -> list[Any]:
-        env: list[Any] = [*self._constants, *[None] * (len(self._env) - len(self._constants))]
+        env: list[Any] = [None] * self._slots
+        for slot, constant in self._constants.items():
+            env[slot] = constant
         for slot, tensor in zip(self._inputs, tensors, strict=True):
             env[slot] = tensor
         for action in self._actions:
             action(env)
-        results = [env[self._env[leaf.index]] if isinstance(leaf, Ref) else leaf for leaf in self.tape.outputs]
+        results = [value if slot is None else env[slot] for slot, value in self._results]
         if self._fresh:
             for i, copied in zip(self._fresh, own_copy([results[i] for i in self._fresh]), strict=True):
                 results[i] = copied
         return results
+
+    @property
+    def own_bytes(self) -> int:
+        """What no plan of another shape can share."""
+        return sum(program.own_bytes for program in self._programs)
+
+    @property
+    def bytes_alone(self) -> int:
+        """What it would take if there were no other: with its weights and one workspace."""
+        return sum(program.bytes_alone for program in self._programs)
+
+    def drop_what_made_it(self) -> None:
+        """Keep what a run needs alone: weights stand packed in the programs, and the rest is only to be read."""
+        if _native.path is not None:
+            del self.tape, self.parts, self._env
+            for program in self._programs:
+                del program.steps
 
     def _slot(self, key: Any) -> int:
         return self._env.setdefault(key, len(self._env))
@@ -91,7 +115,10 @@ class Plan:
             if not part.native:
                 ends.update((self._slot(number), i) for number in part.nodes[0].call.reads)
         kept = {self._slot(leaf.index) for leaf in self.tape.outputs if isinstance(leaf, Ref)}
-        return {slot: i for slot, i in ends.items() if slot >= len(self._constants) and slot not in kept}
+        kept |= {
+            self._slot(n) for n, value in enumerate(self.tape.values) if n in self._env and value.constant is not None
+        }
+        return {slot: i for slot, i in ends.items() if slot not in kept}
 
     def _torch(self, node: Node) -> Callable[[list[Any]], None]:
         call, fill = node.call, _filler((node.call.args, node.call.kwargs), self._slot)
@@ -125,7 +152,8 @@ class Plan:
         targets, sizes = [self._slot(m) for m in outputs], [m.floats for m in outputs]
         if _native.path is None:
             return _by_torch(part.steps, inputs, sources, outputs, targets)
-        program = Program(part.steps, inputs, outputs, self.dtype)
+        program = Program(part.steps, inputs, outputs, self.dtype, self._shared)
+        self._programs.append(program)
         part.steps = program.steps
         given = [
             (slot, self.tape.values[m.value]) for m, slot in zip(inputs, sources, strict=True) if m.value is not None

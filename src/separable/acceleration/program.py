@@ -1,10 +1,10 @@
 """Write steps down for the native library: a list of int64 (csrc/program.h), weights packed once, memory laid out.
 
-`Program.run` is one call of one operator for all of its steps. The packed weights fit this process and instruction set.
+`Program.run` is one call of one operator for all of its steps. Its code holds addresses: it fits this process, its
+packed weights this instruction set.
 """
 
 import struct
-from collections import deque
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from separable import _native
 from separable.acceleration.fuse import parameters, settle_sums
 from separable.acceleration.graph import ACTIVATIONS
 from separable.acceleration.memory import lay_out
+from separable.acceleration.shared import LINE, Shared, first_line
 from separable.acceleration.steps import Memory, Step
 
 _native.operators.define("program_measure(Tensor program, Tensor(a!) measures) -> ()")
@@ -24,7 +25,7 @@ _native.operators.define(
 _KINDS = ("depthwise", "dense", "pointwise", "separable", "elementwise", "layer_norm", "pool", "relayout")
 _MEASURES, _WEIGHTS = 5, 3
 _NULL = -1
-_LINE = 16  # floats in 64 bytes
+_ADDRESS = 0x7FFF << 48  # the base of pointers that are addresses
 _FEW_FACTORS = 64  # of a sum, as a stem's on three channels: rounding them saves nothing
 # Of a product such as squeeze-excite's: it takes no time, and its rounding comes back in every pixel that it scales.
 # Kept in float32, MobileNetV3-Large lies 0.8 % from float32 (benchmarks/networks.py), rounded nearly twice as far.
@@ -39,6 +40,7 @@ class Program:
         steps: in order; what a step reads is made before it or stands in `inputs`.
         inputs, outputs: runs of memory given from outside and handed out.
         dtype: of the factors of matrix products.
+        shared: where packed weights are kept and workspaces come from.
     """
 
     def __init__(
@@ -47,25 +49,36 @@ class Program:
         inputs: list[Memory],
         outputs: list[Memory],
         dtype: torch.dtype = torch.float32,
+        shared: Shared | None = None,
     ):
+        self._shared = shared or Shared()
         product = 0 if dtype == torch.float32 else 2 if _native.has_matrix_tiles() else 1
         self.steps = steps = _shared_by_threads(steps, product)
-        self._idle: deque[Tensor] = deque()  # workspaces between calls: each call takes one or makes one
-        self.code, self.constants, self.floats, self.scratch_bytes = _write(steps, inputs, outputs, product)
+        self._packed = _pack(steps, product, self._shared)  # kept: the code holds their addresses
+        weights = [pointer for _, pointers in self._packed for pointer in pointers]
+        self.code, self.constants, self.floats, self.scratch_bytes = _write(steps, inputs, outputs, product, weights)
 
     def run(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         """Read the inputs, flat or as the steps expect them, and fill the outputs."""
         threads = torch.get_num_threads()
-        needed = self.floats + threads * self.scratch_bytes // 4 + 2 * _LINE
-        try:
-            workspace = self._idle.pop()
-        except IndexError:
-            workspace = torch.empty(needed, dtype=torch.float32)
-        if workspace.numel() < needed:
-            workspace = torch.empty(needed, dtype=torch.float32)
+        workspace = self._shared.take(self._workspace_floats(threads))
         tensors = [self.constants, *inputs, *outputs]
         torch.ops.separable.program_run(self.code, workspace, self.floats, self.scratch_bytes, tensors)
-        self._idle.append(workspace)
+        self._shared.give(workspace)
+
+    def _workspace_floats(self, threads: int) -> int:
+        return self.floats + threads * self.scratch_bytes // 4 + 2 * LINE
+
+    @property
+    def bytes_alone(self) -> int:
+        """What it takes with its packed weights and a workspace."""
+        packed = sum(4 * tensor.numel() for tensor, _ in self._packed)
+        return self.own_bytes + packed + 4 * self._workspace_floats(torch.get_num_threads())
+
+    @property
+    def own_bytes(self) -> int:
+        """What no other program can share: its code and its biases."""
+        return 8 * self.code.numel() + 4 * self.constants.numel()
 
 
 class _Constants:
@@ -77,7 +90,7 @@ class _Constants:
     def reserve(self, floats: int) -> int:
         """The pointer of that many floats."""
         at = self.floats
-        self.floats += -(-floats // _LINE) * _LINE
+        self.floats += -(-floats // LINE) * LINE
         return (1 << 48) + 4 * at
 
     def vector(self, values: Tensor | None) -> int:
@@ -89,7 +102,7 @@ class _Constants:
 
 
 class _Writer:
-    """Fields of each step; pointers are real once `weights` (bytes of each) and `addresses` are known.
+    """Fields of each step; pointers are real once those of the packed `weights` and `addresses` are known.
 
     product: 0 for float32, 1 for factors rounded to bfloat16, 2 for the same by matrix tiles, as csrc/kernels.h has it.
     """
@@ -104,9 +117,8 @@ class _Writer:
         return 0 if self.addresses is None or memory in self.inside else self.addresses[memory] + 4 * offset
 
     def weight(self) -> int:
-        floats = 0 if self.weights is None else self.weights[self.used] // 4
         self.used += 1
-        return self.constants.reserve(floats)
+        return 1 << 48 if self.weights is None else self.weights[self.used - 1]
 
     def step(self, step: Step) -> list[int]:
         kind = _kernel(step)
@@ -188,25 +200,39 @@ class _Writer:
         return [*pointers, *sizes, *s.sizes, *x_strides, *s.x_strides, *y_strides, *s.y_strides]
 
 
+def _pack(steps: list[Step], product: int, shared: Shared) -> list[tuple[Tensor, list[int]]]:
+    """For each step the memory of its packed weights, and their pointers."""
+    found = []
+    for step, (_, _, *sizes) in zip(steps, _measure(_code(_Writer(product), steps)), strict=True):
+        starts, total = [], 0
+        for size in filter(None, sizes):
+            starts.append(total)
+            total += -(-size // 64) * 64
+        if starts:
+            made = torch.zeros(total // 4 + LINE, dtype=torch.float32)
+            code = _code(_Writer(product, [(1 << 48) + start for start in starts]), [step])
+            torch.ops.separable.program_pack(code, _weights(step), made)
+            kept = shared.packed(made)
+            found.append((kept, [_ADDRESS + first_line(kept) + start for start in starts]))
+    return found
+
+
 def _write(
-    steps: list[Step], inputs: list[Memory], outputs: list[Memory], product: int
+    steps: list[Step], inputs: list[Memory], outputs: list[Memory], product: int, weights: list[int]
 ) -> tuple[Tensor, Tensor, int, int]:
     """The code, the constants, floats of workspace and bytes of scratch memory for each thread."""
     measures = _measure(_code(_Writer(product), steps))
     for step, (units, *_) in zip(steps, measures, strict=True):
         if step.sums is not None:
             settle_sums(steps, step, units)
-    weights = [tensor for step in steps for tensor in _weights(step)]
     measures = _measure(_code(_Writer(product), steps))
-    packed_bytes = [b for _, _, *sizes in measures for b in sizes if b]
     outside = {memory: (2 + i) << 48 for i, memory in enumerate((*inputs, *outputs))}
     offsets, floats = lay_out(steps, set(outside))
     addresses = {**outside, **{memory: 4 * at for memory, at in offsets.items()}}
-    writer = _Writer(product, packed_bytes, addresses)
+    writer = _Writer(product, weights, addresses)
     code = _code(writer, steps)
-    constants = torch.zeros(writer.constants.floats + _LINE, dtype=torch.float32)
-    torch.ops.separable.program_pack(code, weights, constants)
-    skipped = -(constants.data_ptr() // 4) % _LINE  # to the first multiple of 64 bytes
+    constants = torch.zeros(writer.constants.floats + LINE, dtype=torch.float32)
+    skipped = (first_line(constants) - constants.data_ptr()) // 4
     for at, values in writer.constants.vectors:
         constants[skipped + at : skipped + at + values.numel()] = values
     return code, constants, floats, -(-max((m[1] for m in measures), default=0) // 64) * 64

@@ -33,6 +33,9 @@ class Report:
     isa: str | None
     missing: str = ""
     programs: int = 0  # native calls that one forward takes
+    plans: int = 0  # of this network, for other inputs too
+    bytes: int = 0  # that they take together: packed weights, which they share, code and workspaces
+    budget_bytes: int = 0  # above which the plans that were used longest ago leave
 
     @property
     def left_alone(self) -> list[Row]:
@@ -42,6 +45,10 @@ class Report:
         kernels = f"native kernels for {self.isa}" if self.isa else f"no native kernels: {self.missing}"
         done = len(self.rows) - len(self.left_alone)
         lines = [f"{done} of {len(self.rows)} operations in {self.programs} programs; {kernels}"]
+        if self.plans:
+            lines.append(
+                f"{self.plans} plans take {self.bytes / 1e6:.1f} MB of at most {self.budget_bytes / 1e6:.1f} MB"
+            )
         counted = Counter(row.kernel for row in self.rows)
         lines += [f"{count:5}  {kernel}" for kernel, count in counted.most_common()]
         reasons = Counter((row.operation, row.reason) for row in self.left_alone)
