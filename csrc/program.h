@@ -1,7 +1,7 @@
 // A whole network, or a part of one, as a list of steps that one call runs; no torch, no allocation.
 //
 // A program is a list of int64: for each step its kind, the number of its fields, its fields. Fields are the members of the kernel's
-// argument struct in their order (program.cpp reads them, separable/acceleration/program.py writes them). A pointer is
+// argument struct in their order (program.cpp reads them, separable/acceleration/operations write them). A pointer is
 // (base << 48) + offset in bytes, -1 for null; a float is its bits. Bases are runs of memory: 0 the workspace, 1 constants, then the
 // inputs and outputs; 0x7fff, SEP_ADDRESS, stands for memory from address 0 on: what follows is an address, of packed weights.
 #pragma once

@@ -11,10 +11,13 @@ from norms import lived_in
 from separable import _native, models
 from separable.acceleration import reference
 from separable.acceleration.memory import lay_out
+from separable.acceleration.operations.elementwise import Affine
+from separable.acceleration.operations.relayout import Relayout
+from separable.acceleration.places import Memory, contiguous
 from separable.acceleration.plan import Plan
 from separable.acceleration.program import Program
 from separable.acceleration.state import State
-from separable.acceleration.steps import Memory, Step, contiguous
+from separable.acceleration.steps import Step
 from separable.acceleration.tape import follow
 
 needs_kernels = pytest.mark.skipif(bool(_native.missing), reason=f"no native kernels: {_native.missing}")
@@ -53,7 +56,7 @@ def test_each_step_agrees_with_torch(name, size, isa):
     with _native.force(isa):
         checked = 0
         for step in steps_of(name, size):
-            if step.kind == "relayout":  # below: its result may be part of another's memory
+            if isinstance(step, Relayout):  # below: its result may be part of another's memory
                 continue
             alone = dataclasses.replace(step, sums=None)
             tensors = {memory: torch.randn(memory.floats) for memory in alone.reads}
@@ -61,7 +64,7 @@ def test_each_step_agrees_with_torch(name, size, isa):
             reference.run([alone], runs)
             expected, actual = runs[step.y], computed(alone, tensors)
             scale = expected.abs().max()
-            assert ((actual - expected).abs().max() / scale).item() < 2e-5, (step.kind, [p.kind for p in step.parts])
+            assert ((actual - expected).abs().max() / scale).item() < 2e-5, step.name
             checked += 1
         assert checked > 10
 
@@ -77,7 +80,7 @@ def test_relayout_copies_between_any_two_orders(isa):
             orders = [draw.sample(range(dims), dims) for _ in range(2)]
             x_strides, y_strides = (_strides(shape, order) for order in orders)
             count = torch.Size(shape).numel()
-            step = Step("relayout", Memory(count), Memory(count + 7), [], y_offset=7)
+            step = Relayout(Memory(count), Memory(count + 7), [], y_offset=7)
             step.sizes, step.x_strides, step.y_strides = shape, x_strides, y_strides
             x = torch.randn(count)
             made = computed(step, {step.x: x})
@@ -95,7 +98,7 @@ def test_a_program_that_makes_no_sense_is_refused():
     code = torch.tensor([99, 2, 0, 0])
     with pytest.raises(RuntimeError, match="makes no sense"):
         torch.ops.separable.program_measure(code, torch.zeros(5, dtype=torch.int64))
-    step = Step("affine", Memory(8), Memory(8), [], activation="relu", rows=2, c_in=4)
+    step = Affine(Memory(8), Memory(8), [], activation="relu", rows=2, c_in=4)
     program = Program([step], [step.x], [step.y])
     with pytest.raises(RuntimeError, match="makes no sense"):  # the output is missing
         program.run([torch.zeros(8)], [])
@@ -108,9 +111,7 @@ def test_memory_that_is_needed_at_once_is_apart():
     draw = random.Random(1)
     for _ in range(50):
         runs = [Memory(draw.randint(1, 200)) for _ in range(12)]
-        steps = [
-            Step("affine", runs[draw.randrange(i)], runs[i], [], other=runs[draw.randrange(i)]) for i in range(1, 12)
-        ]
+        steps = [Affine(runs[draw.randrange(i)], runs[i], [], other=runs[draw.randrange(i)]) for i in range(1, 12)]
         offsets, total = lay_out(steps, {runs[0], runs[11]})
         last = {m: max([i for i, s in enumerate(steps) if m in (s.y, *s.reads)], default=0) for m in offsets}
         first = {m: next(i for i, s in enumerate(steps) if m is s.y) for m in offsets}

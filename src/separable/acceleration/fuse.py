@@ -7,12 +7,16 @@ become chains, whose wide tensors stay in the processor's cache.
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
-from separable.acceleration.steps import Memory, Step
-
-_MAPS = ("depthwise", "dense", "pointwise")
+from separable.acceleration.operations.depthwise_conv import DepthwiseConv
+from separable.acceleration.operations.elementwise import Add, Affine, Scale
+from separable.acceleration.operations.layer_norm import LayerNorm
+from separable.acceleration.operations.pointwise_conv import PointwiseConv
+from separable.acceleration.operations.pool import Pool
+from separable.acceleration.operations.separable_conv import SeparableConv
+from separable.acceleration.places import Memory
+from separable.acceleration.steps import Step
 
 
 class Fusion:
@@ -22,10 +26,8 @@ class Fusion:
         self.steps, self.kept = list(steps), kept
 
     def run(self) -> list[Step]:
-        for rule in (_affine_into_map, _norm_into_pointwise, _scale_into_pointwise, _add_into_map, _affine_into_map):
+        for rule in _RULES:
             self._everywhere(rule)
-        self._everywhere(_chain)
-        self._everywhere(_mean_of_chain)
         return self.steps
 
     def _everywhere(self, rule: Callable[["Fusion", Step], bool]) -> None:
@@ -54,28 +56,19 @@ class Fusion:
         self.steps.remove(step)
 
 
-def _affine_into_map(fusion: Fusion, step: Step) -> bool:
-    maker = fusion.made_for(step, step.x) if step.kind == "affine" else None
+def _affine_into_maker(fusion: Fusion, step: Step) -> bool:
+    maker = fusion.made_for(step, step.x) if isinstance(step, Affine) else None
     if maker is None or maker.activation is not None or maker.c_out != step.c_out:
         return False
-    if maker.kind in _MAPS and maker.other is None and maker.weight is not None:
+    if maker.takes_factors and maker.other is None:
         maker.weight, maker.bias = _mapped(maker.weight, maker.bias, step)
-    elif maker.kind in ("affine", "norm") and maker.other is None:
-        maker.weight, maker.bias = _mapped(maker.weight, maker.bias, step)
-        if maker.kind == "norm" and step.activation is not None:
-            return _move_activation(maker, step)
-    elif not (maker.kind in (*_MAPS, "add", "scale") and step.weight is None and step.bias is None):
+        step.weight = step.bias = None
+    if step.weight is not None or step.bias is not None or not (maker.takes_activation or step.activation is None):
         return False
     maker.activation, maker.activation_last, maker.y = step.activation, True, step.y
     maker.covers += step.covers
     fusion.remove(step)
     return True
-
-
-def _move_activation(norm: Step, step: Step) -> bool:
-    """A norm has no activation: the factors go into it, the activation stays behind."""
-    step.weight = step.bias = None
-    return False
 
 
 def _mapped(weight: Tensor | None, bias: Tensor | None, step: Step) -> tuple[Tensor | None, Tensor | None]:
@@ -91,8 +84,10 @@ def _mapped(weight: Tensor | None, bias: Tensor | None, step: Step) -> tuple[Ten
 
 
 def _norm_into_pointwise(fusion: Fusion, step: Step) -> bool:
-    norm = fusion.made_for(step, step.x) if step.kind == "pointwise" else None
-    if norm is None or norm.kind != "norm" or step.x_stride != step.c_in or step.weight is None:
+    if not isinstance(step, PointwiseConv) or not step.reads_dense_rows:
+        return False
+    norm = fusion.made_for(step, step.x)
+    if not isinstance(norm, LayerNorm) or step.weight is None:
         return False
     weight = step.weight.reshape(step.c_out, step.c_in).double()
     if norm.bias is not None:
@@ -106,8 +101,10 @@ def _norm_into_pointwise(fusion: Fusion, step: Step) -> bool:
 
 
 def _scale_into_pointwise(fusion: Fusion, step: Step) -> bool:
-    scale = fusion.made_for(step, step.x) if step.kind == "pointwise" else None
-    if scale is None or scale.kind != "scale" or scale.activation or step.normalize or step.x_stride != step.c_in:
+    if not isinstance(step, PointwiseConv) or not step.reads_dense_rows or step.normalize:
+        return False
+    scale = fusion.made_for(step, step.x)
+    if not isinstance(scale, Scale) or scale.activation:
         return False
     step.x, step.x_offset, step.gate = scale.x, scale.x_offset, scale.gate
     step.image_rows = scale.image_rows  # rows that share a gate
@@ -116,15 +113,15 @@ def _scale_into_pointwise(fusion: Fusion, step: Step) -> bool:
     return True
 
 
-def _add_into_map(fusion: Fusion, step: Step) -> bool:
+def _add_into_maker(fusion: Fusion, step: Step) -> bool:
     """The later of the two operands' makers takes the other operand in, and runs where the sum stood."""
-    if step.kind != "add" or step.x_offset or step.x is step.other:
+    if not isinstance(step, Add) or step.x_offset or step.x is step.other:
         return False
     makers = [(fusion.made_for(step, memory), memory) for memory in (step.x, step.other)]
     fit = [
         (maker, step.other if memory is step.x else step.x)
         for maker, memory in makers
-        if maker is not None and maker.kind in ("dense", "pointwise") and maker.other is None
+        if maker is not None and maker.takes_residual and maker.other is None
     ]
     if not fit:
         return False
@@ -142,25 +139,16 @@ def _add_into_map(fusion: Fusion, step: Step) -> bool:
 
 def _chain(fusion: Fusion, step: Step) -> bool:
     """Pointwise and depthwise steps, each reading the one before: at most one of them depthwise, none gated."""
-    if step.kind not in ("pointwise", "depthwise") or step.gate is not None:
-        return False
-    if step.kind == "depthwise" and step.c_in != step.c_out:
+    if (not isinstance(step, PointwiseConv) and not _is_depthwise(step)) or step.gate is not None:
         return False
     parts = _longest(fusion, step)
-    if len(parts) == 2 and step.kind == "depthwise" and len(_longest(fusion, parts[1])) == 3:
+    if len(parts) == 2 and _is_depthwise(step) and len(_longest(fusion, parts[1])) == 3:
         return False  # the longer chain, from the pointwise step on, keeps more out of memory
-    if len(parts) == 1 and step.kind == "pointwise":
+    if len(parts) == 1 and isinstance(step, PointwiseConv):
         return False
     if not _worthwhile(fusion, parts):
         return False
-    last = parts[-1]
-    chain = Step("separable", step.x, last.y, [call for part in parts for call in part.covers], step.x_offset)
-    chain.parts, chain.c_out, chain.batch = (
-        parts,
-        last.c_out,
-        _depthwise_of(parts).batch if _has_depthwise(parts) else 1,
-    )
-    fusion.steps[fusion.steps.index(last)] = chain
+    fusion.steps[fusion.steps.index(parts[-1])] = SeparableConv.of(parts)
     for part in parts[:-1]:
         fusion.remove(part)
     return True
@@ -178,72 +166,61 @@ def _longest(fusion: Fusion, step: Step) -> list[Step]:
 
 def _follows(fusion: Fusion, parts: list[Step], step: Step) -> bool:
     before = parts[-1]
-    if fusion.made_for(step, step.x) is not before or before.other is not None or step.gate or step.normalize:
+    if fusion.made_for(step, step.x) is not before or before.other is not None or step.gate:
         return False
-    if step.kind == "pointwise":
-        return step.x_stride == step.c_in and (
-            before.kind == "depthwise" or (len(parts) == 1 and not _widens(fusion, step))
-        )
-    return step.kind == "depthwise" and step.c_in == step.c_out and len(parts) == 1 and before.kind == "pointwise"
+    if isinstance(step, PointwiseConv):
+        fits = step.reads_dense_rows and not step.normalize
+        return fits and (_is_depthwise(before) or (len(parts) == 1 and not _widens(fusion, step)))
+    return _is_depthwise(step) and len(parts) == 1 and isinstance(before, PointwiseConv)
+
+
+def _is_depthwise(step: Step) -> bool:
+    """With one map a channel, as chains have it."""
+    return isinstance(step, DepthwiseConv) and step.c_in == step.c_out
 
 
 def _widens(fusion: Fusion, step: Step) -> bool:
     """Whether a depthwise step alone reads it: then it begins a bottleneck of its own."""
     readers = fusion.readers(step.y)
-    return len(readers) == 1 and readers[0].kind == "depthwise"
+    return len(readers) == 1 and isinstance(readers[0], DepthwiseConv)
 
 
 def _worthwhile(fusion: Fusion, parts: list[Step]) -> bool:
     """A depthwise step alone becomes a chain only where it can leave the sums for a mean."""
     if len(parts) > 1:
-        return parts[0].x_stride in (0, parts[0].c_in)
-    return any(_is_mean(reader) for reader in fusion.readers(parts[0].y))
-
-
-def _has_depthwise(parts: list[Step]) -> bool:
-    return any(part.kind == "depthwise" for part in parts)
-
-
-def _depthwise_of(parts: list[Step]) -> Step:
-    return next(part for part in parts if part.kind == "depthwise")
-
-
-def _is_mean(step: Step) -> bool:
-    return step.kind == "pool" and step.average and step.kernel == step.size and step.out == (1, 1)
+        return not isinstance(parts[0], PointwiseConv) or parts[0].x_stride in (0, parts[0].c_in)
+    return any(isinstance(reader, Pool) and reader.is_mean for reader in fusion.readers(parts[0].y))
 
 
 def _mean_of_chain(fusion: Fusion, step: Step) -> bool:
     """The mean over each image reads the sums that the chain which makes the image leaves."""
-    maker = fusion.maker(step.x) if _is_mean(step) and step.x_offset == 0 else None
-    if maker is None or maker.kind != "separable" or maker.parts[-1].kind != "depthwise" or maker.sums is not None:
+    if not isinstance(step, Pool) or not step.is_mean or step.x_offset:
         return False
-    maker.sums = Memory(0)  # its size follows from the number of tiles, which the kernels say
-    step.x, step.factor = maker.sums, 1 / (step.size[0] * step.size[1])
-    step.size, step.kernel = (0, 1), (0, 1)  # tiles of an image: likewise
+    chain = fusion.maker(step.x)
+    if not isinstance(chain, SeparableConv) or not _is_depthwise(chain.parts[-1]) or chain.sums is not None:
+        return False
+    chain.sums = Memory(0)  # its size follows from the number of tiles, which the kernels say
+    step.x, step.factor = chain.sums, 1 / (step.size[0] * step.size[1])
+    step.size = step.kernel_size = (0, 1)  # tiles of an image: likewise
     return True
+
+
+_RULES = (
+    _affine_into_maker,
+    _norm_into_pointwise,
+    _scale_into_pointwise,
+    _add_into_maker,
+    _affine_into_maker,
+    _chain,
+    _mean_of_chain,
+)
 
 
 def settle_sums(steps: list[Step], chain: Step, units: int) -> None:
     """Once the number of tiles is known: the size of their sums, and that the mean reads that many rows an image."""
+    assert isinstance(chain, SeparableConv)
     assert chain.sums is not None
-    batch = next(part for part in chain.parts if part.kind == "depthwise").batch
-    tiles = units // batch
     chain.sums.floats = units * chain.c_out
     for step in steps:
-        if step.x is chain.sums:
-            step.size, step.kernel = (tiles, 1), (tiles, 1)
-
-
-def parameters(step: Step) -> list[Tensor]:
-    """The weights of the step's maps as packing reads them, dense: [filters, taps], [C_out, C_in].
-
-    A dense convolution's is [O, I, kh, kw] where the pixels of its input lie side by side, else [O, kh, kw, I], as
-    csrc/dense_conv.h reads it; of one channel both are the same.
-    """
-    found = []
-    for part in step.parts or [step]:
-        if part.kind in _MAPS and part.weight is not None:
-            channels_last = part.kind == "dense" and part.x_strides[3] != 1
-            weight = part.weight.permute(0, 2, 3, 1) if channels_last else part.weight.flatten(1)
-            found.append(weight.to(torch.float32).contiguous())
-    return found
+        if isinstance(step, Pool) and step.x is chain.sums:
+            step.size = step.kernel_size = (units // chain.batch, 1)

@@ -1,11 +1,12 @@
 """The small language between a tape and memory: convolutions, linear maps, norms, pools, sums, views.
 
 A `Node` reads values of the tape by number and makes others. Batch norm, a layer's scale and every activation are one
-kind, `affine`, so that nothing after this knows more than these few.
+kind, an affine map, so that nothing after this knows more than these few.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,29 +27,21 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(eq=False)
 class Node:
-    """One step. Which fields mean something depends on `kind`:
+    """One operation between values. Those of an accelerated operation's file know how they are laid out, others read:
 
-    conv         weight [O, I/groups, kh, kw], bias, window, groups; input [N, C, H, W]
-    linear       weight [O, I], bias; maps the last dimension
-    affine       x * weight + bias along `dim`, then activation; each may be missing
-    norm         weight, bias or None, eps: layer norm of the last dimension
-    mean         over H and W of [N, C, H, W], which stay as ones or go
-    pool         window, kernel, average, counts_padding: largest or mean of each window
-    add          of two values of one shape
-    multiply     of two values of one shape
-    scale        [N, C, H, W] times a gate [N, C, 1, 1]
-    cat          along `dim`
-    pad          window.pairs, value
-    view         call: permute, reshape, split and their kin, or identity
-    torch        call, left alone for `reason`
+    lay_out     adds its steps to a layout; None: torch runs the call, for `reason`
+    is_heavy    worth to enter a program for; a run of nodes that holds none such would cost more than it saves
+    is_view     call: permute, reshape, split and their kin, or identity; its results are not made but shown
+    border      the value by which it pads as it goes, None where it does not: see `window`
+    pads_by     of a pad alone, with window.pairs: the value
     """
 
-    kind: str
+    lay_out: "LayOut | None"
     inputs: list[int]
     outputs: list[int]
     call: Call
     reason: str = ""
-    weight: Tensor | None = None
+    weight: Tensor | None = None  # of a convolution [O, I/groups, kh, kw], a linear map [O, I], or [C]
     bias: Tensor | None = None
     window: Window | None = None
     kernel: tuple[int, ...] = ()
@@ -58,27 +51,26 @@ class Node:
     eps: float = 0.0
     average: bool = False
     counts_padding: bool = True
-    value: float = 0.0
+    is_heavy: bool = False
+    is_view: bool = False
+    border: float | None = None
+    pads_by: float | None = None
     merged: list[Call] = field(default_factory=list)  # calls that are part of it now
 
     @property
     def output(self) -> int:
         return self.outputs[0]
 
+    @property
+    def is_native(self) -> bool:
+        return self.lay_out is not None
+
     def leave_alone(self, reason: str) -> None:
         """Give the operation back to torch."""
-        self.kind, self.reason = "torch", reason
+        self.lay_out, self.is_view, self.reason = None, False, reason
 
-    def is_depthwise(self) -> bool:
-        """Groups of channels filtered on their own: [C*m, 1, kh, kw] makes m maps of each, [C/m, m, kh, kw] sums m."""
-        return self.kind == "conv" and self.groups > 1
 
-    def is_pointwise(self) -> bool:
-        """A map of each pixel's channels: kernel and stride 1, nothing padded."""
-        if self.kind != "conv" or self.groups != 1 or self.weight is None or self.window is None:
-            return False
-        ones = all(k == 1 for k in self.weight.shape[2:]) and all(s == 1 for s in self.window.stride)
-        return ones and not any(before or after for before, after in self.window.pairs)
+LayOut = Callable[[Any, Node], None]  # the first is a Layout
 
 
 def play(call: Call, read: Callable[[int], Tensor]) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """Lay the results of steps into one workspace: two that are never needed at once share their place."""
 
-from separable.acceleration.steps import Memory, Step
+from separable.acceleration.places import Memory
+from separable.acceleration.steps import Step
 
 _LINE = 16  # floats in 64 bytes
 

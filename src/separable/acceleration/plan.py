@@ -15,15 +15,15 @@ from separable import _native
 from separable.acceleration import reference
 from separable.acceleration.fuse import Fusion, settle_sums
 from separable.acceleration.graph import Node
+from separable.acceleration.layout import Layout
 from separable.acceleration.lower import lower
+from separable.acceleration.operations.relayout import copy
+from separable.acceleration.places import Memory, Place, contiguous, same_order
 from separable.acceleration.program import Program
 from separable.acceleration.shared import Shared
-from separable.acceleration.steps import Layout, Memory, Place, Step, contiguous, same_order
+from separable.acceleration.steps import Step
 from separable.acceleration.tape import Ref, Tape
 from separable.inputs import own_copy
-
-# A part between operations of torch that holds none of these would cost more to enter than it saves.
-_WORTH_A_PROGRAM = ("conv", "linear", "norm", "pool", "mean")
 
 
 @dataclass
@@ -235,8 +235,8 @@ def _cut(nodes: list[Node]) -> list[Part]:
     made: set[int] = set()
     for node in nodes:
         made.update(node.outputs)
-        views_torch = node.kind == "view" and (node.inputs[0] in by_torch or node.inputs[0] not in made)
-        native = node.kind != "torch" and not views_torch
+        views_torch = node.is_view and (node.inputs[0] in by_torch or node.inputs[0] not in made)
+        native = node.is_native and not views_torch
         if not native:
             by_torch.update(node.outputs)
         if native and parts and parts[-1].native:
@@ -249,12 +249,12 @@ def _cut(nodes: list[Node]) -> list[Part]:
 
 
 def _is_worth_it(part: Part) -> bool:
-    return part.native and any(node.kind in _WORTH_A_PROGRAM for node in part.nodes)
+    return part.native and any(node.is_heavy for node in part.nodes)
 
 
 def _given_back(part: Part) -> list[Part]:
     for node in part.nodes:
-        if node.kind not in ("torch", "view"):
+        if node.is_native and not node.is_view:
             node.leave_alone("it stands between operations that torch runs, and to enter a program costs more")
     return [Part([node], False) for node in part.nodes]
 
@@ -277,7 +277,8 @@ class _Laying:
                 continue
             self.layout.steps = []
             for node in part.nodes:
-                self.layout.add(node)
+                assert node.lay_out is not None
+                node.lay_out(self.layout, node)
             for number in dict.fromkeys(n for node in part.nodes for n in node.outputs):
                 if number in self.wanted:
                     part.exports.append((number, self._as_torch_has_it(number)))
@@ -291,7 +292,7 @@ class _Laying:
         dense = span == torch.Size(value.shape).numel()
         strides = value.strides if dense else contiguous(value.shape)
         memory = Memory(torch.Size(value.shape).numel())
-        return self.layout.copy(place, value.shape, strides, (memory, 0))
+        return copy(self.layout, place, value.shape, strides, (memory, 0))
 
 
 def _read_later(parts: list[Part]) -> list[set[Memory]]:

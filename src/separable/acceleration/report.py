@@ -56,20 +56,6 @@ class Report:
         return "\n".join(lines)
 
 
-_KERNELS = {
-    "depthwise": "depthwise_conv",
-    "dense": "dense_conv",
-    "pointwise": "pointwise_conv",
-    "separable": "separable_conv",
-    "affine": "elementwise",
-    "add": "elementwise",
-    "scale": "elementwise",
-    "norm": "layer_norm",
-    "pool": "pool",
-    "relayout": "relayout",
-}
-
-
 def report_of(plan: Plan) -> Report:
     """The report of a plan: its programs' steps, and torch's calls with their reasons; views are no operations."""
     programs = sum(bool(part.steps) for part in plan.parts) if _native.path else 0
@@ -78,7 +64,7 @@ def report_of(plan: Plan) -> Report:
 
 def _rows(part: Part) -> list[Row]:
     if not part.native:
-        return [Row(n.call.layer, n.call.name, "torch", n.reason) for n in part.nodes if n.kind == "torch"]
+        return [Row(n.call.layer, n.call.name, "torch", n.reason) for n in part.nodes if not n.is_native]
     return [
         Row(call.layer, call.name, _kernel(step), "" if _native.path else _native.missing)
         for step in part.steps
@@ -87,9 +73,4 @@ def _rows(part: Part) -> list[Row]:
 
 
 def _kernel(step: Step) -> str:
-    if _native.path is None:
-        return "torch"
-    if step.kind != "separable":
-        return _KERNELS[step.kind]
-    kinds = [part.kind for part in step.parts]
-    return f"separable_conv ({' + '.join(kinds)})" if len(kinds) > 1 else "separable_conv"
+    return "torch" if _native.path is None else step.name

@@ -1,0 +1,42 @@
+"""Convolutions of every kind become nodes here; the first kernel that fits one lays it out."""
+
+from separable.acceleration.calls import Arguments, LeaveAloneError, pair
+from separable.acceleration.graph import Node
+from separable.acceleration.layout import Layout
+from separable.acceleration.operations.dense_conv import DenseConv
+from separable.acceleration.operations.depthwise_conv import DepthwiseConv
+from separable.acceleration.operations.pointwise_conv import PointwiseConv
+from separable.functional.arguments import Window
+
+_KERNELS = (DepthwiseConv, PointwiseConv, DenseConv)  # in the order in which they are asked
+
+
+def _conv(a: Arguments) -> Node:
+    images, weight = a.images("input"), a.constant("weight")
+    assert weight is not None
+    stride, dilation = pair(a["stride"]), pair(a["dilation"])
+    if isinstance(a["padding"], str):
+        totals = [d * (k - 1) if a["padding"] == "same" else 0 for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        pairs = tuple((total // 2, total - total // 2) for total in totals)
+    else:
+        pairs = tuple((p, p) for p in pair(a["padding"]))
+    if 0 in images.shape[1:]:
+        raise LeaveAloneError("its input is empty")
+    node = a.node(_lay_out, "input", weight=weight, bias=a.constant("bias"), window=Window(stride, pairs, dilation))
+    node.groups, node.border, node.is_heavy = a["groups"], 0.0, True
+    if not any(kernel.fits(node) for kernel in _KERNELS):
+        raise LeaveAloneError(_why_none_fits(node.groups, images.shape[1], weight.shape[0]))
+    return node
+
+
+def _why_none_fits(groups: int, channels: int, filters: int) -> str:
+    if groups != min(channels, filters):
+        return f"its {groups} groups each make {filters // groups} maps of {channels // groups} channels"
+    return f"its depth multiplier is {max(channels, filters) // groups}, more than 4"
+
+
+def _lay_out(layout: Layout, node: Node) -> None:
+    next(kernel for kernel in _KERNELS if kernel.fits(node)).lay_out(layout, node)
+
+
+CALLS = {"aten::conv2d": _conv}
