@@ -1,10 +1,9 @@
-// Convolution that mixes channels and pixels: stems (3x3 stride 2 on 3 channels), patches (4x4 stride 4), downsampling; no groups.
+// Convolution that mixes channels and pixels, of all channels or of groups of them: any kernel, stride, padding and dilation.
 //
-// pointwise_conv multiplies. Where weights are small, in float32 and by matrix tiles, a row of output is the product of overlapping
-// windows on kh padded rows of the input (has_windows in dense_conv.cpp says when); else a tile of output pixels gathers its patches
-// (kh*kw*channels floats each) in scratch memory, and the weights are read once for many rows. The input may lie in any order: torch's
-// default layout is read as it is. y is channels-last. The weight to pack has the order of x, so x_stride must be set: torch's own where
-// pixels lie side by side, else channels-last. Use as pointwise_conv.h.
+// pointwise_conv multiplies: overlapping windows on rows of the input (dense_windows.h), or where these do not fit, patches gathered in
+// scratch memory (dense_patches.h). The input may lie in any order: torch's default layout is read as it is, faster of few channels. y is
+// channels-last. The weight to pack has the order of x, so x_stride must be set: torch's own where pixels lie side by side and groups
+// is 1, else channels-last. Use as pointwise_conv.h.
 #pragma once
 #include "pointwise_conv.h"
 
@@ -14,7 +13,7 @@ typedef struct sep_dense_conv_args {
   const float* bias;      // filters floats, or null
   const float* residual;  // like y, or null
   float* y;               // (batch, out[0], out[1], filters)
-  int64_t batch, channels, filters, size[2], out[2];       // H W
+  int64_t batch, channels, filters, groups, size[2], out[2];  // H W; groups divides channels and filters
   int64_t x_stride[4];                                     // floats to the next image, channel, row, pixel
   int32_t kernel[2], stride[2], padding[2], dilation[2];   // padding before; what is after follows from `out`
   int32_t activation, residual_first, product;             // as in pointwise_conv.h
@@ -22,7 +21,7 @@ typedef struct sep_dense_conv_args {
 
 typedef struct sep_dense_conv_kernels {
   int64_t (*packed_bytes)(const sep_dense_conv_args*);
-  void (*pack_weight)(const sep_dense_conv_args*, const float* weight, void* packed);  // (filters, kh, kw, channels)
+  void (*pack_weight)(const sep_dense_conv_args*, const float* weight, void* packed);  // (filters, kh, kw, channels/groups)
                                                                                // or (filters, channels, kh, kw): see above
   int64_t (*units)(const sep_dense_conv_args*);
   int64_t (*scratch_bytes)(const sep_dense_conv_args*);

@@ -12,6 +12,7 @@
 #include "pool.h"
 #include "relayout.h"
 #include "separable_conv.h"
+#include "winograd_conv.h"
 
 namespace {
 
@@ -120,9 +121,22 @@ struct Depthwise : Kind<SEP_STEP_DEPTHWISE, sep_depthwise_conv_args, sep_depthwi
 struct Dense : Kind<SEP_STEP_DENSE, sep_dense_conv_args, sep_dense_conv> {
   static void read(Reader& r, Args& a) {
     r.pointers(a.x, a.weight, a.bias, a.residual, a.y);
-    r.numbers(a.batch, a.channels, a.filters, a.size, a.out, a.x_stride, a.kernel, a.stride, a.padding, a.dilation);
+    r.numbers(a.batch, a.channels, a.filters, a.groups, a.size, a.out, a.x_stride, a.kernel, a.stride, a.padding, a.dilation);
     r.numbers(a.activation, a.residual_first);
     r.product(a.product);
+    r.failed |= a.groups < 1 || a.channels % a.groups || a.filters % a.groups;
+  }
+  template <class Visit>
+  static void each_weight(const Args& a, Visit visit) {
+    visit(table()->packed_bytes(&a), a.weight, [&](const float* from, void* to) { table()->pack_weight(&a, from, to); });
+  }
+};
+
+struct Winograd : Kind<SEP_STEP_WINOGRAD, sep_winograd_conv_args, sep_winograd_conv> {
+  static void read(Reader& r, Args& a) {
+    r.pointers(a.x, a.weight, a.bias, a.residual, a.y);
+    r.numbers(a.batch, a.channels, a.filters, a.size, a.out, a.x_stride, a.padding, a.activation, a.residual_first, a.tile);
+    r.failed |= a.tile != 2 && a.tile != 4;
   }
   template <class Visit>
   static void each_weight(const Args& a, Visit visit) {
@@ -216,7 +230,7 @@ struct Kinds {
     return ((number == All::number && use<All>(r, with)) || ...);
   }
 };
-typedef Kinds<Depthwise, Dense, Pointwise, Separable, Elementwise, LayerNorm, Pool, Relayout> AllKinds;
+typedef Kinds<Depthwise, Dense, Pointwise, Separable, Elementwise, LayerNorm, Pool, Relayout, Winograd> AllKinds;
 
 // Calls `with` on the kind and the arguments of every step.
 template <class Use>

@@ -207,6 +207,18 @@ SEP_INLINE void transpose(V rows[kLanes]) {
 
 // Where the condition (all bits or none, from a comparison of vectors) holds, a, else b.
 SEP_INLINE V select(VI condition, V a, V b) { return (V)((condition & (VI)a) | (~condition & (VI)b)); }
+// Whether the condition holds anywhere.
+SEP_INLINE bool any(VI condition) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)condition, (__m512i)condition) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)condition, (__m256i)condition);
+#else
+  int32_t all = 0;
+  for (int i = 0; i < kLanes; ++i) all |= condition[i];
+  return all != 0;
+#endif
+}
 #if defined(__AVX512F__)  // where either is NaN these give the second, which is a
 SEP_INLINE V maximum(V a, V b) { return (V)_mm512_max_ps((__m512)b, (__m512)a); }
 SEP_INLINE V minimum(V a, V b) { return (V)_mm512_min_ps((__m512)b, (__m512)a); }

@@ -10,6 +10,7 @@ bool test_pointwise_conv();
 bool test_pointwise_conv_bfloat16();
 bool test_separable_conv();
 bool test_dense_conv();
+bool test_winograd_conv();
 bool test_rowwise();
 bool test_activation_gradient();
 bool test_batch_norm();
@@ -25,7 +26,7 @@ int main() {
       continue;
     }
     for (auto test : {test_depthwise_conv, test_depthwise_conv_backward, test_pointwise_conv, test_pointwise_conv_bfloat16,
-                      test_separable_conv, test_dense_conv, test_rowwise, test_activation_gradient, test_batch_norm,
+                      test_separable_conv, test_dense_conv, test_winograd_conv, test_rowwise, test_activation_gradient, test_batch_norm,
                       test_relayout, test_program})
       good = test() && good;
   }

@@ -44,23 +44,24 @@ Image convolution(Image& x, Floats& weight, Floats& bias, int64_t kernel, bool d
   return y;
 }
 
-const int64_t kH = 40, kW = 33, kPixels = kH * kW, kC = 20, kWide = 24;
+const int64_t kH = 40, kW = 33, kPixels = kH * kW, kC = 20, kWide = 24, kSteps = 9;
 
-// One network: relayout, dense 3x3, depthwise 3x3, pointwise with a residual, depthwise and pointwise as one, add, norm, mean.
+// One network: relayout, dense 3x3, the same by tiles, depthwise 3x3, pointwise with a residual, depthwise and pointwise as one, add, norm, mean.
 struct Network {
-  Floats input{3 * kPixels}, stem{kC * 27}, stem_bias{kC}, deep{kC * 9}, deep_bias{kC}, mix{kC * kC}, mix_bias{kC};
+  Floats input{3 * kPixels}, stem{kC * 27}, stem_bias{kC}, second{kC * 9 * kC}, second_bias{kC};
+  Floats deep{kC * 9}, deep_bias{kC}, mix{kC * kC}, mix_bias{kC};
   Floats last_deep{kC * 9}, last_deep_bias{kC}, widen{kWide * kC}, widen_bias{kWide}, gain{kWide}, offset{kWide};
   Ints program, weight_at;                  // where in the program a packed weight's pointer stands
   std::vector<const float*> weights;
-  std::vector<Floats*> constants{&stem_bias, &deep_bias, &mix_bias, &last_deep_bias, &widen_bias, &gain, &offset};
+  std::vector<Floats*> constants{&stem_bias, &second_bias, &deep_bias, &mix_bias, &last_deep_bias, &widen_bias, &gain, &offset};
   int64_t packed_bytes = 0;
 
   Network() {
     unsigned seed = 1;
     fill(input, seed);
-    for (Floats* of : {&stem, &deep, &mix, &last_deep, &widen}) {
+    for (Floats* of : {&stem, &second, &deep, &mix, &last_deep, &widen}) {
       fill(*of, ++seed);
-      for (int64_t i = 0; i < of->n; ++i) (*of)[i] /= of == &stem ? 5 : of->n == kC * 9 ? 3 : 4;
+      for (int64_t i = 0; i < of->n; ++i) (*of)[i] /= of == &stem ? 5 : of == &second ? 13 : of->n == kC * 9 ? 3 : 4;
     }
     for (Floats* of : constants) fill(*of, ++seed);
     write();
@@ -89,8 +90,10 @@ struct Network {
   void write() {
     const int64_t a = at(kWorkspace), b = at(kWorkspace, kPixels * kWide), c = at(kWorkspace, 2 * kPixels * kWide);
     step(SEP_STEP_RELAYOUT, {at(kInput), a, 1, 1, 1, 3, kH, kW, 0, 0, 0, kPixels, kW, 1, 0, 0, 0, 1, kW * 3, 3});
-    step(SEP_STEP_DENSE, {a, -2, constant(stem_bias), kNull, b, 1, 3, kC, kH, kW, kH, kW, kPixels * 3, 1, kW * 3, 3,
+    step(SEP_STEP_DENSE, {a, -2, constant(stem_bias), kNull, c, 1, 3, kC, 1, kH, kW, kH, kW, kPixels * 3, 1, kW * 3, 3,
                           3, 3, 1, 1, 1, 1, 1, 1, SEP_RELU, 0, SEP_F32}, {&stem});
+    step(SEP_STEP_WINOGRAD, {c, -2, constant(second_bias), kNull, b, 1, kC, kC, kH, kW, kH, kW, kPixels * kC, 1, kW * kC, kC,
+                             1, 1, SEP_RELU, 0, 4}, {&second});
     step(SEP_STEP_DEPTHWISE, {b, -2, constant(deep_bias), c, 1, kC, kC, kH, kW, kH, kW, 3, 3, 1, 1, 1, 1, 1, 1, SEP_RELU}, {&deep});
     step(SEP_STEP_POINTWISE, {c, -2, constant(mix_bias), kNull, b, a, kNull, kPixels, kC, kC, kC, kC, kC, kPixels,
                               SEP_RELU, 0, 0, SEP_F32, bits(0)}, {&mix});
@@ -109,11 +112,11 @@ struct Network {
   // Packed weights one after another, each at a multiple of 64 bytes, after the constants.
   void place_weights() {
     for (int64_t i : weight_at) program[i] = at(kPacked);
-    Ints measures(8 * SEP_MEASURES);
+    Ints measures(kSteps * SEP_MEASURES);
     sep_program_measure(program.data(), program.size(), measures.data());
     for (const Floats* c : constants) packed_bytes += c->n * 4;
     size_t weight = 0;
-    for (int64_t step = 0; step < 8; ++step)
+    for (int64_t step = 0; step < kSteps; ++step)
       for (int64_t i = 2; i < SEP_MEASURES; ++i)
         if (const int64_t bytes = measures[step * SEP_MEASURES + i]) {
           packed_bytes = (packed_bytes + 63) / 64 * 64;
@@ -131,7 +134,8 @@ struct Network {
   std::vector<double> expected() {
     Image x(kH, kW, 3);
     for (int64_t i = 0; i < input.n; ++i) x.values[i % kPixels * 3 + i / kPixels] = input[i];
-    Image wide = convolution(x, stem, stem_bias, 3, false, true), filtered = convolution(wide, deep, deep_bias, 3, true, true);
+    Image first = convolution(x, stem, stem_bias, 3, false, true), wide = convolution(first, second, second_bias, 3, false, true);
+    Image filtered = convolution(wide, deep, deep_bias, 3, true, true);
     Image mixed = convolution(filtered, mix, mix_bias, 1, false, true);
     for (size_t i = 0; i < mixed.values.size(); ++i) mixed.values[i] += wide.values[i];
     Image again = convolution(mixed, last_deep, last_deep_bias, 3, true, false);
@@ -158,11 +162,11 @@ void last_part_first(int64_t end, int64_t grain, sep_body body, void* context) {
 }
 
 std::vector<float> run(Network& network, char* packed, int64_t threads, Judge& judge) {
-  Ints measures(8 * SEP_MEASURES);
+  Ints measures(kSteps * SEP_MEASURES);
   const auto [program, length] = std::pair((const int64_t*)network.program.data(), (int64_t)network.program.size());
   judge.value("measure", sep_program_measure(program, length, measures.data()), 0, 0);
   int64_t scratch_bytes = 0;
-  for (int64_t step = 0; step < 8; ++step) scratch_bytes = std::max(scratch_bytes, (measures[step * SEP_MEASURES + 1] + 63) / 64 * 64);
+  for (int64_t step = 0; step < kSteps; ++step) scratch_bytes = std::max(scratch_bytes, (measures[step * SEP_MEASURES + 1] + 63) / 64 * 64);
   Aligned scratch(scratch_bytes * threads), workspace(3 * kPixels * kWide * 4);
   Floats output(kWide);
   unwritten(output);
@@ -178,7 +182,7 @@ std::vector<float> run(Network& network, char* packed, int64_t threads, Judge& j
 int64_t measured(const int64_t* program, int64_t length) {
   Buffer<int64_t> copy(length);
   std::copy(program, program + length, copy.p);
-  Ints measures(8 * SEP_MEASURES);
+  Ints measures(kSteps * SEP_MEASURES);
   return sep_program_measure(copy.p, length, measures.data());
 }
 
@@ -222,7 +226,7 @@ bool test_program() {
   const std::vector<double> wanted = network.expected();
   const std::vector<float> alone = run(network, packed.p, 1, judge), shared = run(network, packed.p, 3, judge);
   for (int64_t c = 0; c < kWide; ++c) {
-    judge.value("eight steps", alone[c], wanted[c], 1e-5 * (1 + std::fabs(wanted[c])));
+    judge.value("every step", alone[c], wanted[c], 1e-5 * (1 + std::fabs(wanted[c])));
     judge.value("three threads", shared[c], alone[c], 0);
   }
   judge_nonsense(network, packed.p, judge);

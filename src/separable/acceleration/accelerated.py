@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from separable import _native
+from separable.acceleration.choose import Choices
 from separable.acceleration.plan import Plan
 from separable.acceleration.report import Report, Row, report_of
 from separable.acceleration.shared import Shared
@@ -34,6 +35,7 @@ def accelerate(
     training: bool = False,
     recompute: bool = False,
     dtype: torch.dtype = torch.float32,
+    tune: bool = True,
 ) -> nn.Module:
     """The same network, same outputs, faster on a CPU.
 
@@ -46,6 +48,9 @@ def accelerate(
         recompute: with training, set `recompute` in its separable layers: less memory, a little more work.
         dtype: float32; torch.bfloat16 rounds the factors of matrix products to bfloat16 and sums in float32, on
             processors with AVX512-BF16; outputs then differ by about a percent of the largest.
+        tune: time the forms that a dense convolution can take on its real shape, up to a second a plan, and keep the
+            fastest; the choice travels with pickles. False takes a fixed rule, which gives the same bits in every run;
+            so does torch.use_deterministic_algorithms.
 
     Returns:
         A module that is called as the model is; outputs differ by less than 1e-4 of the largest in float32. Its
@@ -73,7 +78,7 @@ def accelerate(
         return swap_layers(model, recompute)
     _check_dtype(dtype)
     _check_evaluation(model)
-    network = Accelerated(model, dtype)
+    network = Accelerated(model, dtype, tune)
     if example is not None:
         network.plan(*(example if isinstance(example, tuple) else (example,)))
     return network
@@ -82,9 +87,9 @@ def accelerate(
 class Accelerated(nn.Module):
     """A network that runs in native programs, made by `accelerate`; a copy or an unpickled one plans anew."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32):
+    def __init__(self, model: nn.Module, dtype: torch.dtype = torch.float32, tune: bool = True):
         super().__init__()
-        self.model, self.dtype = model, dtype
+        self.model, self.dtype, self.choices = model, dtype, Choices(tune)
         self.eval()
         self._start()
 
@@ -113,7 +118,13 @@ class Accelerated(nn.Module):
         if self._latest is None:
             raise InputError("report", "None", "needs a plan; call the network once, or give accelerate an example")
         if isinstance(self._latest, Report):
-            return replace(self._latest, plans=len(self._plans), bytes=self._bytes(), budget_bytes=self._budget)
+            return replace(
+                self._latest,
+                plans=len(self._plans),
+                bytes=self._bytes(),
+                budget_bytes=self._budget,
+                tuning_ms=self.choices.seconds * 1e3,
+            )
         return Report([Row("", type(self.model).__name__, "torch", self._latest)], _native.isa(), _native.missing)
 
     def plan(self, *args: Any, **kwargs: Any) -> None:
@@ -211,11 +222,14 @@ class Accelerated(nn.Module):
             else:
                 self._plans[call.key] = followed.reason
             return followed.output
-        self._plans[call.key] = plan = Plan(followed.tape, self.dtype, self._shared)
+        self._plans[call.key] = plan = Plan(followed.tape, self.dtype, self._shared, self._choices())
         self._latest = report_of(plan)
         plan.drop_what_made_it()
         self._make_room(plan)
         return followed.output if followed.has_effects else _played(plan, call)
+
+    def _choices(self) -> Choices:
+        return Choices(tune=False) if torch.are_deterministic_algorithms_enabled() else self.choices
 
     def _make_room(self, plan: Plan) -> None:
         """Let plans go, least recently used first, until what is kept fits the budget."""

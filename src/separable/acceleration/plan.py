@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from separable import _native
 from separable.acceleration import reference
+from separable.acceleration.choose import Choices
 from separable.acceleration.fuse import Fusion, settle_sums
 from separable.acceleration.graph import Node
 from separable.acceleration.layout import Layout
@@ -39,8 +40,14 @@ class Part:
 class Plan:
     """`run(tensors)` gives the leaves of what the network returns."""
 
-    def __init__(self, tape: Tape, dtype: torch.dtype = torch.float32, shared: Shared | None = None):
-        self.tape, self.dtype, self._shared = tape, dtype, shared or Shared()
+    def __init__(
+        self,
+        tape: Tape,
+        dtype: torch.dtype = torch.float32,
+        shared: Shared | None = None,
+        choices: Choices | None = None,
+    ):
+        self.tape, self.dtype, self._shared, self._choices = tape, dtype, shared or Shared(), choices
         self.parts = _cut(lower(tape))
         _Laying(tape, self.parts).run()
         self._env: dict[Any, int] = {}  # slot of each value and each run of memory
@@ -152,7 +159,7 @@ class Plan:
         targets, sizes = [self._slot(m) for m in outputs], [m.floats for m in outputs]
         if _native.path is None:
             return _by_torch(part.steps, inputs, sources, outputs, targets)
-        program = Program(part.steps, inputs, outputs, self.dtype, self._shared)
+        program = Program(part.steps, inputs, outputs, self.dtype, self._shared, self._choices)
         self._programs.append(program)
         part.steps = program.steps
         given = [

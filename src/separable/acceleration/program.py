@@ -4,10 +4,13 @@
 packed weights this instruction set.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from separable import _native
+from separable.acceleration.choose import Choices, alone
 from separable.acceleration.fuse import settle_sums
 from separable.acceleration.memory import lay_out
 from separable.acceleration.operations import NUMBERS
@@ -33,7 +36,9 @@ class Program:
         steps: in order; what a step reads is made before it or stands in `inputs`.
         inputs, outputs: runs of memory given from outside and handed out.
         dtype: of the factors of matrix products.
+        choices: which form of a kernel to take, where there are several; without it the direct one.
         shared: where packed weights are kept and workspaces come from.
+        blank: pack no weights; what comes out is only to be timed.
     """
 
     def __init__(
@@ -43,11 +48,15 @@ class Program:
         outputs: list[Memory],
         dtype: torch.dtype = torch.float32,
         shared: Shared | None = None,
+        choices: Choices | None = None,
+        blank: bool = False,
     ):
         self._shared = shared or Shared()
         product = 0 if dtype == torch.float32 else 2 if _native.has_matrix_tiles() else 1
         self.steps = steps = _shared_by_threads(steps, product)
-        self._packed = _pack(steps, product, self._shared)  # kept: the code holds their addresses
+        if choices is not None and product == 0:
+            choices.choose(steps, self._alone)
+        self._packed = _pack(steps, product, self._shared, blank)  # kept: the code holds their addresses
         weights = [pointer for _, pointers in self._packed for pointer in pointers]
         self.code, self.constants, self.floats, self.scratch_bytes = _write(steps, inputs, outputs, product, weights)
 
@@ -58,6 +67,12 @@ class Program:
         tensors = [self.constants, *inputs, *outputs]
         torch.ops.separable.program_run(self.code, workspace, self.floats, self.scratch_bytes, tensors)
         self._shared.give(workspace)
+
+    def _alone(self, step: Step) -> Callable[[], None]:
+        """A call that runs one step of a program by itself."""
+        reads, numbers, made = alone(step)
+        program = Program([step], reads, [step.y], blank=True)
+        return lambda: program.run(numbers, [made])
 
     def _workspace_floats(self, threads: int) -> int:
         return self.floats + threads * self.scratch_bytes // 4 + 2 * LINE
@@ -74,7 +89,7 @@ class Program:
         return 8 * self.code.numel() + 4 * self.constants.numel()
 
 
-def _pack(steps: list[Step], product: int, shared: Shared) -> list[tuple[Tensor, list[int]]]:
+def _pack(steps: list[Step], product: int, shared: Shared, blank: bool) -> list[tuple[Tensor, list[int]]]:
     """For each step the memory of its packed weights, and their pointers."""
     found = []
     for step, (_, _, *sizes) in zip(steps, _measure(_code(Writer(product), steps)), strict=True):
@@ -83,10 +98,11 @@ def _pack(steps: list[Step], product: int, shared: Shared) -> list[tuple[Tensor,
             starts.append(total)
             total += -(-size // 64) * 64
         if starts:
-            made = torch.zeros(total // 4 + LINE, dtype=torch.float32)
-            code = _code(Writer(product, [CONSTANTS + start for start in starts]), [step])
-            torch.ops.separable.program_pack(code, step.run_as().weights(), made)
-            kept = shared.packed(made)
+            kept = torch.full((total // 4 + LINE,), float(blank), dtype=torch.float32)
+            if not blank:
+                code = _code(Writer(product, [CONSTANTS + start for start in starts]), [step])
+                torch.ops.separable.program_pack(code, step.run_as().weights(), kept)
+                kept = shared.packed(kept)
             found.append((kept, [_ADDRESS + first_line(kept) + start for start in starts]))
     return found
 

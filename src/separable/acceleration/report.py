@@ -36,6 +36,7 @@ class Report:
     plans: int = 0  # of this network, for other inputs too
     bytes: int = 0  # that they take together: packed weights, which they share, code and workspaces
     budget_bytes: int = 0  # above which the plans that were used longest ago leave
+    tuning_ms: float = 0.0  # spent on timing the forms of kernels, for all plans
 
     @property
     def left_alone(self) -> list[Row]:
@@ -49,6 +50,8 @@ class Report:
             lines.append(
                 f"{self.plans} plans take {self.bytes / 1e6:.1f} MB of at most {self.budget_bytes / 1e6:.1f} MB"
             )
+        if self.tuning_ms:
+            lines.append(f"kernels were chosen by {self.tuning_ms:.0f} ms of timing")
         counted = Counter(row.kernel for row in self.rows)
         lines += [f"{count:5}  {kernel}" for kernel, count in counted.most_common()]
         reasons = Counter((row.operation, row.reason) for row in self.left_alone)

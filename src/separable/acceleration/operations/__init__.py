@@ -14,6 +14,7 @@ from separable.acceleration.operations.pointwise_conv import PointwiseConv
 from separable.acceleration.operations.pool import Pool
 from separable.acceleration.operations.relayout import Relayout
 from separable.acceleration.operations.separable_conv import SeparableConv
+from separable.acceleration.operations.winograd_conv import WinogradConv
 from separable.acceleration.steps import Lowering, Step
 
 KERNELS: tuple[type[Step], ...] = (
@@ -25,6 +26,7 @@ KERNELS: tuple[type[Step], ...] = (
     LayerNorm,
     Pool,
     Relayout,
+    WinogradConv,
 )
 NUMBERS = {kind.kernel: number for number, kind in enumerate(KERNELS)}
 _CALLS: list[Mapping[str, Lowering]] = [kind.calls for kind in KERNELS]

@@ -8,7 +8,7 @@ from separable.acceleration.operations.depthwise_conv import DepthwiseConv
 from separable.acceleration.operations.pointwise_conv import PointwiseConv
 from separable.functional.arguments import Window
 
-_KERNELS = (DepthwiseConv, PointwiseConv, DenseConv)  # in the order in which they are asked
+_KERNELS = (DepthwiseConv, PointwiseConv, DenseConv)  # in the order in which they are asked; the last fits all
 
 
 def _conv(a: Arguments) -> Node:
@@ -24,15 +24,7 @@ def _conv(a: Arguments) -> Node:
         raise LeaveAloneError("its input is empty")
     node = a.node(_lay_out, "input", weight=weight, bias=a.constant("bias"), window=Window(stride, pairs, dilation))
     node.groups, node.border, node.is_heavy = a["groups"], 0.0, True
-    if not any(kernel.fits(node) for kernel in _KERNELS):
-        raise LeaveAloneError(_why_none_fits(node.groups, images.shape[1], weight.shape[0]))
     return node
-
-
-def _why_none_fits(groups: int, channels: int, filters: int) -> str:
-    if groups != min(channels, filters):
-        return f"its {groups} groups each make {filters // groups} maps of {channels // groups} channels"
-    return f"its depth multiplier is {max(channels, filters) // groups}, more than 4"
 
 
 def _lay_out(layout: Layout, node: Node) -> None:
