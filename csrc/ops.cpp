@@ -28,7 +28,7 @@ sep_view view_of(const Tensor& t) {
 
 // The values of a small tensor as float32, one after another.
 std::vector<float> floats_of(const Tensor& t) {
-  const Tensor dense = torch::stable::contiguous(t);
+  const Tensor dense = t.is_contiguous() ? t : torch::stable::contiguous(t);  // which asks torch's dispatcher by name
   std::vector<float> values(dense.numel());
   if (dense.scalar_type() == ScalarType::Float) {
     const float* p = dense.const_data_ptr<float>();

@@ -13,6 +13,8 @@ from separable import _native
 from separable.errors import InputError
 from separable.functional import arguments, depthwise_conv_operator
 from separable.functional.arguments import Padding, Size, Window
+from separable.functional.depthwise_conv_choice import Choice
+from separable.functional.depthwise_conv_training import Training
 
 
 def _conv1d(input, weight, bias=None, stride=(1,), padding=(0,), dilation=(1,), groups=1):
@@ -162,6 +164,11 @@ def _depthwise_conv(
     activation: str | None,
     impl: str,
 ) -> Tensor:
+    key = None
+    if _plain(input, weight, bias) and _is_exact(stride) and _is_exact(padding) and _is_exact(dilation):
+        key = (dims, stride, padding, dilation, activation, impl, *_state(input, weight, bias))
+        if (call := _calls.get(key)) is not None:
+            return call(input, weight, bias)
     arguments.check_impl(impl, native=True)
     arguments.check_activation("activation", activation)
     arguments.check_tensors(input, dims, weight=weight, bias=bias)
@@ -169,7 +176,9 @@ def _depthwise_conv(
     groups = groups_of(input.shape[1], weight)
     arguments.check_bias("bias", bias, weight.shape[0])
     window = arguments.window(input.shape[2:], weight.shape[2:], stride, padding, dilation)
-    return compute(input, weight, bias, window, groups, activation, impl)
+    if key is None:
+        return compute(input, weight, bias, window, groups, activation, impl)
+    return _keep(key, _Call(input, weight, bias, window, groups, activation, impl))(input, weight, bias)
 
 
 def compute(
@@ -182,12 +191,94 @@ def compute(
     impl: str,
 ) -> Tensor:
     """The operation by the way that `impl` names or, for "auto", that wins; arguments in normal form."""
+    if _plain(input, weight, bias):
+        key = (window, groups, activation, impl, *_state(input, weight, bias))
+        call = _calls.get(key) or _keep(key, _Call(input, weight, bias, window, groups, activation, impl))
+        return call(input, weight, bias)
     if impl != "reference" and torch.amp.is_autocast_available(input.device.type):
         input, weight = _as_autocast_has_it(input), _as_autocast_has_it(weight)
         bias = None if bias is None else _as_autocast_has_it(bias)
     if impl == "reference" or way(input, weight, bias, window.stride, activation, impl)[0] == "reference":
         return reference(input, weight, bias, window, groups, activation)
     return _native_conv(input, weight, bias, window, activation)
+
+
+class _Call:
+    """One call in eager mode, all that follows from shapes, layout and options already decided."""
+
+    def __init__(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        window: Window,
+        groups: int,
+        activation: str | None,
+        impl: str,
+    ):
+        self.window, self.groups, self.activation = window, groups, activation
+        self.flat = (window.stride, [side for pair in window.pairs for side in pair], window.dilation)
+        self.fused = depthwise_conv_operator.number_of(activation)
+        obstacle = _obstacle_to_native(input, weight, bias)
+        if impl == "native" and obstacle:
+            raise InputError("impl", impl, f"cannot run here: {obstacle}")
+        native = impl != "reference" and not obstacle
+        self.infers = native and (impl == "native" or native_wins(input, weight, window.stride, activation, False))
+        self.choice = choice_of(input, weight, window, groups, impl) if native else None
+
+    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if _trains(input, weight, bias):
+            if self.choice is not None and not self.choice.is_standard():
+                y = Training.apply(input, weight, bias, self.choice)
+                return y if self.activation is None else arguments.activate(y, self.activation)
+        elif self.infers:
+            return _INFERENCE(input, weight, bias, *self.flat, self.fused)
+        return reference(input, weight, bias, self.window, self.groups, self.activation)
+
+
+def choice_of(input: Tensor, weight: Tensor, window: Window, groups: int, impl: str = "auto") -> Choice:
+    """Which way each direction takes in training, where the native kernels can run; measured when it is first used."""
+    wins = impl == "native" or native_wins(input, weight, window.stride, None, True)
+    dense = input.is_contiguous() or (input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last))
+    measures = impl == "auto" and input.dim() == 4 and dense and all(a == b for a, b in window.pairs)
+    flat = (window.stride, [side for pair in window.pairs for side in pair], window.dilation)
+    return Choice(flat, groups, "native" if wins else "reference", measures)
+
+
+_INFERENCE = torch.ops.separable.depthwise_conv_inference.default
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+_INT = frozenset((int,))
+_MOST_CALLS = 4096  # a program with more shapes than this decides anew
+_calls: dict[tuple, _Call] = {}  # of this process, by all that a decision depends on
+
+
+def _plain(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether nothing but the tensors themselves decides what a call computes, and they are torch's own on the CPU."""
+    if not _native.plain():
+        return False
+    known = type(input) in _PLAIN and type(weight) in _PLAIN and (bias is None or type(bias) in _PLAIN)
+    return known and input.is_cpu and weight.is_cpu and (bias is None or bias.is_cpu)
+
+
+def _state(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple:
+    """What a way and its time depend on beside the options."""
+    of_bias = None if bias is None else (bias.shape, bias.dtype)
+    of_input = (input.shape, input.stride(), input.dtype)
+    return *of_input, weight.shape, weight.dtype, of_bias, _native.isa(), _native.missing, torch.get_num_threads()
+
+
+def _keep(key: tuple, call: _Call) -> _Call:
+    if len(_calls) >= _MOST_CALLS:
+        _calls.clear()
+    _calls[key] = call
+    return call
+
+
+def _is_exact(value: Size | Padding) -> bool:
+    """Ints, a word or tuples of ints, none of them a bool: equal keys then mean equal arguments."""
+    if type(value) is tuple:
+        return _INT.issuperset(map(type, value)) or all(type(v) is tuple and _INT.issuperset(map(type, v)) for v in value)
+    return type(value) is int or type(value) is str
 
 
 def way(

@@ -1,0 +1,166 @@
+"""Depthwise convolution in training: which way wins for a shape on this processor, measured once for each direction.
+
+Forward, gradient of the input and gradients of weight and bias are each computed by our kernels ("native") or by torch's
+own operators ("reference"). The first call of a shape runs each way a few times on its own tensors, or on as many of
+its images as take `TRIAL` seconds, and the faster one is taken from then on. Calls shorter than `SHORT` are not worth
+it; they, and all calls under `torch.use_deterministic_algorithms(True)`, take the fixed way, which is what is known of
+such shapes in general. Ways agree but for rounding.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SHORT = 2e-4  # seconds of a call below which the fixed way stays
+TRIAL = 8e-3  # seconds of one run in a measurement
+ROUNDS = 3
+GAIN = 0.95  # of the fixed way's time: what another way must stay below to be taken
+HOPELESS = 3.0  # times the fixed way's time, from which a way is run once only
+FIRST_CALL = 3e-3  # seconds that torch may spend on preparing a shape that it has not met
+
+Run = Callable[[], Any]
+Mask = tuple[bool, bool, bool]
+
+
+@dataclass
+class Ways:
+    """A way for the gradient of the input and one for those of weight and bias, and why."""
+
+    input: str
+    weight: str
+    why: str
+
+
+@dataclass
+class Choice:
+    """What is known of one shape: the fixed way, and from the first calls on what was measured."""
+
+    window: tuple[tuple[int, ...], list[int], tuple[int, ...]]  # stride, padding (before, after), dilation
+    groups: int
+    fixed: str
+    measures: bool  # torch's operators can pad so: both ways are open
+    forward: str | None = None  # None until measured
+    why: str = ""
+    backward: dict[tuple, Ways] = field(default_factory=dict)  # by the gradient's layout and what is asked for
+
+    def forward_way(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> str:
+        if torch.are_deterministic_algorithms_enabled():
+            return self.fixed
+        if self.forward is None:
+            self.forward, self.why = self._measure_forward(x, weight, bias)
+        return self.forward
+
+    def backward_ways(self, grad: Tensor, x: Tensor, weight: Tensor, mask: Mask) -> tuple[str, str]:
+        if torch.are_deterministic_algorithms_enabled():
+            return self.fixed, self.fixed
+        key = (grad.stride(), mask)
+        ways = self.backward.get(key)
+        if ways is None:
+            ways = self.backward[key] = self._measure_backward(grad, x, weight, mask)
+        return ways.input, ways.weight
+
+    def is_standard(self) -> bool:
+        """Whether torch's own operators, derivatives and all, are what this comes to."""
+        if self.fixed == "reference" and (not self.measures or torch.are_deterministic_algorithms_enabled()):
+            return True
+        if self.forward != "reference" or not self.backward or torch.are_deterministic_algorithms_enabled():
+            return False
+        return all(ways.input == ways.weight == "reference" for ways in self.backward.values())
+
+    def _measure_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[str, str]:
+        other = "reference" if self.fixed == "native" else "native"
+
+        def run(way: str, images: int) -> Run:
+            return lambda: self.compute(way, x[:images], weight, bias)
+
+        images, why = self._images(len(x), run(self.fixed, len(x)))
+        if why:
+            return self.fixed, why
+        least = fastest({way: run(way, images) for way in (self.fixed, other)})
+        return _faster(self.fixed, other, least), _told(least, images)
+
+    def _measure_backward(self, grad: Tensor, x: Tensor, weight: Tensor, mask: Mask) -> Ways:
+        other = "reference" if self.fixed == "native" else "native"
+        halves = (mask[0], False, False), (False, *mask[1:])
+
+        def run(way: str, images: int, part: Mask) -> Run:
+            return lambda: self.gradients(way, grad[:images], x[:images], weight, part)
+
+        images, why = self._images(len(x), run(self.fixed, len(x), mask))
+        if why:
+            return Ways(self.fixed, self.fixed, why)
+        least = fastest({way: run(way, images, mask) for way in (self.fixed, other)})
+        whole = _faster(self.fixed, other, least)
+        told = _told(least, images)
+        if not (mask[0] and any(mask[1:])) or len(least) == 1:
+            return Ways(whole, whole, told)
+        parts = [fastest({way: run(way, images, half) for way in (self.fixed, other)}) for half in halves]
+        ways = [min(part, key=lambda way: part[way]) for part in parts]
+        apart = sum(min(part.values()) for part in parts)
+        if ways[0] != ways[1] and apart < GAIN * least[whole]:
+            return Ways(ways[0], ways[1], f"{told}; input's by {ways[0]} and weight's by {ways[1]} {apart * 1e3:.2f} ms")
+        return Ways(whole, whole, told)
+
+    def _images(self, batch: int, run: Run) -> tuple[int, str]:
+        """How many images to measure with; or why nothing is measured."""
+        if not self.measures:
+            return 0, "known to win on this kind of shape"
+        run()
+        start = time.perf_counter()
+        run()
+        taken = time.perf_counter() - start
+        if taken < SHORT:
+            return 0, f"takes {taken * 1e3:.2f} ms, too short to measure: known to win on this kind of shape"
+        return max(1, min(batch, round(batch * TRIAL / taken))), ""
+
+    def compute(self, way: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if way == "native":
+            return torch.ops.separable.depthwise_conv_inference.default(x, weight, bias, *self.window, 0)
+        stride, padding, dilation = self.window
+        return F.conv2d(x, weight, bias, stride, padding[::2], dilation, self.groups)
+
+    def gradients(self, way: str, grad: Tensor, x: Tensor, weight: Tensor, mask: Mask) -> Any:
+        """Of input, weight and bias; what `mask` does not ask for is nothing, or an empty tensor."""
+        if way == "native":
+            return torch.ops.separable.depthwise_conv_backward.default(grad, x, weight, *self.window, *mask)
+        stride, padding, dilation = self.window
+        window = (list(stride), padding[::2], list(dilation), False, [0] * len(stride))
+        return torch.ops.aten.convolution_backward.default(
+            grad, x, weight, [weight.shape[0]], *window, self.groups, list(mask)
+        )
+
+
+def fastest(ways: dict[str, Run]) -> dict[str, float]:
+    """The least seconds of each way, in turns after one run that is not counted; the first is what others must beat.
+
+    A way whose first run says that it has no hope is left out.
+    """
+    once: dict[str, float] = {}
+    for name, run in ways.items():
+        start = time.perf_counter()
+        run()
+        once[name] = time.perf_counter() - start
+    fixed = next(iter(once.values()))
+    left = {name: run for name, run in ways.items() if once[name] <= HOPELESS * fixed + FIRST_CALL}
+    least = dict.fromkeys(left, float("inf"))
+    for _ in range(ROUNDS if len(left) > 1 else 0):
+        for name, run in left.items():
+            start = time.perf_counter()
+            run()
+            least[name] = min(least[name], time.perf_counter() - start)
+    return least if len(left) > 1 else {name: once[name] for name in left}
+
+
+def _faster(fixed: str, other: str, least: dict[str, float]) -> str:
+    return other if least.get(other, float("inf")) < GAIN * least[fixed] else fixed
+
+
+def _told(least: dict[str, float], images: int) -> str:
+    times = " and ".join(f"{way} {seconds * 1e3:.2f} ms" for way, seconds in least.items())
+    lost = "" if len(least) > 1 else f", the other more than {HOPELESS:.0f} times as long"
+    return f"measured: {times}{lost} for {images} image{'s' * (images > 1)}"
