@@ -151,14 +151,13 @@ struct Pixels {
 // P pixels; pixel q and tap k meet output (q + R - k) / S from g on, where S divides it.
 // Weighs: the tap's gradient too.
 template <class T, bool Weighs, int M, int K, int S, int R, int P, bool Checked>
-SEP_INLINE void gradients_of(const Pixels<T>* at) {
+SEP_INLINE void gradients_of(const Pixels<T>* at, const T* from, const T* g, T* to, const float* w, float* sums) {
   const VI index = spread_index(M);
   V sum[P], x[P];
 #pragma GCC unroll 8
-  for (int q = 0; q < P; ++q) sum[q] = V{}, x[q] = Weighs ? spread<M>(at->x + q * at->x_pixel, index) : V{};
-  const T* g = at->g;
-  const float* w = at->w + at->first_tap * K * kLanes;
-  float* sums = at->sums + at->first_tap * K * kLanes;
+  for (int q = 0; q < P; ++q) sum[q] = V{}, x[q] = Weighs ? spread<M>(from + q * at->x_pixel, index) : V{};
+  w += at->first_tap * K * kLanes;
+  sums += at->first_tap * K * kLanes;
   for (int32_t ky = at->first_tap; ky < at->last_tap; ky += S, g -= at->g_row, w += S * K * kLanes, sums += S * K * kLanes) {
     V tap[K], part[K];
 #pragma GCC unroll 8
@@ -180,7 +179,7 @@ SEP_INLINE void gradients_of(const Pixels<T>* at) {
   }
 #pragma GCC unroll 8
   for (int q = 0; q < P; ++q) {
-    T* gx = at->gx + q * at->gx_pixel;
+    T* gx = to + q * at->gx_pixel;
     if (M == 1) put(gx, sum[q], at->streams);
     else store_tail(gx, add_shares(sum[q], M), kLanes / M);
   }
@@ -188,18 +187,17 @@ SEP_INLINE void gradients_of(const Pixels<T>* at) {
 
 // A group of pixels for `blocks` blocks of channels from `block` on.
 template <class T, bool Weighs, int M, int K, int S, int R, int P, bool Checked>
-void each_block(Pixels<T> at, int64_t filters, int64_t block, int64_t blocks) {
-  const T *x = at.x, *g = at.g;
-  T* gx = at.gx;
-  for (int64_t b = block; b < block + blocks; ++b, at.w += K * K * kLanes, at.sums += K * K * kLanes) {
+void each_block(const Pixels<T>* at, int64_t filters, int64_t block, int64_t blocks) {
+  const float* w = at->w;
+  float* sums = at->sums;
+  for (int64_t b = block; b < block + blocks; ++b, w += K * K * kLanes, sums += K * K * kLanes) {
     const int64_t f = block_start(b * kLanes, filters);
-    at.x = x + f / M, at.g = g + f, at.gx = gx + f / M;
-    gradients_of<T, Weighs, M, K, S, R, P, Checked>(&at);
+    gradients_of<T, Weighs, M, K, S, R, P, Checked>(at, at->x + f / M, at->g + f, at->gx + f / M, w, sums);
   }
 }
 
 template <class T>
-using EachBlock = void (*)(Pixels<T> at, int64_t filters, int64_t block, int64_t blocks);
+using EachBlock = void (*)(const Pixels<T>* at, int64_t filters, int64_t block, int64_t blocks);
 template <class T>
 struct Ways {
   EachBlock<T> inside, wide, narrow, single;  // all but the first look where the map ends
@@ -235,17 +233,17 @@ void run_row(const Args* a, const Job* j, int64_t n, int64_t iy, int64_t first, 
   const bool x_ahead = j->ahead && iy + 1 < a->size[1], g_ahead = j->ahead && top % S == 0 && top / S + 1 < a->out[1];
   const T* next = (const T*)a->y.data + n * a->y.stride[0] + (top / S + 1) * at.g_row;
   for (int64_t ix = first; ix < last;) {
-    const int64_t left = ix + a->padding[2], base = left / S, R = left % S, c = block * kLanes;
+    const int64_t left = ix + a->padding[2], base = left >> (S - 1), R = left & (S - 1), c = block * kLanes;  // S is 1 or 2
     const Ways<T>* ways = a->partial ? &kWays<T, true>[form][S - 1 + R] : &kWays<T, false>[form][S - 1 + R];
     at.x = x + ix * at.x_pixel, at.g = g + base * at.g_pixel, at.gx = gx + ix * at.gx_pixel;
     at.low = -base, at.high = a->out[2] - base;
-    const bool inside = (K - 1 - R) / S <= base && base + (kWide - 1 + R) / S < a->out[2];
+    const bool inside = (K - 1 - R) >> (S - 1) <= base && base + ((kWide - 1 + R) >> (S - 1)) < a->out[2];
     const int64_t rest = last - ix, pixels = rest >= kWide ? kWide : rest >= kSome ? kSome : 1;
     if (x_ahead) prefetch_pixels(at.x + a->x.stride[3] + c / m, at.x_pixel, pixels, near * kLanes / m);
-    const int64_t outputs = at_most(a->out[2] - ix / S, (pixels + S - 1) / S);
-    if (g_ahead) prefetch_pixels(next + ix / S * at.g_pixel + c, at.g_pixel, outputs, near * kLanes);
+    const int64_t first_output = ix >> (S - 1), outputs = at_most(a->out[2] - first_output, (pixels + S - 1) >> (S - 1));
+    if (g_ahead) prefetch_pixels(next + first_output * at.g_pixel + c, at.g_pixel, outputs, near * kLanes);
     const EachBlock<T> run = pixels == 1 ? ways->single : pixels < kWide ? ways->narrow : inside ? ways->inside : ways->wide;
-    run(at, a->filters, block, near);
+    run(&at, a->filters, block, near);
     ix += pixels;
   }
 }

@@ -5,6 +5,8 @@ One operation serves both halves of a separable convolution. Weight [C*m, 1, k..
 Source: Chollet 2017, arXiv:1610.02357, section 1; Haase and Amthor 2020, arXiv:2003.13549, section 3.
 """
 
+import operator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -164,10 +166,13 @@ def _depthwise_conv(
     activation: str | None,
     impl: str,
 ) -> Tensor:
-    key = None
-    if _plain(input, weight, bias) and all(map(_is_exact, (stride, padding, dilation, activation, impl))):
-        key = (dims, stride, padding, dilation, activation, impl, *_state(input, weight, bias))
-        if (call := _calls.get(key)) is not None:
+    key, options = None, (stride, padding, dilation, activation, impl)
+    if _plain(input, weight, bias):
+        try:
+            call = _calls.get(key := (dims, options, *_state(input, weight, bias)))
+        except TypeError:  # a list among the options
+            key = call = None
+        if call is not None and (_are_same(options, call.options) or all(map(_is_exact, options))):
             return call(input, weight, bias)
     arguments.check_impl(impl, native=True)
     arguments.check_activation("activation", activation)
@@ -176,9 +181,11 @@ def _depthwise_conv(
     groups = groups_of(input.shape[1], weight)
     arguments.check_bias("bias", bias, weight.shape[0])
     window = arguments.window(input.shape[2:], weight.shape[2:], stride, padding, dilation)
-    if key is None:
+    if key is None or not all(map(_is_exact, options)):
         return compute(input, weight, bias, window, groups, activation, impl)
-    return _keep(key, _Call(input, weight, bias, window, groups, activation, impl))(input, weight, bias)
+    call = _keep(key, _Call(input, weight, bias, window, groups, activation, impl))
+    call.options = options
+    return call(input, weight, bias)
 
 
 def compute(
@@ -205,6 +212,8 @@ def compute(
 
 class _Call:
     """One call in eager mode, all that follows from shapes, layout and options already decided."""
+
+    options: tuple = ()  # as the user wrote them
 
     def __init__(
         self,
@@ -272,6 +281,11 @@ def _keep(key: tuple, call: _Call) -> _Call:
         _calls.clear()
     _calls[key] = call
     return call
+
+
+def _are_same(options: tuple, others: tuple) -> bool:
+    """The very same objects, as a layer passes them in each call."""
+    return all(map(operator.is_, options, others))
 
 
 def _is_exact(value: Size | Padding | None) -> bool:
