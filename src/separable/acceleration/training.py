@@ -1,15 +1,14 @@
 """A copy of a network whose depthwise convolutions and batch norms train natively: our layers in place of torch's."""
 
 import copy
-import itertools
 
 from torch import nn
 
 from separable import layers
+from separable.acceleration.one_pass import run_in_one_pass
 from separable.errors import InputError
 from separable.layers import DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d
 from separable.layers.separable import is_hooked
-from separable.store.capture import is_timm_norm_act
 
 _CONVS = {nn.Conv1d: DepthwiseConv1d, nn.Conv2d: DepthwiseConv2d, nn.Conv3d: DepthwiseConv3d}
 _NORMS: dict[type[nn.Module], type[nn.Module]] = {
@@ -17,16 +16,15 @@ _NORMS: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm2d: layers.BatchNorm2d,
     nn.BatchNorm3d: layers.BatchNorm3d,
 }
-_ACTIVATIONS = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hard_swish"}
 
 
 def swap_layers(model: nn.Module, recompute: bool = False) -> nn.Module:
     """A copy of `model` with our layers, of the same parameters, for torch's depthwise convolutions and batch norms.
 
     Names, values and trainability of parameters stay, so that weights go there and back; modules that are shared stay
-    shared. In a torch.nn.Sequential an activation after a norm becomes part of it, as that inside timm's norms does.
-    `recompute` is set in every separable layer of ours. Modules with hooks or parametrizations, and other classes that
-    derive from torch's, are left alone.
+    shared. In a torch.nn.Sequential a norm and the activation after it run in one pass, as those in timm's norms do,
+    and stay modules of their own. `recompute` is set in every separable layer of ours. Modules with hooks or
+    parametrizations, and other classes that derive from torch's, are left alone.
     """
     try:
         model = copy.deepcopy(model)
@@ -41,16 +39,12 @@ def swap_layers(model: nn.Module, recompute: bool = False) -> nn.Module:
                 setattr(module, name, made[child])
         if recompute and hasattr(module, "recompute"):
             module.recompute = True  # type: ignore[assignment]
-    _join_activations(model)
+    for module in model.modules():
+        run_in_one_pass(module)
     return _ours(model) if _is_depthwise(model) or _is_norm(model) else model
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """Torch's norm, or timm's with an activation that ours computes and no dropout between."""
-    if is_timm_norm_act(module):
-        inner = [*module.children()]
-        known = type(module.act) in (nn.Identity, *_ACTIVATIONS) and isinstance(module.drop, nn.Identity)
-        return known and not any(is_hooked(part) for part in (module, *inner))
     return type(module) in _NORMS and not is_hooked(module)
 
 
@@ -83,30 +77,10 @@ def _our_conv(conv) -> nn.Module:
 
 
 def _our_norm(norm) -> nn.Module:
-    layer = _NORMS.get(type(norm), layers.BatchNorm2d)(
+    layer = _NORMS[type(norm)](
         norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, "meta"
     )
     layer.weight, layer.bias = norm.weight, norm.bias
     for name, buffer in norm.named_buffers(recurse=False):
         setattr(layer, name, buffer)
-    if is_timm_norm_act(norm):
-        layer.activation = _ACTIVATIONS.get(type(norm.act))  # type: ignore[assignment]
     return layer.train(norm.training)
-
-
-def _join_activations(model: nn.Module) -> None:
-    """In each Sequential: the activation that follows a norm, which stands nowhere else, moves into it."""
-    places: dict[nn.Module, int] = {}
-    for module in model.modules():
-        for child in module.children():
-            places[child] = places.get(child, 0) + 1
-    for module in model.modules():
-        if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
-            continue
-        pairs = list(module.named_children())
-        for (_, norm), (name, activation) in itertools.pairwise(pairs):
-            known = _ACTIVATIONS.get(type(activation))
-            free = isinstance(norm, tuple(_NORMS.values())) and norm.activation is None and places[norm] == 1
-            if free and known and not is_hooked(activation):
-                norm.activation = known  # type: ignore[assignment]
-                module.register_module(name, nn.Identity())

@@ -5,13 +5,15 @@ a graph captured for any size: nothing here decides on them what a captured grap
 Source of "same": tensorflow.org/api_docs/python/tf/nn, "Notes on padding", for every stride; torch's at stride 1.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from separable.errors import InputError
 
@@ -28,12 +30,47 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+Arguments = ParamSpec("Arguments")
+
+
 class Window(NamedTuple):
     """How a kernel moves over its input."""
 
     stride: tuple[int, ...]
     pairs: Pairs
     dilation: tuple[int, ...]
+
+
+def seen_whole(function: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
+    """A function that torch.fx's proxies and others of their kind are shown as one call, as torch's own are.
+
+    They stand for tensors and are none, so that no argument could be checked inside.
+    """
+
+    @functools.wraps(function)
+    def called(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
+        given = (*args, *kwargs.values())
+        if has_torch_function(given) and any(_stands_for_tensor(value) for value in given):
+            return handle_torch_function(called, given, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    return called
+
+
+def _stands_for_tensor(value: Any) -> bool:
+    return hasattr(type(value), "__torch_function__") and not isinstance(value, Tensor)
+
+
+def sizes(tensor: Tensor) -> torch.Size:
+    """The shape as numbers, also while torch.jit traces, when `.shape` holds tensors that comparisons would freeze."""
+    if not torch.jit.is_tracing():
+        return tensor.shape
+    tracing = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        return tensor.shape
+    finally:
+        torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]
 
 
 def check_activation(name: str, value: str | None) -> None:
@@ -130,14 +167,30 @@ def pad(x: Tensor, pairs: Pairs, mode: str = "zeros") -> Tensor:
     if all(certain(side == 0) for side in flat):
         return x
     most = {"reflect": -1, "circular": 0}.get(mode)  # beyond the input's size; the other modes can go on for ever
-    if most is not None and any(certain(max(p) > n + most) for p, n in zip(pairs, x.shape[2:], strict=True)):
+    if most is not None and any(certain(s > n + most) for p, n in zip(pairs, x.shape[2:], strict=True) for s in p):
         rule = f"{mode} can pad by at most {'one less than ' if most else ''}the input's size {list(x.shape[2:])}"
         raise InputError("padding", list(pairs), rule)
     return F.pad(x, flat, mode="constant" if mode == "zeros" else mode)
 
 
+@seen_whole
+def pad_ahead(
+    input: Tensor,
+    padding: Padding,
+    kernel_size: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    mode: str,
+) -> Tensor:
+    """The input as a convolution that pads in `mode` reads it."""
+    check_tensors(input, len(kernel_size))
+    return pad(input, padding_pairs(padding, input.shape[2:], kernel_size, stride, dilation), mode)
+
+
 def certain(condition: Any) -> bool:
     """True where a condition on sizes holds whatever the free sizes of a captured graph turn out to be."""
+    if isinstance(condition, Tensor):  # of a size in a trace, which is a tensor and may differ in the next call
+        return False
     if isinstance(condition, bool) and not torch.compiler.is_compiling():
         return condition
     from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import, and in eager not needed
@@ -155,7 +208,9 @@ def _same_total(n: int, reach: int, stride: int) -> int:
     if stride == 1:  # does not depend on n: captured graphs stay free of shape arithmetic
         return reach
     total = ((n + stride - 1) // stride - 1) * stride + reach + 1 - n
-    return total if reach + 1 >= stride else torch.sym_max(total, 0)  # negative only where the stride jumps pixels
+    if reach + 1 >= stride:  # else negative where the stride jumps pixels
+        return total
+    return total.clamp(min=0) if isinstance(total, Tensor) else torch.sym_max(total, 0)
 
 
 def _as_tuple(value: Any) -> tuple:
@@ -172,7 +227,7 @@ def _shown(value: Any) -> Any:
 
 
 def wrong_shape(name: str, tensor: Tensor, rule: str) -> InputError:
-    return InputError(name, f"tensor of shape {list(tensor.shape)}", rule)
+    return InputError(name, f"tensor of shape {list(sizes(tensor))}", rule)
 
 
 def check_tensors(input: Tensor, dims: int, **others: Tensor | None) -> None:
@@ -184,7 +239,7 @@ def check_tensors(input: Tensor, dims: int, **others: Tensor | None) -> None:
         layout = "[N, C, " + ", ".join(["L"] if dims == 1 else ["D", "H", "W"][3 - dims :]) + "]"
         hint = "; a single example becomes a batch with x.unsqueeze(0)" if input.dim() == dims + 1 else ""
         raise wrong_shape("input", input, f"must have {dims + 2} dimensions {layout}{hint}")
-    if input.shape[1] == 0:
+    if sizes(input)[1] == 0:
         raise wrong_shape("input", input, "must have at least one channel")
     if not input.is_floating_point():
         raise InputError("input", f"tensor of {input.dtype}", "must be floating point; convert it with x.float()")
@@ -203,12 +258,12 @@ def check_kernel(name: str, weight: Tensor, dims: int, layout: str) -> None:
         raise InputError(name, None, "must be a torch.Tensor")
     if weight.dim() != dims + 2:
         raise wrong_shape(name, weight, f"must have {dims + 2} dimensions, {layout}")
-    if 0 in weight.shape:
+    if 0 in sizes(weight):
         raise wrong_shape(name, weight, "must have no empty dimension")
 
 
 def check_bias(name: str, bias: Tensor | None, channels: int) -> None:
-    if bias is not None and tuple(bias.shape) != (channels,):
+    if bias is not None and tuple(sizes(bias)) != (channels,):
         raise wrong_shape(name, bias, f"must have shape [{channels}], one for each output channel")
 
 

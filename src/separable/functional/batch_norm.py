@@ -10,6 +10,7 @@ from torch import Tensor
 from separable import _native
 from separable.errors import InputError
 from separable.functional import arguments, batch_norm_operator
+from separable.functional.arguments import seen_whole
 from separable.functional.depthwise_conv_operator import is_channels_last, number_of
 
 # Numbers in the input from which a native step wins: without an activation, with one, and of a sequence, for which
@@ -21,6 +22,7 @@ from separable.functional.depthwise_conv_operator import is_channels_last, numbe
 LARGE_ALONE, LARGE, LARGE_SEQUENCE = 2**20, 2**18, 2**14
 
 
+@seen_whole
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
@@ -61,9 +63,9 @@ def batch_norm(
     arguments.check_activation("activation", activation)
     held = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
     for name, tensor in held.items():
-        if tensor is not None and input.dim() > 1 and tuple(tensor.shape) != (input.shape[1],):
-            shape = f"tensor of shape {list(tensor.shape)}"
-            raise InputError(name, shape, f"must be [{input.shape[1]}], one number for each channel of the input")
+        if tensor is not None and input.dim() > 1 and tuple(arguments.sizes(tensor)) != arguments.sizes(input)[1:2]:
+            rule = f"must be [{arguments.sizes(input)[1]}], one number for each channel of the input"
+            raise arguments.wrong_shape(name, tensor, rule)
     if impl != "reference":
         obstacle = obstacle_to_native(input, (weight, bias), training)
         if not obstacle and (impl == "native" or native_wins(input, activation)):
@@ -82,9 +84,11 @@ def obstacle_to_native(input: Tensor, affine: tuple[Tensor | None, Tensor | None
         return f"the native kernels run on the CPU, and the input is on {input.device}"
     if any(t is not None and t.dtype != torch.float32 for t in (input, *affine)):
         return f"the native batch norm computes float32, and the input is {input.dtype}"
+    if _native.obstacle():
+        return _native.obstacle()
     if input.dim() < 2 or input.numel() <= input.shape[1]:
         return "a batch norm needs more than one value for each channel"
-    return _native.obstacle()
+    return ""
 
 
 def native_wins(input: Tensor, activation: str | None) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from separable import _native
 from separable.errors import InputError
 from separable.functional import arguments, depthwise_conv_operator
-from separable.functional.arguments import Padding, Size, Window
+from separable.functional.arguments import Padding, Size, Window, seen_whole
 from separable.functional.depthwise_conv_choice import Choice
 from separable.functional.depthwise_conv_training import Training
 
@@ -25,8 +25,9 @@ def _conv1d(input, weight, bias=None, stride=(1,), padding=(0,), dilation=(1,), 
     conv1d would copy it to channels-first and back: forward and backward of 800 places of 256 channels at dilation 4
     take 7.6 ms so, 2.0 ms as an image of height 1. A kernel of 1 is a matrix product. Exported graphs keep conv1d.
     """
-    together = input.stride(1) == 1 and input.shape[1] > 1 and input.shape[2] > 1
-    if not together or torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return F.conv1d(input, weight, bias, stride, padding, dilation, groups)
+    if not (input.stride(1) == 1 and input.shape[1] > 1 and input.shape[2] > 1):
         return F.conv1d(input, weight, bias, stride, padding, dilation, groups)
     if weight.shape[2] == groups == stride[0] == 1 and padding[0] == 0:
         return F.linear(input.transpose(1, 2), weight[:, :, 0], bias).transpose(1, 2)
@@ -49,6 +50,7 @@ SMALL_MAP = 14 * 14  # places of a map below which torch's own 3x3 is as fast, w
 CONV = {1: _conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
+@seen_whole
 def depthwise_conv1d(
     input: Tensor,
     weight: Tensor,
@@ -67,6 +69,7 @@ def depthwise_conv1d(
     return _depthwise_conv(1, input, weight, bias, stride, padding, dilation, activation, impl)
 
 
+@seen_whole
 def depthwise_conv2d(
     input: Tensor,
     weight: Tensor,
@@ -106,6 +109,7 @@ def depthwise_conv2d(
     return _depthwise_conv(2, input, weight, bias, stride, padding, dilation, activation, impl)
 
 
+@seen_whole
 def depthwise_conv3d(
     input: Tensor,
     weight: Tensor,
@@ -139,7 +143,7 @@ def reference(
 
 def groups_of(channels: int, weight: Tensor) -> int:
     """How many groups of channels `weight` filters, once it is known to fit `channels` input channels."""
-    filters, inner = weight.shape[:2]
+    filters, inner = arguments.sizes(weight)[:2]
     if inner == 1 and filters >= channels:
         if filters % channels:
             rule = f"{filters} filters cannot be shared equally by {channels} input channels"
@@ -178,9 +182,10 @@ def _depthwise_conv(
     arguments.check_activation("activation", activation)
     arguments.check_tensors(input, dims, weight=weight, bias=bias)
     arguments.check_kernel("weight", weight, dims, "[C*m, 1, k...]")
-    groups = groups_of(input.shape[1], weight)
-    arguments.check_bias("bias", bias, weight.shape[0])
-    window = arguments.window(input.shape[2:], weight.shape[2:], stride, padding, dilation)
+    groups = groups_of(arguments.sizes(input)[1], weight)
+    filters, _, *kernel_size = arguments.sizes(weight)
+    arguments.check_bias("bias", bias, filters)
+    window = arguments.window(input.shape[2:], kernel_size, stride, padding, dilation)
     if key is None or not all(map(_is_exact, options)):
         return compute(input, weight, bias, window, groups, activation, impl)
     call = _keep(key, _Call(input, weight, bias, window, groups, activation, impl))
@@ -351,9 +356,10 @@ def _obstacle_to_native(input: Tensor, weight: Tensor, bias: Tensor | None) -> s
     others = [t for t in (weight, bias) if t is not None]
     if input.dtype not in (torch.float32, torch.bfloat16) or any(t.dtype != input.dtype for t in others):
         return f"the native kernels compute float32 and bfloat16, and the input is {input.dtype}"
-    if any(k > depthwise_conv_operator.MAX_KERNEL for k in weight.shape[2:]):
+    if any(k > depthwise_conv_operator.MAX_KERNEL for k in arguments.sizes(weight)[2:]):
         return f"the native kernels go to {depthwise_conv_operator.MAX_KERNEL} taps in each dimension"
-    multiplier = max(weight.shape[0] // input.shape[1], weight.shape[1])
+    filters, inner = arguments.sizes(weight)[:2]
+    multiplier = max(filters // arguments.sizes(input)[1], inner)
     if multiplier > _native.lanes():
         return f"depth multipliers go to {_native.lanes()} with {_native.isa()}"
     return _native.obstacle()

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from separable.errors import InputError
 from separable.functional import arguments
-from separable.functional.arguments import Size
+from separable.functional.arguments import Size, seen_whole
 
 CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
+@seen_whole
 def depthwise_conv_transpose1d(
     input: Tensor,
     weight: Tensor,
@@ -31,6 +32,7 @@ def depthwise_conv_transpose1d(
     )
 
 
+@seen_whole
 def depthwise_conv_transpose2d(
     input: Tensor,
     weight: Tensor,
@@ -70,6 +72,7 @@ def depthwise_conv_transpose2d(
     )
 
 
+@seen_whole
 def depthwise_conv_transpose3d(
     input: Tensor,
     weight: Tensor,
@@ -102,8 +105,8 @@ def reference(
     activation: str | None,
 ) -> Tensor:
     """The operation in plain torch, arguments in normal form."""
-    groups = weight.shape[0]
-    if input.shape[1] != groups:
+    groups = arguments.sizes(weight)[0]
+    if arguments.sizes(input)[1] != groups:
         weight = weight.flatten(0, 1).unsqueeze(1)  # [C, 1, k...], torch's layout where m inputs feed one output
     y = CONV_TRANSPOSE[len(stride)](input, weight, bias, stride, padding, output_padding, groups, dilation)
     return arguments.activate(y, activation)
@@ -145,7 +148,7 @@ def _depthwise_conv_transpose(
     arguments.check_activation("activation", activation)
     arguments.check_tensors(input, dims, weight=weight, bias=bias)
     arguments.check_kernel("weight", weight, dims, "[C, m, k...]")
-    channels, (groups, multiplier) = input.shape[1], weight.shape[:2]
+    channels, (groups, multiplier, *kernel_size) = arguments.sizes(input)[1], arguments.sizes(weight)
     if channels not in (groups, groups * multiplier):
         rule = f"must be [C, m, k...] or [C/m, m, k...] for C = {channels} input channels"
         raise arguments.wrong_shape("weight", weight, rule)
@@ -154,15 +157,15 @@ def _depthwise_conv_transpose(
     dilations = arguments.per_dimension("dilation", dilation, dims)
     paddings = check_padding(padding, dims)
     extras = check_output_padding(output_padding, strides, dilations, dims)
-    _check_size(input.shape[2:], weight.shape[2:], strides, paddings, extras, dilations)
+    _check_size(input.shape[2:], kernel_size, strides, paddings, extras, dilations)
     return reference(input, weight, bias, strides, paddings, extras, dilations, activation)
 
 
 def _check_size(size, kernel_size, stride, padding, output_padding, dilation) -> None:
     """Every dimension of input and output must have at least one element."""
-    shown = f"spatial size {list(size)}"
     for n, k, s, p, o, d in zip(size, kernel_size, stride, padding, output_padding, dilation, strict=True):
         if arguments.certain(n < 1):
-            raise InputError("input", shown, "must be at least 1 in each dimension")
+            raise InputError("input", f"spatial size {list(size)}", "must be at least 1 in each dimension")
         if arguments.certain((n - 1) * s - 2 * p + d * (k - 1) + o + 1 < 1):
-            raise InputError("input", shown, f"padding {list(padding)} leaves nothing of the output")
+            rule = f"padding {list(padding)} leaves nothing of the output"
+            raise InputError("input", f"spatial size {list(size)}", rule)

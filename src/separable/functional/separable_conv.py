@@ -16,11 +16,12 @@ from separable.functional import (
     depthwise_conv_operator,
     separable_conv_operator,  # noqa: F401 - defines the operator
 )
-from separable.functional.arguments import Padding, Size, Window
+from separable.functional.arguments import Padding, Size, Window, seen_whole
 
 ORDERS = ("depthwise_first", "pointwise_first")
 
 
+@seen_whole
 def separable_conv1d(
     input: Tensor,
     dw_weight: Tensor,
@@ -46,6 +47,7 @@ def separable_conv1d(
     return _separable_conv(1, input, weights, biases, stride, padding, dilation, *how)
 
 
+@seen_whole
 def separable_conv2d(
     input: Tensor,
     dw_weight: Tensor,
@@ -95,6 +97,7 @@ def separable_conv2d(
     return _separable_conv(2, input, weights, biases, stride, padding, dilation, *how)
 
 
+@seen_whole
 def separable_conv3d(
     input: Tensor,
     dw_weight: Tensor,
@@ -145,10 +148,10 @@ def _half_by_half(
     (dw_weight, pw_weight), (dw_bias, pw_bias), (inner, last) = weights, biases, activations
     mix = depthwise_conv.CONV[len(window.stride)]
     if order == "depthwise_first":
-        x = depthwise_conv.compute(input, dw_weight, dw_bias, window, input.shape[1], inner, depthwise_impl)
+        x = depthwise_conv.compute(input, dw_weight, dw_bias, window, arguments.sizes(input)[1], inner, depthwise_impl)
         return arguments.activate(mix(x, pw_weight, pw_bias), last)
     x = arguments.activate(mix(input, pw_weight, pw_bias), inner)
-    return depthwise_conv.compute(x, dw_weight, dw_bias, window, dw_weight.shape[0], last, depthwise_impl)
+    return depthwise_conv.compute(x, dw_weight, dw_bias, window, arguments.sizes(dw_weight)[0], last, depthwise_impl)
 
 
 def check_order(order: str) -> None:
@@ -158,21 +161,22 @@ def check_order(order: str) -> None:
 
 def _check_weights(input: Tensor, dw_weight: Tensor, pw_weight: Tensor, order: str) -> None:
     """The two halves fit the input and each other."""
-    channels, filters = input.shape[1], dw_weight.shape[0]
-    if any(k != 1 for k in pw_weight.shape[2:]):
+    channels, filters, inner = arguments.sizes(input)[1], *arguments.sizes(dw_weight)[:2]
+    made, reads, *mixing = arguments.sizes(pw_weight)
+    if any(k != 1 for k in mixing):
         raise arguments.wrong_shape("pw_weight", pw_weight, "must have a kernel of 1 in every dimension")
     if order == "depthwise_first":
-        fits = dw_weight.shape[1] == 1 and filters % channels == 0
+        fits = inner == 1 and filters % channels == 0
         rule = f"must be [C_in*m, 1, k...] for C_in = {channels} input channels when the depthwise half comes first"
         read = filters
     else:
-        fits = filters * dw_weight.shape[1] == pw_weight.shape[0]
-        rule = f"must be [C_out, m, k...] with C_out*m = {pw_weight.shape[0]}, the maps that pw_weight makes"
+        fits = filters * inner == made
+        rule = f"must be [C_out, m, k...] with C_out*m = {made}, the maps that pw_weight makes"
         read = channels
     if not fits:
         raise arguments.wrong_shape("dw_weight", dw_weight, rule)
-    if pw_weight.shape[1] != read:
-        raise arguments.wrong_shape("pw_weight", pw_weight, f"must read {read} channels, not {pw_weight.shape[1]}")
+    if reads != read:
+        raise arguments.wrong_shape("pw_weight", pw_weight, f"must read {read} channels, not {reads}")
 
 
 def _separable_conv(
@@ -197,9 +201,10 @@ def _separable_conv(
     arguments.check_kernel("dw_weight", dw_weight, dims, "[C_in*m, 1, k...] or [C_out, m, k...]")
     arguments.check_kernel("pw_weight", pw_weight, dims, "[C_out, C_in*m, 1...] or [C_out*m, C_in, 1...]")
     _check_weights(input, dw_weight, pw_weight, order)
-    arguments.check_bias("dw_bias", dw_bias, dw_weight.shape[0])
-    arguments.check_bias("pw_bias", pw_bias, pw_weight.shape[0])
-    window = arguments.window(input.shape[2:], dw_weight.shape[2:], stride, padding, dilation)
+    filters, _, *kernel_size = arguments.sizes(dw_weight)
+    arguments.check_bias("dw_bias", dw_bias, filters)
+    arguments.check_bias("pw_bias", pw_bias, arguments.sizes(pw_weight)[0])
+    window = arguments.window(input.shape[2:], kernel_size, stride, padding, dilation)
     trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, *weights, *biases))
     if impl != "reference":
         obstacle = _native.missing or obstacle_to_native(input, weights, biases, order, recompute)
@@ -231,7 +236,8 @@ def obstacle_to_native(
     tensors = [t for t in (input, *weights, *biases) if t is not None]
     if input.device.type != "cpu":
         return f"the native kernels run on the CPU, and the input is on {input.device}"
-    single = weights[0].shape[1] == 1 and (order == "pointwise_first" or weights[0].shape[0] == input.shape[1])
+    filters, inner = arguments.sizes(weights[0])[:2]
+    single = inner == 1 and (order == "pointwise_first" or filters == arguments.sizes(input)[1])
     if input.dim() > 4 or not single:
         return "the fused kernels have one or two dimensions and depth multiplier 1"
     if any(t.dtype != torch.float32 for t in tensors):

@@ -125,9 +125,8 @@ class _DepthwiseConvNd(_Depthwise):
         """The input, and what is left to pad: modes other than zeros pad ahead of the convolution."""
         if self.padding_mode == "zeros":
             return input, self.padding
-        arguments.check_tensors(input, self.dims)
-        pairs = arguments.padding_pairs(self.padding, input.shape[2:], self.kernel_size, self.stride, self.dilation)
-        return arguments.pad(input, pairs, self.padding_mode), 0
+        window = (self.padding, self.kernel_size, self.stride, self.dilation)
+        return arguments.pad_ahead(input, *window, self.padding_mode), 0
 
 
 class DepthwiseConv1d(_DepthwiseConvNd):

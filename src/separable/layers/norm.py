@@ -1,6 +1,7 @@
 """Batch norms that may take the activation after them into the same pass; parameters and names are torch's own."""
 
-import torch.nn.functional as F
+from typing import Any
+
 from torch import Tensor, nn
 
 from separable import functional
@@ -8,33 +9,42 @@ from separable.functional import arguments
 
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
-    activation: str | None = None  # always applied, for a norm whose activation stood beside it as a module
-
     def forward(self, input: Tensor, activation: str | None = None) -> Tensor:
         """[N, C, ...] -> [N, C, ...]: the norm, then `activation`."""
-        activation = activation or self.activation
-        if not self.training and self.running_mean is not None:  # nothing here decides by values: graphs are made of it
-            held = (self.running_mean, self.running_var, self.weight, self.bias)
-            return arguments.activate(F.batch_norm(input, *held, False, 0.0, self.eps), activation)
-        if not self.training or self.momentum is None:  # a cumulative average counts its batches: torch's own does
+        if not is_computed(self):
             return arguments.activate(super().forward(input), activation)
-        self._check_input_dim(input)
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        return functional.batch_norm(
-            input,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            training=True,
-            momentum=self.momentum,
-            eps=self.eps,
-            activation=activation,
-        )
+        return compute(self, input, activation)
 
-    def extra_repr(self) -> str:
-        return super().extra_repr() + (f", activation={self.activation!r}" if self.activation else "")
+
+def is_computed(norm: Any) -> bool:
+    """Whether `compute` knows how: a cumulative average counts its batches, and that torch's own does."""
+    return norm.momentum is not None or not _takes_the_batch(norm)
+
+
+def compute(norm: Any, input: Tensor, activation: str | None) -> Tensor:
+    """What torch's batch norm `norm` gives and keeps, then the activation, natively where that wins."""
+    batch = _takes_the_batch(norm)
+    if batch and isinstance(input, Tensor):  # and not what stands for one, as torch.fx follows the network
+        norm._check_input_dim(input)
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    keeps = norm.training or not batch
+    return functional.batch_norm(
+        input,
+        norm.running_mean if keeps else None,
+        norm.running_var if keeps else None,
+        norm.weight,
+        norm.bias,
+        training=batch,
+        momentum=norm.momentum or 0.0,
+        eps=norm.eps,
+        activation=activation,
+    )
+
+
+def _takes_the_batch(norm: Any) -> bool:
+    """Whether it normalizes by the mean and variance of the batch."""
+    return norm.training or norm.running_mean is None
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
@@ -57,6 +67,9 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
 
 class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
     """torch.nn.BatchNorm3d with native training; see `BatchNorm2d`. Input [N, C, D, H, W]."""
+
+
+OURS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 
 
 def normalize(norm: nn.Module | None, x: Tensor, activation: str | None) -> Tensor:
