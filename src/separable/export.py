@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from separable.atomic import write_beside
 from separable.errors import InputError, first_line, need
+from separable.inputs import own_copy
 from separable.store.verify import BATCHES, at_batch, check_network, example_inputs, first_difference
 
 _LARGEST_BYTES = 2**31 - 2**20  # protobuf's limit for one file, less the graph
@@ -141,7 +142,7 @@ def _check_outputs(model: nn.Module, inputs: Sequence[Tensor], file: Path, runti
     for batch in BATCHES:
         given = at_batch(inputs, batch)
         with torch.no_grad():
-            expected = _flat(model(*given))
+            expected = _flat(model(*own_copy(given)))
         _check_batch(expected, batch, name)
         feeds = {entry.name: x.numpy() for entry, x in zip(session.get_inputs(), given, strict=True)}
         try:

@@ -16,6 +16,7 @@ from separable.commands.network import Network, call, task_of
 from separable.commands.result import Result
 from separable.data import ImageSet
 from separable.errors import InputError, first_line
+from separable.inputs import own_copy
 
 
 @dataclass
@@ -84,7 +85,7 @@ def forward(model: nn.Module, inputs: Tensor) -> Tensor:
     """The model's output for a batch in the model's own type; a batch that does not fit is the user's to know of."""
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), inputs.dtype)
     try:
-        logits = model(inputs.to(dtype))
+        logits = model(own_copy(inputs.to(dtype)))
     except (RuntimeError, TypeError, ValueError) as error:
         shown = f"batch of shape {list(inputs.shape)}"
         raise InputError("data", shown, f"{type(model).__name__} refuses it: {first_line(error)}") from error

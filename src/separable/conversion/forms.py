@@ -20,6 +20,7 @@ from separable.conversion.least_squares import compose, fit
 from separable.conversion.moments import Moments
 from separable.conversion.survey import Site, Survey
 from separable.functional.separable_conv import ORDERS
+from separable.inputs import own_copy
 from separable.progress import track
 
 DENSE = "dense"
@@ -113,7 +114,7 @@ def weigh(survey: Survey, options: dict[str, list[Form]]) -> None:
     inputs = torch.cat(
         [batch for batch in survey.inputs[:PROBE_BATCHES] if batch.shape[1:] == survey.inputs[0].shape[1:]]
     )
-    dense = _outputs(survey.model(inputs))
+    dense = _outputs(survey.model(own_copy(inputs)))
     variance = (dense - dense.mean(0)).square().mean().clamp_min(1e-30)
     for name, found in track(options.items(), "weighing layers", len(options)):
         lossy = sorted((form for form in found if form.local_error > 1e-9), key=lambda form: form.local_error)
@@ -134,7 +135,7 @@ def _with_form(survey: Survey, site: Site, form: Form, inputs: Tensor):
     replaced = replace(model, conv, layer)
     try:
         install_constant(replaced, model, site, site.known, compose(form.order, form.dw, form.pw))
-        return replaced(inputs)
+        return replaced(own_copy(inputs))
     finally:
         replace(model, layer, conv)
         if norm is not None:

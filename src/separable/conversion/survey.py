@@ -21,6 +21,7 @@ from separable.conversion.factorize import why_not
 from separable.conversion.moments import Accumulator, Moments, Positions, patch_rows, rows
 from separable.cost.count import uncompiled
 from separable.errors import InputError
+from separable.inputs import own_copy
 from separable.progress import track
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -146,9 +147,9 @@ def _trace(model: nn.Module, batch: Tensor) -> list[Site]:
 
 
 def run(model: nn.Module, batch: Tensor, argument: str = "data", who: str = "the model"):
-    """model(batch), with what the model cannot read told as the caller's mistake."""
+    """model(batch), which stays as it is, with what the model cannot read told as the caller's mistake."""
     try:
-        return model(batch)
+        return model(own_copy(batch))
     except InputError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from separable.inputs import own_copy
+
 ADDITIONS = {
     torch.add,
     Tensor.add,
@@ -133,7 +135,7 @@ def observe(model: nn.Module, batch: Tensor, wanted: dict[str, tuple[int, str | 
     handles += [model.get_submodule(name).register_forward_hook(keep(name)) for name in wanted]
     try:
         with hooks(handles), readers:
-            model(batch)
+            model(own_copy(batch))
     except _SeenEnough:
         pass
     for name, other in readers.others.items():

@@ -23,6 +23,7 @@ from separable.cost import trace
 from separable.cost.count import misfit
 from separable.cost.machine import clock_s
 from separable.errors import InputError
+from separable.inputs import own_copy
 from separable.progress import track
 
 Key = tuple[str, str]  # a layer's name and kind
@@ -76,7 +77,7 @@ def time_in_turn(model: nn.Module, inputs: tuple[Tensor, ...], repeats: int) -> 
 
 
 def _whole_pass_ms(model: nn.Module, inputs: tuple[Tensor, ...], device: torch.device) -> float:
-    fresh = tuple(t.clone() for t in inputs)  # a network may write into its input
+    fresh = own_copy(inputs)  # a network may write into its input
     started = clock_s(device)
     model(*fresh)
     return (clock_s(device) - started) * 1e3
@@ -85,7 +86,7 @@ def _whole_pass_ms(model: nn.Module, inputs: tuple[Tensor, ...], device: torch.d
 def _fuses(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
     """Whether any layer runs as one what the timed passes run in parts."""
     with _native.apart() as found:
-        model(*(t.clone() for t in inputs))
+        model(*own_copy(inputs))
     return found.happened
 
 
@@ -103,7 +104,7 @@ def _recorded_pass(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[S
         if op.kind == "dense":
             dense.setdefault((name, op.kind), args)
 
-    fresh, stack = tuple(t.clone() for t in inputs), trace.ModuleStack(model)
+    fresh, stack = own_copy(inputs), trace.ModuleStack(model)
     with stack.watch(), trace.Trace(model, stack, trace.Gradients(model, ()), add, run):
         model(*fresh)
     return steps, dense
@@ -126,7 +127,7 @@ class _Stopwatch(TorchDispatchMode):
 
 def _timed_pass(model: nn.Module, inputs: tuple[Tensor, ...], steps: list[Step]) -> dict[Key, float]:
     """One pass in which each operation is timed as it runs: ms of each layer."""
-    fresh = tuple(t.clone() for t in inputs)
+    fresh = own_copy(inputs)
     with _Stopwatch(inputs[0].device) as stopwatch:
         model(*fresh)
     if [func for func, _ in stopwatch.timed] != [func for func, _ in steps]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from separable import models, store
 from separable.data import ImageSet, Preparation, files, open_images
 from separable.errors import InputError
+from separable.inputs import own_copy
 from separable.models import sources
 from separable.models.residual_separable import ResidualSeparable
 
@@ -118,7 +119,7 @@ def fit_classes(network: nn.Module, classes: int, example: Tensor) -> None:
     """Give a network that tells apart another number of classes a new last layer; one that fits stays as it is."""
     network.eval()
     with torch.no_grad():
-        outputs = network(example)
+        outputs = network(own_copy(example))
     if outputs.dim() == 2 and outputs.shape[1] == classes:
         return
     last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1:]

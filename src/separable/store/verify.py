@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from separable.errors import InputError, first_line
+from separable.inputs import own_copy
 
 BATCHES = (1, 3)
 
@@ -60,7 +61,7 @@ def check_same_outputs(model: nn.Module, loaded: nn.Module, inputs: Sequence[Ten
     for batch in BATCHES:
         given = at_batch(inputs, batch)
         with torch.no_grad():
-            expected = _run(original, given)
+            expected = _run(original, own_copy(given))
         with torch.no_grad():
             actual = loaded(*given)
         problem = first_difference(expected, actual)
