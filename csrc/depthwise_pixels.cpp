@@ -49,6 +49,7 @@ bool streams(const Args* a, const sep_view* v, int64_t channels, const int64_t* 
 sep_depthwise_step step_of(const Args* a) {
   sep_depthwise_step s = {};
   s.weight = a->packed, s.bias = a->bias, s.batch = a->batch, s.channels = a->filters, s.activation = a->activation;
+  s.makes = s.adds = 1;
   for (int i = 0; i < 2; ++i) {
     s.size[i] = a->size[i + 1], s.out[i] = a->out[i + 1], s.kernel[i] = a->kernel[i + 1], s.stride[i] = a->stride[i + 1];
     s.padding[i] = a->padding[i + 1], s.dilation[i] = 1;

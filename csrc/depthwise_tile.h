@@ -14,7 +14,7 @@ typedef sep_depthwise_step Step;
 
 enum { kGroup = 7 };  // outputs summed at once: divides 7, 14, 28, 56 and 112; 7 sums and 7 weights fit 16 registers
 
-// One group of outputs side by side, all channels.
+// One group of outputs side by side, all channels of one map of each.
 template <class T>
 struct Group {
   const T* x;  // the first output's window: tap (0, 0), which may lie outside the image
@@ -24,7 +24,7 @@ struct Group {
   T* y;
   int64_t channels;
   int32_t first_tap, last_tap;  // rows of the kernel that are inside the image
-  int32_t height, width, stride, dilation, activation;
+  int32_t height, width, stride, dilation, activation, adds;
   bool streams;  // writes past the caches; the activation is a clamp then
 };
 
@@ -50,135 +50,179 @@ SEP_INLINE void put(float* p, V a, bool streams) {
 }
 SEP_INLINE void put(uint16_t* p, V a, bool) { store(p, a); }
 
-template <class T>
-void finish_group(T* y, int64_t pixel, int64_t outputs, int32_t activation) {
-  for (int64_t i = 0; i < outputs; ++i) store(y + i * pixel, activate(load(y + i * pixel), activation));
-}
-
-template <class T, int M, int K, int S, int G, bool Checked>
-void group(const Group<T>& g) {
-  const VI index = spread_index(M);
-  const bool simple = is_clamp(g.activation);
-  const V low = clamp_low(simple ? g.activation : SEP_NONE), high = clamp_high(simple ? g.activation : SEP_NONE);
-  const float* taps = g.w;
-  for (int64_t c = 0; c < g.channels; c += kLanes, taps += g.height * K * kLanes) {
-    const int64_t at = block_start(c, g.channels);
-    V sum[G];
+// Sums of outputs to memory. What the group says is read before: the compiler cannot know that y is not the group.
+template <int G, class T>
+SEP_INLINE void put_group(const Group<T>& g, T* y, const V sum[G]) {
+  const int64_t pixel = g.pixel;
+  const int32_t activation = g.activation;
+  const bool streams = g.streams;
+  if (activation == SEP_NONE) {
     #pragma GCC unroll 8
-    for (int i = 0; i < G; ++i) sum[i] = g.bias ? load(g.bias + at) : V{};
-    const T* x = g.x + g.first_tap * g.x_row + at / M;
-    const float* w = taps + g.first_tap * K * kLanes;
-    for (int32_t ky = g.first_tap; ky < g.last_tap; ++ky, x += g.x_row, w += K * kLanes) {
-      V weight[K];
-      #pragma GCC unroll 8
-      for (int k = 0; k < K; ++k) weight[k] = load(w + k * kLanes);
-      #pragma GCC unroll 32
-      for (int column = 0; column < (G - 1) * S + K; ++column) {
-        if (Checked && (column < g.low || column >= g.high)) continue;
-        const V v = spread<M>(x + column * g.x_pixel, index);
-        #pragma GCC unroll 8
-        for (int i = 0; i < G; ++i)
-          if (column - i * S >= 0 && column - i * S < K) sum[i] = fma(v, weight[column - i * S], sum[i]);
-      }
-    }
+    for (int i = 0; i < G; ++i) put(y + i * pixel, sum[i], streams);
+  } else if (is_clamp(activation)) {
+    const V low = clamp_low(activation), high = clamp_high(activation);
     #pragma GCC unroll 8
-    for (int i = 0; i < G; ++i) put(g.y + i * g.pixel + at, clamp(sum[i], low, high), g.streams);
-    if (!simple) finish_group(g.y + at, g.pixel, G, g.activation);
+    for (int i = 0; i < G; ++i) put(y + i * pixel, clamp(sum[i], low, high), streams);
+  } else {
+    for (int i = 0; i < G; ++i) store(y + i * pixel, sum[i]);
+    for (int i = 0; i < G; ++i) store(y + i * pixel, activate(load(y + i * pixel), activation));
   }
 }
 
-// Any kernel, stride and dilation, any number of channels: one output.
-template <class T>
-void general_output(const Group<T>& g) {
-  const int64_t n = g.channels < kLanes ? g.channels : (int64_t)kLanes;
+// M > 1: channels of the output, M of them for each of the input.
+template <class T, int M, int K, int S, int G, bool Checked>
+void group(const Group<T>& g) {
+  const VI index = spread_index(M);
+  const float* taps = g.w;
+  const int64_t x_row = g.x_row, x_pixel = g.x_pixel;
   for (int64_t c = 0; c < g.channels; c += kLanes) {
     const int64_t at = block_start(c, g.channels);
-    const float* taps = g.w + c * g.height * g.width;
-    V sum = g.bias ? load_tail(g.bias + at, n) : V{};
-    for (int32_t ky = g.first_tap; ky < g.last_tap; ++ky)
-      for (int32_t k = 0; k < g.width; ++k) {
-        const int64_t column = (int64_t)k * g.dilation;
-        if (column < g.low || column >= g.high) continue;
-        const V v = load_tail(g.x + ky * g.x_row + column * g.x_pixel + at, n);
-        sum = fma(v, load(taps + (ky * g.width + k) * kLanes), sum);
+    V sum[G];
+    const V bias = g.bias ? load(g.bias + at) : V{};
+    #pragma GCC unroll 8
+    for (int i = 0; i < G; ++i) sum[i] = bias;
+    const T* map = g.x + g.first_tap * x_row + at / M;
+    for (int32_t left = g.adds; left > 0; --left, map += g.channels, taps += g.height * K * kLanes) {
+      const T* x = map;
+      const float* w = taps + g.first_tap * K * kLanes;
+      for (int32_t rows = g.last_tap - g.first_tap; rows > 0; --rows, x += x_row, w += K * kLanes) {
+        V weight[K];
+        #pragma GCC unroll 8
+        for (int k = 0; k < K; ++k) weight[k] = load(w + k * kLanes);
+        #pragma GCC unroll 32
+        for (int column = 0; column < (G - 1) * S + K; ++column) {
+          if (Checked && (column < g.low || column >= g.high)) continue;
+          const V v = held(spread<M>(x + column * x_pixel, index));
+          #pragma GCC unroll 8
+          for (int i = 0; i < G; ++i)
+            if (column - i * S >= 0 && column - i * S < K) sum[i] = fma(v, weight[column - i * S], sum[i]);
+        }
       }
-    store_tail(g.y + at, activate(sum, g.activation), n);
+    }
+    put_group<G>(g, g.y + at, sum);
+  }
+}
+
+// Any kernel, stride and dilation, any number of channels.
+template <class T, int G, bool Checked>
+void general_group(const Group<T>& g) {
+  const int64_t n = g.channels < kLanes ? g.channels : (int64_t)kLanes, step = g.stride * g.x_pixel;
+  const float* taps = g.w;
+  for (int64_t c = 0; c < g.channels; c += kLanes) {
+    const int64_t at = block_start(c, g.channels);
+    V sum[G];
+    const V bias = g.bias ? load_tail(g.bias + at, n) : V{};
+    for (int i = 0; i < G; ++i) sum[i] = bias;
+    const T* map = g.x + at;
+    for (int32_t left = g.adds; left > 0; --left, map += g.channels, taps += (int64_t)g.height * g.width * kLanes)
+      for (int32_t ky = g.first_tap; ky < g.last_tap; ++ky)
+        for (int32_t k = 0; k < g.width; ++k) {
+          const int64_t column = (int64_t)k * g.dilation;
+          const T* x = map + ky * g.x_row + column * g.x_pixel;
+          const V w = load(taps + (ky * g.width + k) * kLanes);
+          #pragma GCC unroll 8
+          for (int i = 0; i < G; ++i) {
+            if (Checked && (column + i * g.stride < g.low || column + i * g.stride >= g.high)) continue;
+            sum[i] = fma(load_tail(x + i * step, n), w, sum[i]);
+          }
+        }
+    for (int i = 0; i < G; ++i) store_tail(g.y + i * g.pixel + at, activate(sum[i], g.activation), n);
   }
 }
 
 template <class T>
 struct Groups {
-  void (*inside[4])(const Group<T>&);  // of kGroup, 4, 2 and 1 outputs
-  void (*checked[4])(const Group<T>&);
+  void (*inside[5])(const Group<T>&);  // of 8, kGroup, 4, 2 and 1 outputs
+  void (*checked[5])(const Group<T>&);
 };
-#define SEP_GROUPS(M, K, S)                                                                                                \
-  {{group<T, M, K, S, kGroup, false>, group<T, M, K, S, 4, false>, group<T, M, K, S, 2, false>, group<T, M, K, S, 1, false>}, \
-   {group<T, M, K, S, kGroup, true>, group<T, M, K, S, 4, true>, group<T, M, K, S, 2, true>, group<T, M, K, S, 1, true>}}
+const int kGroupOutputs[5] = {8, kGroup, 4, 2, 1};
+#define SEP_GROUP_SIZES(M, K, S, checked)                                                                             \
+  {group<T, M, K, S, 8, checked>, group<T, M, K, S, kGroup, checked>, group<T, M, K, S, 4, checked>, group<T, M, K, S, 2, checked>, \
+   group<T, M, K, S, 1, checked>}
+#define SEP_GROUPS(M, K, S) {SEP_GROUP_SIZES(M, K, S, false), SEP_GROUP_SIZES(M, K, S, true)}
 template <class T, int M>
 constexpr Groups<T> kGroups[1][2] = {{SEP_GROUPS(M, 3, 1), SEP_GROUPS(M, 3, 2)}};
 template <class T>
 constexpr Groups<T> kGroups<T, 1>[3][2] = {{SEP_GROUPS(1, 3, 1), SEP_GROUPS(1, 3, 2)},
                                            {SEP_GROUPS(1, 5, 1), SEP_GROUPS(1, 5, 2)},
                                            {SEP_GROUPS(1, 7, 1), SEP_GROUPS(1, 7, 2)}};
-const int kGroupOutputs[4] = {kGroup, 4, 2, 1};
+#define SEP_GENERAL_SIZES(checked)                                                                                                 \
+  {general_group<T, 8, checked>, general_group<T, kGroup, checked>, general_group<T, 4, checked>, general_group<T, 2, checked>, \
+   general_group<T, 1, checked>}
+template <class T>
+constexpr Groups<T> kGeneralGroups = {SEP_GENERAL_SIZES(false), SEP_GENERAL_SIZES(true)};
 
 template <class T, int M>
-const Groups<T>* special_groups(const Step& s) {
+const Groups<T>& groups_for(const Step& s) {
   const int32_t k = s.kernel[1];
-  if ((k != 3 && (M > 1 || (k != 5 && k != 7))) || s.stride[1] > 2 || s.dilation[1] != 1 || s.channels < kLanes) return nullptr;
-  return &kGroups<T, M>[k / 2 - 1][s.stride[1] - 1];
+  const bool special = (k == 3 || (M == 1 && (k == 5 || k == 7))) && s.stride[1] <= 2 && s.dilation[1] == 1 && s.channels >= kLanes;
+  if (M > 1 || special) return kGroups<T, M>[k / 2 - 1][s.stride[1] - 1];
+  return kGeneralGroups<T>;
 }
 
-// Output rows [first, last). x: where the image's row 0 is or would be; y: output row `first`. Both dense. M > 1 for what
-// `special_groups` knows alone; bfloat16 is rounded before an activation that is no clamp.
+// One group of outputs from (oy, ox) on, all its maps.
+template <class T>
+void convolve_group(const Step& s, void (*const inside)(const Group<T>&), void (*const checked)(const Group<T>&), Group<T>& g, const T* x,
+                    T* y, int64_t oy, int64_t ox, int64_t reach) {
+  const int64_t iy = oy * s.stride[0] - s.padding[0], ix = ox * s.stride[1] - s.padding[1], d = s.dilation[0];
+  g.first_tap = 0, g.last_tap = s.kernel[0];
+  while (g.first_tap < g.last_tap && iy + g.first_tap * d < 0) ++g.first_tap;
+  while (g.last_tap > g.first_tap && iy + (g.last_tap - 1) * d >= s.size[0]) --g.last_tap;
+  g.x = x + (iy * s.size[1] + ix) * g.x_pixel;
+  g.low = -ix, g.high = s.size[1] - ix;
+  const auto run = ix >= 0 && ix + reach < s.size[1] ? inside : checked;
+  const int64_t packed = (s.channels + kLanes - 1) / kLanes * kLanes * s.kernel[0] * s.kernel[1];
+  for (int32_t map = 0; map < s.makes; ++map) {
+    g.w = s.weight + map * packed, g.bias = s.bias ? s.bias + map * s.channels : nullptr;
+    g.y = y + map * s.channels;
+    run(g);
+  }
+}
+
+// Output rows [first, last). x: where the image's row 0 is or would be; y: output row `first`. Both dense. M > 1: of a kernel of 3 with
+// stride 1 or 2 and no dilation, kLanes channels or more, the M maps of a channel side by side; `makes` and `adds` are 1 then. bfloat16 is
+// rounded before an activation that is no clamp. `near`: x lies in a near cache, and is read down the columns: each line of it once.
 template <class T, int M = 1>
-void convolve_rows(const Step& s, const T* x, T* y, int64_t first, int64_t last, bool streams = false) {
-  const Groups<T>* special = special_groups<T, M>(s);
+void convolve_rows(const Step& s, const T* x, T* y, int64_t first, int64_t last, bool streams = false, bool near = false) {
   Group<T> g = {};
   g.streams = streams;
-  g.pixel = g.channels = s.channels, g.x_pixel = s.channels / M;
+  g.channels = s.channels, g.pixel = s.channels * s.makes, g.x_pixel = s.channels * s.adds / M;
   g.x_row = s.size[1] * g.x_pixel * s.dilation[0];
-  g.w = s.weight, g.bias = s.bias;
-  g.height = s.kernel[0], g.width = s.kernel[1];
+  g.height = s.kernel[0], g.width = s.kernel[1], g.adds = s.adds;
   g.stride = s.stride[1], g.dilation = s.dilation[1], g.activation = s.activation;
-  int size = 3;
-  while (special && size > 0 && kGroupOutputs[size - 1] <= s.out[1]) --size;
-  const int64_t outputs = special ? kGroupOutputs[size] : 1;
+  int size = s.out[1] % 8 == 0 ? 0 : 1;
+  while (kGroupOutputs[size] > s.out[1]) ++size;
+  const int64_t outputs = kGroupOutputs[size], width = s.out[1];
   const int64_t reach = (outputs - 1) * s.stride[1] + (int64_t)(s.kernel[1] - 1) * s.dilation[1];
-  for (int64_t oy = first; oy < last; ++oy) {
-    const int64_t iy = oy * s.stride[0] - s.padding[0], d = s.dilation[0];
-    g.first_tap = 0, g.last_tap = s.kernel[0];
-    while (g.first_tap < g.last_tap && iy + g.first_tap * d < 0) ++g.first_tap;
-    while (g.last_tap > g.first_tap && iy + (g.last_tap - 1) * d >= s.size[0]) --g.last_tap;
-    for (int64_t at = 0; at < s.out[1]; at += outputs) {
-      const int64_t ox = at + outputs <= s.out[1] ? at : s.out[1] - outputs;  // the last group moves back to end with the row
-      const int64_t ix = ox * s.stride[1] - s.padding[1];
-      g.x = x + (iy * s.size[1] + ix) * g.x_pixel;
-      g.y = y + ((oy - first) * s.out[1] + ox) * s.channels;
-      g.low = -ix, g.high = s.size[1] - ix;
-      if (!special) {
-        if constexpr (M == 1) general_output(g);
-      } else if (ix >= 0 && ix + reach < s.size[1]) {
-        special->inside[size](g);
-      } else {
-        special->checked[size](g);
-      }
-    }
-  }
+  const Groups<T>& groups = groups_for<T, M>(s);
+  const auto inside = groups.inside[size], checked = groups.checked[size];
+  const auto at = [&](int64_t oy, int64_t column) {  // the last group moves back to end with the row
+    const int64_t ox = column + outputs <= width ? column : width - outputs;
+    convolve_group(s, inside, checked, g, x, y + ((oy - first) * width + ox) * g.pixel, oy, ox, reach);
+  };
+  if (near)
+    for (int64_t column = 0; column < width; column += outputs)
+      for (int64_t oy = first; oy < last; ++oy) at(oy, column);
+  else
+    for (int64_t oy = first; oy < last; ++oy)
+      for (int64_t column = 0; column < width; column += outputs) at(oy, column);
 }
 
 int64_t packed_floats(const Step* s) {
-  return (s->channels + kLanes - 1) / kLanes * kLanes * s->kernel[0] * s->kernel[1];
+  return (s->channels + kLanes - 1) / kLanes * kLanes * s->kernel[0] * s->kernel[1] * s->makes * s->adds;
 }
 
-// (channels, taps) -> (block, taps, kLanes), the last block as it overlaps; zeros where an image has fewer channels.
+// (channels, maps, taps) -> (map made, block, map added, taps, kLanes), the last block as it overlaps; zeros where an image has fewer
+// channels.
 void pack_depthwise(const Step* s, const float* weight, float* packed) {
-  const int64_t C = s->channels, taps = (int64_t)s->kernel[0] * s->kernel[1];
-  for (int64_t c = 0; c < C; c += kLanes) {
-    const int64_t at = block_start(c, C);
-    for (int64_t t = 0; t < taps; ++t)
-      for (int64_t l = 0; l < kLanes; ++l) *packed++ = at + l < C ? weight[(at + l) * taps + t] : 0;
-  }
+  const int64_t C = s->channels, taps = (int64_t)s->kernel[0] * s->kernel[1], maps = (int64_t)s->makes * s->adds;
+  for (int64_t made = 0; made < s->makes; ++made)
+    for (int64_t c = 0; c < C; c += kLanes) {
+      const int64_t at = block_start(c, C);
+      for (int64_t map = made * s->adds; map < (made + 1) * s->adds; ++map)
+        for (int64_t t = 0; t < taps; ++t)
+          for (int64_t l = 0; l < kLanes; ++l) *packed++ = at + l < C ? weight[((at + l) * maps + map) * taps + t] : 0;
+    }
 }
 
 }  // namespace

@@ -60,7 +60,7 @@ sep_depthwise_step depthwise_step(const Image& x, const Tensor& weight, const In
                   "separable_conv: wrong number of dimensions");
   STD_TORCH_CHECK(weight.size(0) == channels && weight.size(1) == 1, "separable_conv: wrong depthwise weight");
   sep_depthwise_step d{};
-  d.batch = x.size[0], d.channels = channels;
+  d.batch = x.size[0], d.channels = channels, d.makes = d.adds = 1;
   for (int i = 0; i < 2; ++i) {
     const int64_t j = i - (2 - dims);  // dimension j of the tensor's own, or one of size 1 before it
     const int64_t before = j < 0 ? 0 : padding[2 * j], after = j < 0 ? 0 : padding[2 * j + 1];

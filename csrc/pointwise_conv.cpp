@@ -130,38 +130,49 @@ void add_rows(const float* y, int64_t y_stride, int64_t rows, int64_t columns, f
 // Rows [first, last) by the panels of one group; x points at the first row, whether copied or not.
 void run_unit(const Args* a, const Grid& g, const Word* x, int64_t x_stride, int64_t first, int64_t last, int64_t group,
               float* unwritten) {
-  const int64_t steps = steps_of(a->c_in, a->product), height = height_of(a->product);
+  const int64_t steps = steps_of(a->c_in, a->product), height = height_of(a->product), all = packed_columns(a->c_out);
   const int64_t from = group * g.group_panels * kPanel, to = least(a->c_out, from + g.group_panels * kPanel);
-  const int64_t tiles = ceil_div(last - first, height);
+  const bool matrix = a->product == SEP_BF16_TILES;  // in whole tiles but the last, else in tiles of like height
   for (int64_t column = from; column < to; column += kPanel) {
     const int64_t columns = least(kPanel, to - column), image = a->image_rows ? first / a->image_rows : 0;
     float* sums = a->sums ? a->sums + image * a->c_out + column : nullptr;
     for (int64_t c = 0; sums && c < columns; ++c) sums[c] = 0;
-    const int64_t next = column + kPanel < packed_columns(a->c_out) ? column + kPanel : 0;
-    const int64_t next_bytes = least(kPanel, packed_columns(a->c_out) - next) * steps * 4 / tiles;
-    for (int64_t i = 0; i < tiles; ++i) {
-      const bool matrix = a->product == SEP_BF16_TILES;  // in whole tiles but the last, else in tiles of like height
-      const int64_t row = matrix ? i * height : (last - first) * i / tiles;
-      const int64_t rows = (matrix ? least(last - first, row + height) : (last - first) * (i + 1) / tiles) - row;
-      Tile t;
-      t.x = x + row * x_stride;
-      t.x_stride = x_stride;
-      t.run = a->run ? a->run : steps;
-      t.run_stride = a->run_stride;
-      t.w = (const float*)a->weight + column * steps;
-      t.steps = steps;
-      t.ahead = (const char*)a->weight + next * steps * 4 + i * next_bytes;
-      t.ahead_bytes = next_bytes;
-      t.y = a->y ? a->y + (first + row) * a->y_stride + column : unwritten;
-      t.y_stride = a->y ? a->y_stride : (int64_t)kPanel;
-      t.columns = columns;
-      t.bias = a->bias ? a->bias + column : nullptr;
-      t.residual = a->residual ? a->residual + (first + row) * a->residual_stride + column : nullptr;
-      t.residual_stride = a->residual_stride;
-      t.activation = a->activation;
-      t.residual_first = a->residual_first;
-      multiply(t, a->product, rows);
-      if (sums) add_rows(t.y, t.y_stride, rows, columns, sums);
+    const int64_t next = column + kPanel < all ? column + kPanel : 0;
+    // Fetched with each row of this panel: of the next one, unless it is the same.
+    int64_t share = all > kPanel ? least(kPanel, all - next) * steps * 4 / (last - first) : 0;
+    const char* ahead = (const char*)a->weight + next * steps * 4;
+    if (a->ahead) {
+      share = a->ahead_bytes / (a->rows * ceil_div(a->c_out, kPanel));
+      ahead = (const char*)a->ahead + (first * ceil_div(a->c_out, kPanel) + column / kPanel * (last - first)) * share;
+    }
+    Tile t;
+    t.x_stride = x_stride;
+    t.run = a->run ? a->run : steps;
+    t.run_stride = a->run_stride;
+    t.w = (const float*)a->weight + column * steps;
+    t.steps = steps;
+    t.y_stride = a->y ? a->y_stride : (int64_t)kPanel;
+    t.columns = columns;
+    t.bias = a->bias ? a->bias + column : nullptr;
+    t.residual_stride = a->residual_stride;
+    t.activation = a->activation;
+    t.residual_first = a->residual_first;
+    for (int64_t begin = first, end; begin < last; begin = end) {  // rows whose results lie evenly apart
+      end = a->y_run ? least(last, (begin / a->y_run + 1) * a->y_run) : last;
+      const int64_t tiles = ceil_div(end - begin, height), low = (end - begin) / tiles, higher = (end - begin) % tiles;
+      const int64_t runs = a->y_run ? begin / a->y_run : 0, at = runs * a->y_run_stride + (begin - runs * a->y_run) * a->y_stride;
+      float* y = a->y ? a->y + column + at : unwritten;
+      for (int64_t row = begin, rows, i = 0; row < end; row += rows, ++i) {
+        rows = matrix ? least(end - row, height) : low + (i < higher);
+        t.x = x + (row - first) * x_stride;
+        t.ahead = ahead + (row - first) * share;
+        t.ahead_bytes = rows * share;
+        t.ahead_step = least(t.ahead_bytes / steps, 128);
+        t.y = a->y ? y + (row - begin) * a->y_stride : unwritten;
+        t.residual = a->residual ? a->residual + row * a->residual_stride + column : nullptr;
+        multiply(t, a->product, rows);
+        if (sums) add_rows(t.y, t.y_stride, rows, columns, sums);
+      }
     }
   }
 }

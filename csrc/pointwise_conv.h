@@ -25,6 +25,11 @@ typedef struct sep_pointwise_conv_args {
   // side by side. Without scale and normalize. With SEP_F32; with SEP_BF16_TILES x holds bfloat16 then, x_stride, run and
   // run_stride count pairs, run is a multiple of 16, c_in of 32, and rows up to the next multiple of 16 can be read.
   int64_t run, run_stride;
+  // Rows of y that lie y_stride apart, and how far apart such runs are, where they are rows of an image with a border; y_run 0: all of
+  // them lie so. Without sums.
+  int64_t y_run, y_run_stride;
+  const void* ahead;    // memory to fetch meanwhile, evenly over the rows, instead of the weights to come; or null
+  int64_t ahead_bytes;
   int32_t activation;      // SEP_NONE ... SEP_HARD_SIGMOID
   int32_t residual_first;  // 1: the residual is added before the activation, 0: after it
   int32_t normalize;       // 1: each row of x gets mean 0 and variance 1 first: layer norm, its affine part folded into weight and bias

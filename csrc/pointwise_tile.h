@@ -30,6 +30,7 @@ SEP_INLINE int64_t height_of(int32_t product) { return product == SEP_BF16_TILES
 
 struct Single {
   SEP_INLINE V step(V sum, uint32_t x, V w) { return fma((V)(VU{} + x), w, sum); }
+  SEP_INLINE V step(V sum, const Word* x, V w) { return fma(splat(*(const float*)x), w, sum); }  // read as it is multiplied
 };
 
 #if defined(__AVX512F__)
@@ -39,6 +40,7 @@ struct Pairs {
     asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(w), "v"(VU{} + x));
     return sum;
   }
+  SEP_INLINE V step(V sum, const Word* x, V w) { return step(sum, *x, w); }
 };
 #endif
 
@@ -49,8 +51,8 @@ struct Tile {
   int64_t x_stride, run, run_stride;  // `run` steps side by side
   const float* w;
   int64_t steps;
-  const char* ahead;  // what the tiles after these will read, and how much of it to fetch
-  int64_t ahead_bytes;
+  const char* ahead;  // what the tiles after these will read, and how much of it to fetch: in all, and with each step
+  int64_t ahead_bytes, ahead_step;  // at most what a step reads, which is no more than two lines
   float* y;
   int64_t y_stride, columns;
   const float *bias, *residual;
@@ -84,56 +86,130 @@ void finish(const Tile& t, int64_t rows) {
   }
 }
 
+// Where R rows of x are read, three from each address: an address for every row would not fit the registers, nor would a compiler, left
+// to itself, find these.
+template <int R>
+struct Rows {
+  enum { kAddresses = (R + 2) / 3 };
+  const char* at[kAddresses];
+  int64_t stride;  // bytes
+};
+
+template <int R>
+SEP_INLINE const Word* row_of(const Rows<R>& rows, int r) {
+  return (const Word*)(rows.at[r / 3] + r % 3 * rows.stride);
+}
+template <int R>
+SEP_INLINE void advance(Rows<R>& rows, int64_t steps) {
+  #pragma GCC unroll 8
+  for (int i = 0; i < Rows<R>::kAddresses; ++i) {
+    rows.at[i] += 4 * steps;
+    asm("" : "+r"(rows.at[i]));
+  }
+}
+template <int R>
+SEP_INLINE Rows<R> rows_from(const Word* x, int64_t x_stride) {
+  Rows<R> rows;
+  rows.stride = 4 * x_stride;
+  #pragma GCC unroll 8
+  for (int i = 0; i < Rows<R>::kAddresses; ++i) rows.at[i] = (const char*)x + 3 * i * rows.stride;
+  advance(rows, 0);
+  return rows;
+}
+
+// One step: a channel of each row, or a pair, times N vectors of weights. One vector reads x in the multiplication itself; two share it.
+template <class Product, int R, int N>
+SEP_INLINE void multiply_step(V sum[R][N], const Rows<R>& rows, int offset, const float* w) {
+  V weight[N];
+  #pragma GCC unroll 2
+  for (int v = 0; v < N; ++v) weight[v] = load(w + v * kLanes);
+  #pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    if constexpr (N == 1) {
+      sum[r][0] = Product::step(sum[r][0], row_of(rows, r) + offset, weight[0]);
+    } else {
+      const uint32_t a = row_of(rows, r)[offset];
+      #pragma GCC unroll 2
+      for (int v = 0; v < N; ++v) sum[r][v] = Product::step(sum[r][v], a, weight[v]);
+    }
+  }
+}
+
+// Sums of whole vectors to y. What the tile says is read before anything is written: the compiler cannot know that y is not the tile.
+template <int R, int N>
+SEP_INLINE void store_whole(const Tile& t, const V sum[R][N]) {
+  const Ending end(t);
+  float* y = t.y;
+  const int64_t y_stride = t.y_stride, residual_stride = t.residual_stride;
+  const float* residual = t.residual;
+  const bool before = end.before, after = end.after, plain = !residual && (t.activation == SEP_NONE || !end.clamps);
+  #pragma GCC unroll 16
+  for (int r = 0; r < R; ++r, y += y_stride, residual += residual_stride)
+    #pragma GCC unroll 2
+    for (int v = 0; v < N; ++v) {
+      V s = sum[r][v];
+      if (!plain) {
+        if (before) s += load(residual + v * kLanes);
+        s = clamp(s, end.low, end.high);
+        if (after) s += load(residual + v * kLanes);
+      }
+      store(y + v * kLanes, s);
+    }
+}
+
+template <int R, int N>
+SEP_INLINE void store_some(const Tile& t, const V sum[R][N]) {
+  const Ending end(t);
+  #pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+    #pragma GCC unroll 2
+    for (int v = 0; v < N; ++v) {
+      const int64_t n = most(0, least(kLanes, t.columns - v * kLanes));
+      const float* residual = t.residual + r * t.residual_stride + v * kLanes;
+      V s = sum[r][v];
+      if (end.before) s += load_tail(residual, n);
+      s = clamp(s, end.low, end.high);
+      if (end.after) s += load_tail(residual, n);
+      store_tail(t.y + r * t.y_stride + v * kLanes, s, n);
+    }
+}
+
 template <class Product, int R, int N>
 void tile(const Tile& t) {
   V sum[R][N];
+  const bool whole = t.columns >= N * kLanes;
   #pragma GCC unroll 2
   for (int v = 0; v < N; ++v) {
-    const V first = t.bias ? load_tail(t.bias + v * kLanes, most(0, least(kLanes, t.columns - v * kLanes))) : V{};
+    V first = {};
+    if (t.bias) first = whole ? load(t.bias + v * kLanes) : load_tail(t.bias + v * kLanes, most(0, least(kLanes, t.columns - v * kLanes)));
     #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) sum[r][v] = first;
   }
-  const Word* x = t.x;
+  Rows<R> rows = rows_from<R>(t.x, t.x_stride);
   const float* w = t.w;
   const char* ahead = t.ahead;
-  const int64_t share = t.ahead_bytes / t.steps;  // at most what a step reads, which is no more than two lines
-  for (int64_t left = t.steps; left > 0; left -= t.run, x += t.run_stride)
-    for (int64_t i = 0; i < t.run; ++i, w += N * kLanes, ahead += share) {
-      __builtin_prefetch(ahead, 0, 2);
+  const int64_t share = t.ahead_step;
+  for (int64_t steps = t.steps; steps > 0; steps -= t.run, advance(rows, t.run_stride - t.run)) {
+    asm volatile("" : : : "memory");  // what only this loop needs is read here, so that the inner one has the registers
+    int64_t left = t.run;
+    if constexpr (N == 1)  // two steps to one change of addresses
+      for (; left > 1; left -= 2, w += 2 * kLanes, ahead += 2 * share) {
+        if (share > 0) __builtin_prefetch(ahead, 0, 2);
+        if (share > 32) __builtin_prefetch(ahead + 64, 0, 2);
+        multiply_step<Product, R, N>(sum, rows, 0, w);
+        multiply_step<Product, R, N>(sum, rows, 1, w + kLanes);
+        advance(rows, 2);
+      }
+    for (; left > 0; --left, w += N * kLanes, ahead += share) {
+      if (share > 0) __builtin_prefetch(ahead, 0, 2);
       if (share > 64) __builtin_prefetch(ahead + 64, 0, 2);
-      V weight[N];
-      #pragma GCC unroll 2
-      for (int v = 0; v < N; ++v) weight[v] = load(w + v * kLanes);
-      #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const uint32_t a = x[r * t.x_stride + i];
-        #pragma GCC unroll 2
-        for (int v = 0; v < N; ++v) sum[r][v] = Product::step(sum[r][v], a, weight[v]);
-      }
-    }
-  const Ending end(t);
-  #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    #pragma GCC unroll 2
-    for (int v = 0; v < N; ++v) {
-      const int64_t n = least(kLanes, t.columns - v * kLanes);
-      float* y = t.y + r * t.y_stride + v * kLanes;
-      const float* residual = t.residual + r * t.residual_stride + v * kLanes;
-      V s = sum[r][v];
-      if (n == kLanes) {
-        if (end.before) s += load(residual);
-        s = clamp(s, end.low, end.high);
-        if (end.after) s += load(residual);
-        store(y, s);
-      } else {
-        if (end.before) s += load_tail(residual, n);
-        s = clamp(s, end.low, end.high);
-        if (end.after) s += load_tail(residual, n);
-        store_tail(y, s, n);
-      }
+      multiply_step<Product, R, N>(sum, rows, 0, w);
+      advance(rows, 1);
     }
   }
-  if (!end.clamps) finish(t, R);
+  if (whole) store_whole<R, N>(t, sum);
+  else store_some<R, N>(t, sum);
+  if (!is_clamp(t.activation)) finish(t, R);
 }
 
 typedef void (*TileFunction)(const Tile&);

@@ -167,7 +167,7 @@ struct Separable : Kind<SEP_STEP_SEPARABLE, sep_separable_conv_args, sep_separab
     Pointwise::read(r, a.expand);
     sep_depthwise_step& d = a.depthwise;
     r.pointers(d.weight, d.bias);
-    r.numbers(d.batch, d.channels, d.size, d.out, d.kernel, d.stride, d.padding, d.dilation, d.activation);
+    r.numbers(d.batch, d.channels, d.size, d.out, d.kernel, d.stride, d.padding, d.dilation, d.activation, d.makes, d.adds);
     Pointwise::read(r, a.project);
   }
   template <class Visit>

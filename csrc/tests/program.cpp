@@ -100,7 +100,7 @@ struct Network {
     Ints chain = {a, b, kNull};
     for (int64_t p = 0; p < 19; ++p) chain.push_back(p < 7 ? kNull : 0);
     for (int64_t field : {int64_t(-2), constant(last_deep_bias), int64_t(1), kC, kH, kW, kH, kW}) chain.push_back(field);
-    for (int64_t field : {3, 3, 1, 1, 1, 1, 1, 1, (int)SEP_NONE}) chain.push_back(field);
+    for (int64_t field : {3, 3, 1, 1, 1, 1, 1, 1, (int)SEP_NONE, 1, 1}) chain.push_back(field);
     const Ints project = {kNull, -2, constant(widen_bias), kNull, kNull, kNull, kNull, 0, kC, kWide, 0, 0, 0, 0, SEP_NONE, 0, 0, SEP_F32, 0};
     chain.insert(chain.end(), project.begin(), project.end());
     step(SEP_STEP_SEPARABLE, chain, {&last_deep, &widen});
