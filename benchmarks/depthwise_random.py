@@ -2,8 +2,8 @@
 
     python benchmarks/depthwise_random.py [--seed 1] [--shapes 20] [--threads 1] [--seconds 4]
 
-Each shape is drawn evenly: 8 to 512 channels, 7 to 112 a side, kernels of 3 to 9, stride 1 or 2, batches of 4 to 64; one
-whose input has more than 2^25 numbers is drawn again. A step is the forward and all gradients. The allocator is left as
+Each shape is drawn evenly: 8 to 512 channels, 7 to 112 a side, kernels of 3 to 9, stride 1 or 2, batches of 4 to 64;
+one whose input has more than 2^25 numbers is drawn again. A step is the forward and all gradients. The allocator is left as
 it is, so every way pays for fresh memory of its large results. Results of the first and last channels, which are
 independent of the others, are compared with float64 before anything is timed; ways take turns. On one thread the
 processor time of the process counts, on several the clock. One row a shape and way in results/depthwise_random.csv;
@@ -34,7 +34,13 @@ def drawn(seed: int, count: int) -> list[tuple[int, int, int, int, int]]:
     """Batch, channels, side, kernel and stride of each shape."""
     draw, found = random.Random(seed), []
     while len(found) < count:
-        shape = (draw.randint(4, 64), draw.randint(8, 512), draw.randint(7, 112), draw.randint(3, 9), draw.randint(1, 2))
+        shape = (
+            draw.randint(4, 64),
+            draw.randint(8, 512),
+            draw.randint(7, 112),
+            draw.randint(3, 9),
+            draw.randint(1, 2),
+        )
         if shape[0] * shape[1] * shape[2] ** 2 <= MOST:
             found.append(shape)
     return found
@@ -73,7 +79,9 @@ class Step:
         y = F.conv2d(x, weight, bias, self.stride, self.kernel // 2, groups=len(some))
         exact = (y, *torch.autograd.grad(y, (x, weight, bias), grad))
         found = self()
-        for got, wanted in zip((found[0][:, some], found[1][:, some], found[2][some], found[3][some]), exact, strict=True):
+        for got, wanted in zip(
+            (found[0][:, some], found[1][:, some], found[2][some], found[3][some]), exact, strict=True
+        ):
             error = (got.double() - wanted).norm() / wanted.norm()
             assert error < 64 * torch.finfo(torch.float32).eps, f"relative error {error:.1e}"
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from norms import lived_in
-from separable import _native, models
+from separable import _native, accelerate, models
 from separable.acceleration import reference
 from separable.acceleration.memory import lay_out
 from separable.acceleration.operations.elementwise import Affine
@@ -19,6 +19,7 @@ from separable.acceleration.program import Program
 from separable.acceleration.state import State
 from separable.acceleration.steps import Step
 from separable.acceleration.tape import follow
+from separable.layers import SeparableConv2d
 
 needs_kernels = pytest.mark.skipif(bool(_native.missing), reason=f"no native kernels: {_native.missing}")
 
@@ -91,6 +92,51 @@ def test_relayout_copies_between_any_two_orders(isa):
 def _strides(shape, order):
     dense = contiguous(tuple(shape[i] for i in order))
     return tuple(dense[order.index(i)] for i in range(len(shape)))
+
+
+class ConvertedBlock(nn.Module):
+    """A basic block of a residual network as conversion leaves it: norms kept, several maps of each channel."""
+
+    def __init__(self, channels: int, order: str, multiplier: int, dilation: int = 1):
+        super().__init__()
+        options = {
+            "padding": "same",
+            "bias": False,
+            "dilation": dilation,
+            "order": order,
+            "depth_multiplier": multiplier,
+        }
+        between = {"inner_norm": nn.BatchNorm2d, "inner_activation": "relu"}  # a bias for each map
+        self.first = SeparableConv2d(channels, channels, 3, **options, **between)
+        self.second = SeparableConv2d(channels, channels, 3, **options)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)])
+
+    def forward(self, x):
+        inside = self.norms[0](self.first(x)).relu()
+        return (self.norms[1](self.second(inside)) + x).relu()
+
+
+@needs_kernels
+@pytest.mark.parametrize("isa", _native.isas())
+@pytest.mark.parametrize("order", ["depthwise_first", "pointwise_first"])
+@torch.no_grad()
+def test_a_converted_block_is_one_program_of_two_chains(order, isa):
+    with _native.force(isa):
+        for multiplier, channels, dilation in [(2, 16, 1), (3, 17, 1), (4, 20, 2), (5, 16, 1), (8, 33, 1)]:
+            if multiplier > 4 and _native.lanes() < 8:
+                continue  # torch's own operation serves
+            block = lived_in(ConvertedBlock(channels, order, multiplier, dilation)).eval()
+            x = torch.randn(3, channels, 11, 14)
+            plan = Plan(follow(block, (x,), {}, State(block)).tape)
+            assert all(part.native for part in plan.parts)
+            steps = [step for part in plan.parts for step in part.steps]
+            kinds = ["depthwise_conv", "pointwise_conv"]
+            kinds = kinds if order == "depthwise_first" else kinds[::-1]
+            assert [[part.kernel for part in step.parts] for step in steps if step.parts] == [kinds, kinds]
+            # What is left of it: the input's layout and the result's, and a sum that no depthwise step takes in.
+            assert {step.kernel for step in steps if not step.parts} <= {"relayout", "elementwise"}
+            expected, actual = block.double()(x.double()), accelerate(block.float(), (x,))(x)
+            assert ((actual - expected).abs().max() / expected.abs().max()).item() < 3e-6, (multiplier, channels)
 
 
 @needs_kernels

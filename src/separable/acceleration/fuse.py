@@ -138,11 +138,18 @@ def _add_into_maker(fusion: Fusion, step: Step) -> bool:
 
 
 def _chain(fusion: Fusion, step: Step) -> bool:
-    """Pointwise and depthwise steps, each reading the one before: at most one of them depthwise, none gated."""
-    if (not isinstance(step, PointwiseConv) and not _is_depthwise(step)) or step.gate is not None:
+    """Pointwise and depthwise steps, each reading the one before: at most one of them depthwise, none gated.
+
+    Within a chain the maps of a channel lie apart (csrc/separable_conv.h), so it neither begins with a depthwise step
+    that adds maps nor ends with one that makes them.
+    """
+    if not isinstance(step, (PointwiseConv, DepthwiseConv)) or step.gate is not None:
         return False
     parts = _longest(fusion, step)
-    if len(parts) == 2 and _is_depthwise(step) and len(_longest(fusion, parts[1])) == 3:
+    if _adds(parts[0]) or _makes(parts[-1]):
+        return False
+    narrow = isinstance(step, DepthwiseConv) and not _makes(step)
+    if len(parts) == 2 and narrow and len(_longest(fusion, parts[1])) == 3:
         return False  # the longer chain, from the pointwise step on, keeps more out of memory
     if len(parts) == 1 and isinstance(step, PointwiseConv):
         return False
@@ -169,20 +176,32 @@ def _follows(fusion: Fusion, parts: list[Step], step: Step) -> bool:
     if fusion.made_for(step, step.x) is not before or before.other is not None or step.gate:
         return False
     if isinstance(step, PointwiseConv):
-        fits = step.reads_dense_rows and not step.normalize
-        return fits and (_is_depthwise(before) or (len(parts) == 1 and not _widens(fusion, step)))
-    return _is_depthwise(step) and len(parts) == 1 and isinstance(before, PointwiseConv)
+        if not step.reads_dense_rows or step.normalize:
+            return False
+        widens = _widens(fusion, step)
+        if isinstance(before, DepthwiseConv):
+            return widens is None or not _adds(widens)
+        return len(parts) == 1 and widens is None
+    # A step that makes maps begins a chain: they are wider than what it reads, and are what to keep out of memory.
+    fits = isinstance(step, DepthwiseConv) and not _makes(step)
+    return fits and len(parts) == 1 and isinstance(before, PointwiseConv)
 
 
-def _is_depthwise(step: Step) -> bool:
-    """With one map a channel, as chains have it."""
-    return isinstance(step, DepthwiseConv) and step.c_in == step.c_out
+def _makes(step: Step) -> bool:
+    """Several maps of each channel."""
+    return isinstance(step, DepthwiseConv) and step.makes > 1
 
 
-def _widens(fusion: Fusion, step: Step) -> bool:
-    """Whether a depthwise step alone reads it: then it begins a bottleneck of its own."""
+def _adds(step: Step) -> bool:
+    """Filtered channels to one map."""
+    return isinstance(step, DepthwiseConv) and step.adds > 1
+
+
+def _widens(fusion: Fusion, step: Step) -> Step | None:
+    """The depthwise step that alone reads it, where it begins a bottleneck of its own."""
     readers = fusion.readers(step.y)
-    return len(readers) == 1 and isinstance(readers[0], DepthwiseConv)
+    fits = len(readers) == 1 and isinstance(readers[0], DepthwiseConv) and not _makes(readers[0])
+    return readers[0] if fits else None
 
 
 def _worthwhile(fusion: Fusion, parts: list[Step]) -> bool:
@@ -197,7 +216,7 @@ def _mean_of_chain(fusion: Fusion, step: Step) -> bool:
     if not isinstance(step, Pool) or not step.is_mean or step.x_offset:
         return False
     chain = fusion.maker(step.x)
-    if not isinstance(chain, SeparableConv) or not _is_depthwise(chain.parts[-1]) or chain.sums is not None:
+    if not isinstance(chain, SeparableConv) or not isinstance(chain.parts[-1], DepthwiseConv) or chain.sums is not None:
         return False
     chain.sums = Memory(0)  # its size follows from the number of tiles, which the kernels say
     step.x, step.factor = chain.sums, 1 / (step.size[0] * step.size[1])

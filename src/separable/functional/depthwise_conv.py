@@ -296,13 +296,13 @@ def _are_same(options: tuple, others: tuple) -> bool:
 def _is_exact(value: Size | Padding | None) -> bool:
     """Ints, words or tuples of ints, none of them a bool: equal keys then mean equal arguments."""
     if type(value) is tuple:
-        return _INT.issuperset(map(type, value)) or all(type(v) is tuple and _INT.issuperset(map(type, v)) for v in value)
+        return _INT.issuperset(map(type, value)) or all(
+            type(v) is tuple and _INT.issuperset(map(type, v)) for v in value
+        )
     return value is None or type(value) is int or type(value) is str
 
 
-def explain(
-    input: Tensor, weight: Tensor, stride: tuple[int, ...], padding: Padding = 0
-) -> dict[str, tuple[str, str]]:
+def explain(input: Tensor, weight: Tensor, stride: tuple[int, ...], padding: Padding = 0) -> dict[str, tuple[str, str]]:
     """For inference and each direction of training: "native" or "reference", and why; measured where training would.
 
     Keys: "inference", "training, forward", "training, gradient of input", "training, gradient of weight".
@@ -318,8 +318,12 @@ def explain(
             return ways | dict.fromkeys(directions, ("reference", choice.rule()))
         y = choice.compute(choice.forward_way(input, weight, None), input, weight, None)
         of_input, of_weight = choice.backward_ways(y, input, weight, (True, True, False))
-    whys = [choice.why, *[ways.why for ways in choice.backward.values()] * 2] if choice.backward else [choice.rule()] * 3
-    return ways | dict(zip(directions, zip((choice.forward or choice.fixed, of_input, of_weight), whys), strict=True))
+    whys = (
+        [choice.why, *[ways.why for ways in choice.backward.values()] * 2] if choice.backward else [choice.rule()] * 3
+    )
+    return ways | dict(
+        zip(directions, zip((choice.forward or choice.fixed, of_input, of_weight), whys, strict=True), strict=True)
+    )
 
 
 def way(

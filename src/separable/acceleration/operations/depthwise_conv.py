@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from separable import _native
 from separable.acceleration.graph import Node
 from separable.acceleration.layout import Layout
 from separable.acceleration.operations.relayout import ordered
@@ -12,7 +13,7 @@ from separable.acceleration.places import channels_last
 from separable.acceleration.steps import ImageStep, Runs, Step, packed_alike
 from separable.acceleration.writer import CODES, Writer
 
-_MOST_MAPS = 4
+_MOST_MAPS, _MOST_MAPS_OF_FOUR_LANES = 8, 4
 
 
 @dataclass(eq=False)
@@ -25,13 +26,24 @@ class DepthwiseConv(ImageStep):
         """Weights [C*m, 1, kh, kw] make m maps of each channel, [C/m, m, kh, kw] sum m filtered ones."""
         assert node.weight is not None
         channels, filters = node.weight.shape[1] * node.groups, node.weight.shape[0]
+        most = _MOST_MAPS_OF_FOUR_LANES if 0 < _native.lanes() < 8 else _MOST_MAPS
         alone = node.groups > 1 and node.groups == min(channels, filters)
-        return alone and max(channels, filters) <= _MOST_MAPS * node.groups
+        return alone and max(channels, filters) <= most * node.groups
 
     @classmethod
     def lay_out(cls, layout: Layout, node: Node) -> None:
         number = node.inputs[0]
         layout.emit_images(node, cls, ordered(layout, number, channels_last(layout.shape(number))))
+
+    @property
+    def makes(self) -> int:
+        """Maps of each channel."""
+        return max(self.c_out // self.c_in, 1)
+
+    @property
+    def adds(self) -> int:
+        """Filtered channels that are added to one map."""
+        return max(self.c_in // self.c_out, 1)
 
     def run_as(self) -> Step:
         """With one map a channel: as a chain of its own."""

@@ -3,6 +3,7 @@
 No call becomes one; `fuse` makes them of other steps.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,12 +43,22 @@ class SeparableConv(Step):
         return [self.x, *(m for part in self.parts for m in part.reads if m not in inside)]
 
     def weights(self) -> list[Tensor]:
-        return [weight for part in self.parts for weight in part.weights()]
+        """Those of the parts; rows and columns of the pointwise weights beside the depthwise step change places, since
+        within a chain the maps of a channel lie apart."""
+        found, deep = [weight for part in self.parts for weight in part.weights()], self.depthwise
+        if deep is not None and deep is not self.parts[0]:
+            found[0] = maps_apart(found[0], deep.c_in, deep.c_out).contiguous()
+        if deep is not None and deep is not self.parts[-1]:
+            found[-1] = maps_apart(found[-1].t(), deep.c_out, deep.c_in).t().contiguous()
+        return found
 
     def fields(self, writer: Writer) -> list[int]:
         first, deep, last = self.parts[0], self.depthwise, self.parts[-1]
         writer.inside = {part.y for part in self.parts[:-1]}
-        expand = first.fields(writer) if isinstance(first, PointwiseConv) else _NO_POINTWISE
+        expand = _NO_POINTWISE
+        if isinstance(first, PointwiseConv):
+            bias = first.bias if deep is None or first.bias is None else maps_apart(first.bias, deep.c_in, deep.c_out)
+            expand = dataclasses.replace(first, bias=bias).fields(writer)
         depthwise = _no_depthwise(first) if deep is None else _depthwise_fields(deep, writer)
         project = last.fields(writer) if isinstance(last, PointwiseConv) else _NO_POINTWISE
         pointers = [writer.pointer(self.x, self.x_offset), writer.pointer(self.y), writer.pointer(self.sums)]
@@ -66,9 +77,19 @@ _NO_POINTWISE = [NULL] * 7 + [0] * 12
 def _no_depthwise(first: Step) -> list[int]:
     """Its sizes say how the rows lie: as one image of one column."""
     assert isinstance(first, PointwiseConv)
-    return [NULL, NULL, 1, first.c_out, first.rows, 1, first.rows, 1, 1, 1, 1, 1, 0, 0, 1, 1, 0]
+    return [NULL, NULL, 1, first.c_out, first.rows, 1, first.rows, 1, 1, 1, 1, 1, 0, 0, 1, 1, 0, 1, 1]
 
 
 def _depthwise_fields(step: ImageStep, writer: Writer) -> list[int]:
-    pointers = [writer.weight(), writer.constants.vector(step.bias)]
-    return [*pointers, step.batch, step.c_in, *step.size, *step.out, *step.window, CODES[step.activation]]
+    bias = None if step.bias is None else maps_apart(step.bias, step.c_out, step.c_in)
+    pointers, channels = [writer.weight(), writer.constants.vector(bias)], min(step.c_in, step.c_out)
+    images = [step.batch, channels, *step.size, *step.out, *step.window, CODES[step.activation]]
+    return [*pointers, *images, step.c_out // channels, step.c_in // channels]
+
+
+def maps_apart(rows: Tensor, channels: int, others: int) -> Tensor:
+    """Rows for `channels`, the maps of each of `others` side by side, reordered: all first maps, then the second."""
+    maps = channels // others if others else 0
+    if maps < 2:
+        return rows
+    return rows.unflatten(0, (others, maps)).transpose(0, 1).flatten(0, 1)
