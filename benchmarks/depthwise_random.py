@@ -3,8 +3,8 @@
     python benchmarks/depthwise_random.py [--seed 1] [--shapes 20] [--threads 1] [--seconds 4]
 
 Each shape is drawn evenly: 8 to 512 channels, 7 to 112 a side, kernels of 3 to 9, stride 1 or 2, batches of 4 to 64;
-one whose input has more than 2^25 numbers is drawn again. A step is the forward and all gradients. The allocator is left as
-it is, so every way pays for fresh memory of its large results. Results of the first and last channels, which are
+one whose input has more than 2^25 numbers is drawn again. A step is the forward and all gradients. The allocator is
+left as it is, so every way pays for fresh memory of its large results. Results of the first and last channels, which are
 independent of the others, are compared with float64 before anything is timed; ways take turns. On one thread the
 processor time of the process counts, on several the clock. One row a shape and way in results/depthwise_random.csv;
 `versus_best` is torch's better layout over this way.

@@ -1,8 +1,8 @@
 """Depthwise convolution in training: which way wins for a shape on this processor, measured once for each direction.
 
 Forward, gradient of the input and gradients of weight and bias are each computed by our kernels ("native") or by
-torch's own operators ("reference"). The first call of a shape runs each way a few times on its own tensors, or on as many of
-its images as take `TRIAL` seconds, and the faster one is taken from then on. Calls shorter than `SHORT` are not worth
+torch's own operators ("reference"). The first call of a shape runs each way a few times on its own tensors, or on as
+many of its images as take `TRIAL` seconds, and the faster one is taken from then on. Calls shorter than `SHORT` are not worth
 it; they, and all calls under `torch.use_deterministic_algorithms(True)`, take the fixed way, which is what is known of
 such shapes in general. Ways agree but for rounding.
 """
