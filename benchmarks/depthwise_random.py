@@ -2,12 +2,12 @@
 
     python benchmarks/depthwise_random.py [--seed 1] [--shapes 20] [--threads 1] [--seconds 4]
 
-Each shape is drawn evenly: 8 to 512 channels, 7 to 112 a side, kernels of 3 to 9, stride 1 or 2, batches of 4 to 64;
-one whose input has more than 2^25 numbers is drawn again. A step is the forward and all gradients. The allocator is
-left as it is, so every way pays for fresh memory of its large results. Results of the first and last channels, which are
-independent of the others, are compared with float64 before anything is timed; ways take turns. On one thread the
-processor time of the process counts, on several the clock. One row a shape and way in results/depthwise_random.csv;
-`versus_best` is torch's better layout over this way.
+Each shape is drawn evenly: 8 to 512 channels, 7 to 112 a side, kernels of 3 to 9 (or those that --kernels names),
+stride 1 or 2, batches of 4 to 64; one whose input has more than 2^25 numbers is drawn again. A step is the forward and
+all gradients. The allocator is left as it is, so every way pays for fresh memory of its large results. Results of the
+first and last channels, which are independent of the others, are compared with float64 before anything is timed; ways
+take turns. On one thread the processor time of the process counts, on several the clock. One row a shape and way in
+results/depthwise_random.csv; `versus_best` is torch's better layout over this way.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import measured
 import torch
@@ -30,17 +30,12 @@ LAYOUTS = {"channels-last": torch.channels_last, "default": torch.contiguous_for
 KEYS = ("seed", "shape", "threads", "processor")
 
 
-def drawn(seed: int, count: int) -> list[tuple[int, int, int, int, int]]:
+def drawn(seed: int, count: int, kernels: Sequence[int]) -> list[tuple[int, int, int, int, int]]:
     """Batch, channels, side, kernel and stride of each shape."""
     draw, found = random.Random(seed), []
     while len(found) < count:
-        shape = (
-            draw.randint(4, 64),
-            draw.randint(8, 512),
-            draw.randint(7, 112),
-            draw.randint(3, 9),
-            draw.randint(1, 2),
-        )
+        batch, channels, side = draw.randint(4, 64), draw.randint(8, 512), draw.randint(7, 112)
+        shape = (batch, channels, side, draw.choice(kernels), draw.randint(1, 2))
         if shape[0] * shape[1] * shape[2] ** 2 <= MOST:
             found.append(shape)
     return found
@@ -79,9 +74,8 @@ class Step:
         y = F.conv2d(x, weight, bias, self.stride, self.kernel // 2, groups=len(some))
         exact = (y, *torch.autograd.grad(y, (x, weight, bias), grad))
         found = self()
-        for got, wanted in zip(
-            (found[0][:, some], found[1][:, some], found[2][some], found[3][some]), exact, strict=True
-        ):
+        parts = (found[0][:, some], found[1][:, some], found[2][some], found[3][some])
+        for got, wanted in zip(parts, exact, strict=True):
             error = (got.double() - wanted).norm() / wanted.norm()
             assert error < 64 * torch.finfo(torch.float32).eps, f"relative error {error:.1e}"
 
@@ -103,6 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--shapes", type=int, default=20)
+    parser.add_argument("--kernels", type=int, nargs="+", default=[*range(3, 10)])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=4, help="of timing for each shape")
     options = parser.parse_args()
@@ -112,7 +107,7 @@ def main() -> None:
     machine |= {"date": datetime.date.today().isoformat()}
     print(f"seed {options.seed}, {options.threads} threads, {machine['processor']}", flush=True)
     ratios: dict[str, list[float]] = {f"auto {name}": [] for name in LAYOUTS}
-    for shape in drawn(options.seed, options.shapes):
+    for shape in drawn(options.seed, options.shapes, options.kernels):
         ways = {f"auto {name}": Step(shape, layout, True) for name, layout in LAYOUTS.items()}
         for step in ways.values():
             step.check()

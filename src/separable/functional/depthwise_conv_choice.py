@@ -2,9 +2,9 @@
 
 Forward, gradient of the input and gradients of weight and bias are each computed by our kernels ("native") or by
 torch's own operators ("reference"). The first call of a shape runs each way a few times on its own tensors, or on as
-many of its images as take `TRIAL` seconds, and the faster one is taken from then on. Calls shorter than `SHORT` are not worth
-it; they, and all calls under `torch.use_deterministic_algorithms(True)`, take the fixed way, which is what is known of
-such shapes in general. Ways agree but for rounding.
+many of its images as take `TRIAL` seconds, and the faster one is taken from then on. Calls shorter than `SHORT` are not
+worth it; they, and all calls under `torch.use_deterministic_algorithms(True)`, take the fixed way, which is what is
+known of such shapes in general. Ways agree but for rounding.
 """
 
 import time
@@ -109,9 +109,8 @@ class Choice:
         ways = [min(part, key=lambda way: part[way]) for part in parts]
         apart = sum(min(part.values()) for part in parts)
         if ways[0] != ways[1] and apart < GAIN * least[whole]:
-            return Ways(
-                ways[0], ways[1], f"{told}; input's by {ways[0]} and weight's by {ways[1]} {apart * 1e3:.2f} ms"
-            )
+            told_apart = f"input's by {ways[0]} and weight's by {ways[1]} {apart * 1e3:.2f} ms"
+            return Ways(ways[0], ways[1], f"{told}; {told_apart}")
         return Ways(whole, whole, told)
 
     def _images(self, batch: int, run: Run) -> tuple[int, str]:
