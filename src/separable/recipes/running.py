@@ -12,6 +12,8 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -201,13 +203,33 @@ def fit(module: Training, settings: Running, monitor: str) -> Path:
         **machines(settings),
     )
     try:
-        trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=True)
+        with reproducible():
+            trainer.fit(module, ckpt_path=last if last.exists() else None, weights_only=True)
     except RuntimeError as error:
         if "loading state_dict" not in str(error):
             raise
         rule = "its checkpoints are of another network, or of other data; choose another out"
         raise InputError("resume", str(settings.out), rule) from error
     return best
+
+
+@contextmanager
+def reproducible() -> Iterator[None]:
+    """Ask for the same kernels in every run: a run that goes on must not choose others by a measurement of its own."""
+    asked, only_warns = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # it finds faults, and takes a pass over each new tensor
+    )
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(asked, warn_only=only_warns)
+        torch.utils.deterministic.fill_uninitialized_memory = fills
 
 
 def _kept(folder: Path, name: str, **when: Any) -> callbacks.ModelCheckpoint:
