@@ -220,7 +220,8 @@ def reproducible() -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    fills = torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic
+    fills = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = (
         False  # it finds faults, and takes a pass over each new tensor
@@ -229,7 +230,7 @@ def reproducible() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(asked, warn_only=only_warns)
-        torch.utils.deterministic.fill_uninitialized_memory = fills
+        memory.fill_uninitialized_memory = fills
 
 
 def _kept(folder: Path, name: str, **when: Any) -> callbacks.ModelCheckpoint:
