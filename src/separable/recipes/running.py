@@ -216,16 +216,12 @@ def fit(module: Training, settings: Running, monitor: str) -> Path:
 @contextmanager
 def reproducible() -> Iterator[None]:
     """Ask for the same kernels in every run: a run that goes on must not choose others by a measurement of its own."""
-    asked, only_warns = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    asked = torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
     memory: Any = torch.utils.deterministic
     fills = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # it finds faults, and takes a pass over each new tensor
-    )
+    memory.fill_uninitialized_memory = False  # it finds faults, and takes a pass over each new tensor
     try:
         yield
     finally:
