@@ -210,6 +210,28 @@ def test_every_instruction_set_agrees(isa):
         assert fast.report.isa == isa
 
 
+@needs_kernels
+@pytest.mark.parametrize("threads", [1, 2])
+@torch.no_grad()
+def test_subnormal_weights_are_zeros_in_programs_and_nowhere_else(threads):
+    network = nn.Sequential(nn.Conv2d(8, 40, 3), nn.ReLU(), nn.Conv2d(40, 8, 1)).eval()
+    for parameter in network.parameters():
+        parameter[torch.rand_like(parameter) < 0.7] *= 1e-39
+    zeros, x = copy.deepcopy(network), torch.randn(2, 8, 40, 40)
+    for parameter in zeros.parameters():
+        parameter[parameter.abs() < torch.finfo(torch.float32).tiny] = 0
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        fast = accelerate(network, tune=False)
+        assert torch.equal(fast(x), accelerate(zeros, tune=False)(x))
+        small = torch.full((1 << 17,), 1e-39)
+        assert torch.equal(small + small, small * 2)
+        assert (small + small).min() > 0, "torch's own threads keep subnormal numbers"
+    finally:
+        torch.set_num_threads(before)
+
+
 @torch.no_grad()
 def test_what_is_not_a_number_stays_so():
     network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU6()).eval()
