@@ -1,7 +1,7 @@
 """Which kernel runs a dense convolution: timed once on its real shape, when the plan is made.
 
 A 3x3 convolution of stride 1 has three forms: direct, and Winograd's of 4x4 or 2x2 outputs (csrc/winograd_conv.h).
-Which is fastest depends on shape, processor and number of threads. The time spent is bounded; what was chosen is kept.
+Which is fastest depends on shape and processor. The time spent is bounded; what was chosen is kept.
 """
 
 import time
@@ -50,7 +50,7 @@ def _macs(step: DenseConv) -> int:
 
 def _shape(step: DenseConv) -> tuple:
     own = (step.batch, step.c_in, step.c_out, step.size, step.out, step.padding, step.other is not None)
-    return (*own, _native.isa(), torch.get_num_threads())
+    return (*own, _native.isa())  # for any number of threads, which must change no bit
 
 
 def _rule(step: DenseConv) -> int:
