@@ -13,7 +13,7 @@ import torch
 import cases
 from separable import _native, functional
 from separable.errors import InputError
-from separable.functional import depthwise_conv
+from separable.functional import depthwise_conv_ways
 from separable.functional.arguments import ACTIVATIONS
 from tolerance import tolerance
 
@@ -265,8 +265,8 @@ def test_flops_are_counted():
 
 def test_auto_says_which_way_it_takes_and_why():
     weight = torch.randn(8, 1, 7, 7)
-    assert depthwise_conv.way(torch.randn(1, 8, 9, 9), weight, None, (1, 1))[0] == "native"
-    taken, why = depthwise_conv.way(torch.randn(1, 8, 9, 9, dtype=torch.float64), weight.double(), None, (1, 1))
+    assert depthwise_conv_ways.way(torch.randn(1, 8, 9, 9), weight, None, (1, 1))[0] == "native"
+    taken, why = depthwise_conv_ways.way(torch.randn(1, 8, 9, 9, dtype=torch.float64), weight.double(), None, (1, 1))
     assert taken == "reference"
     assert "float64" in why
     with pytest.raises(InputError, match="cannot run here: the native kernels compute float32 and bfloat16"):
@@ -276,16 +276,16 @@ def test_auto_says_which_way_it_takes_and_why():
 def test_auto_leaves_small_forwards_of_channels_last_3x3_to_torch_and_takes_its_gradients():
     x = torch.randn(1, 32, 9, 9).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(32, 1, 3, 3, requires_grad=True)
-    assert depthwise_conv.way(x, weight, None, (1, 1))[0] == "native"
+    assert depthwise_conv_ways.way(x, weight, None, (1, 1))[0] == "native"
     with torch.no_grad():
-        assert depthwise_conv.way(x, torch.randn(32, 1, 1, 1), None, (1, 1))[0] == "native"
-        assert depthwise_conv.way(x, weight, None, (1, 1))[0] == "reference"
-        assert depthwise_conv.way(x, weight, None, (1, 1), "relu")[0] == "native"  # which it fuses
-        assert depthwise_conv.way(x.contiguous(), weight, None, (1, 1))[0] == "native"
+        assert depthwise_conv_ways.way(x, torch.randn(32, 1, 1, 1), None, (1, 1))[0] == "native"
+        assert depthwise_conv_ways.way(x, weight, None, (1, 1))[0] == "reference"
+        assert depthwise_conv_ways.way(x, weight, None, (1, 1), "relu")[0] == "native"  # which it fuses
+        assert depthwise_conv_ways.way(x.contiguous(), weight, None, (1, 1))[0] == "native"
         large = x.expand(1024, -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        assert depthwise_conv.way(large, weight, None, (1, 1))[0] == "native"
-        assert depthwise_conv.way(large, weight, None, (2, 2))[0] == "reference"
-        assert depthwise_conv.way(large.bfloat16(), weight.bfloat16(), None, (1, 1))[0] == "reference"
+        assert depthwise_conv_ways.way(large, weight, None, (1, 1))[0] == "native"
+        assert depthwise_conv_ways.way(large, weight, None, (2, 2))[0] == "reference"
+        assert depthwise_conv_ways.way(large.bfloat16(), weight.bfloat16(), None, (1, 1))[0] == "reference"
 
 
 def test_refuses_an_instruction_set_that_is_not_there():

@@ -41,7 +41,7 @@ class Net(nn.Module):
         self.calls, self.scale, self.kept, self.notes = 0, 2.0, None, {"shift": 0.5}
         self.history: list[Any] = []
         self.options = types.SimpleNamespace(double=False)
-        self.table = np.ones(3)
+        self.table, self.loose = np.ones(3), torch.zeros(4, 1, 1)
         self.body = body
 
     def forward(self, *args, **kwargs):
@@ -75,7 +75,7 @@ def assert_same(actual: Any, expected: Any, where: str = "result") -> None:
 
 
 def held(network: Net) -> dict[str, Any]:
-    names = ("calls", "scale", "kept", "notes", "history")
+    names = ("calls", "scale", "kept", "notes", "history", "loose")
     return {**{name: getattr(network, name) for name in names}, **dict(network.named_buffers())}
 
 
@@ -343,6 +343,11 @@ def _writes_a_view_of_a_buffer(net, x):
     return net.second(net.cache)
 
 
+def _writes_a_tensor_that_is_no_buffer(net, x):
+    net.loose.add_(1)
+    return net.first(x) + net.loose
+
+
 def _assigns_a_buffer(net, x):
     net.cache = net.first(x) + net.cache
     return net.cache * 1
@@ -491,6 +496,15 @@ def test_a_caller_that_changes_what_it_was_given():
     twins = Twins(body)
     for seed in range(5):
         twins.call({"x": image(seed)})
+
+
+def test_planning_draws_no_random_numbers():
+    network = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU()).eval()  # of which forms are timed
+    x, before = torch.randn(1, 16, 8, 8), torch.random.get_rng_state()
+    fast = accelerate(network, x)
+    fast(x)
+    accelerate(network)(x)
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_errors_are_the_networks_own():

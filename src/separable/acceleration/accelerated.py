@@ -13,10 +13,11 @@ from torch.utils import _pytree as pytree
 
 from separable import _native
 from separable.acceleration.choose import Choices
+from separable.acceleration.invocation import Invocation
 from separable.acceleration.plan import Plan
 from separable.acceleration.report import Report, Row, report_of
 from separable.acceleration.shared import Shared
-from separable.acceleration.state import State, flatten, is_plain
+from separable.acceleration.state import State, flatten
 from separable.acceleration.tape import follow, storage_of
 from separable.acceleration.training import swap_layers
 from separable.errors import InputError
@@ -48,7 +49,7 @@ def accelerate(
         recompute: with training, set `recompute` in its separable layers: less memory, a little more work.
         dtype: float32; torch.bfloat16 rounds the factors of matrix products to bfloat16 and sums in float32, on
             processors with AVX512-BF16; outputs then differ by about a percent of the largest.
-        tune: time the forms that a dense convolution can take on its real shape, up to a second a plan, and keep the
+        tune: time the forms that a dense convolution can take on its real shape, up to a second in all, and keep the
             fastest; the choice travels with pickles. False takes a fixed rule, which gives the same bits in every run;
             so does torch.use_deterministic_algorithms.
 
@@ -130,22 +131,18 @@ class Accelerated(nn.Module):
     def plan(self, *args: Any, **kwargs: Any) -> None:
         """Plan for inputs of these shapes, as a call would; inputs, network and random numbers stay as they are."""
         args, kwargs = own_copy((args, kwargs))
-        call = Call(args, kwargs)
+        call = Invocation(args, kwargs)
         if call.obstacle:
             self._latest = call.obstacle
             return
         with self._lock, torch.random.fork_rng(devices=[]):
-            before = State(self.model)
-            written = [(t, t._version, t.clone()) for t in self.model.buffers() if not t.is_inference()]
+            before = State(self.model, keeps_values=True)
             try:
                 self._first_run(call)
             finally:
                 if call.key not in self._plans:
                     before.restore()
                     self._forget()
-                for tensor, version, values in written:
-                    if tensor._version != version:
-                        tensor.copy_(values)
         self._changes = 0
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -159,7 +156,7 @@ class Accelerated(nn.Module):
         """
         if _native.followed():
             return self.model(*args, **kwargs)
-        call = Call(args, kwargs)
+        call = Invocation(args, kwargs)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in call.tensors):
             rule = "must not; an accelerated network gives no gradients"
             raise InputError("input", "a tensor that requires grad", rule)
@@ -177,7 +174,7 @@ class Accelerated(nn.Module):
             self._plans.move_to_end(call.key)
         return self._as_it_is(call) if isinstance(plan, str) else _played(plan, call)
 
-    def _obstacle(self, call: "Call") -> str:
+    def _obstacle(self, call: Invocation) -> str:
         """What of the network stands against a plan of this very call."""
         if self._changes > _MOST_CHANGES:
             return self._latest if isinstance(self._latest, str) else "what it reads changes from call to call"
@@ -192,7 +189,7 @@ class Accelerated(nn.Module):
             self._changes += 1
         return self._plans.get(key)
 
-    def _as_it_is(self, call: "Call") -> Any:
+    def _as_it_is(self, call: Invocation) -> Any:
         output = self.model(*call.args, **call.kwargs)
         leaves, structure = flatten(output)
         if not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves):
@@ -201,7 +198,7 @@ class Accelerated(nn.Module):
             [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure
         )
 
-    def _first_run(self, call: "Call") -> Any:
+    def _first_run(self, call: Invocation) -> Any:
         """Run the model and watch it; plan, if its call can be repeated without it."""
         state = self._state or self._take_state()
         if reason := self._obstacle(call):  # asked again: now it is known which memory is the network's
@@ -245,7 +242,7 @@ class Accelerated(nn.Module):
         self._own_memory = frozenset(map(storage_of, state.tensors))
         return state
 
-    def _reason_against(self, call: "Call", state: State) -> str:
+    def _reason_against(self, call: Invocation, state: State) -> str:
         """Why this call is not planned, as far as can be told before it runs."""
         elsewhere = {t.device.type for t in (*call.tensors, *state.tensors)} - {"cpu"}
         if elsewhere:
@@ -285,63 +282,7 @@ class Accelerated(nn.Module):
         self._start()
 
 
-class Call:
-    """One call's arguments, flat, and all that its plan may depend on.
-
-    obstacle: why the model itself must run, whatever was planned.
-    key: of its plan: shapes, strides, values that are no tensors, which tensors are one or share memory, global state.
-    """
-
-    def __init__(self, args: tuple, kwargs: dict[str, Any]):
-        self.args, self.kwargs, self.obstacle = args, kwargs, _mode_of_torch()
-        structure = None
-        if not kwargs and all(type(arg) is Tensor for arg in args):  # as good as always, and much faster
-            self.tensors = leaves = list(args)
-        else:
-            leaves, structure = flatten((args, kwargs))
-            self.tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        key = [structure, _native.isa(), torch.get_num_threads(), *_settings_of_torch()]
-        for leaf in leaves:
-            if type(leaf) is Tensor or type(leaf) is nn.Parameter:
-                key += (leaf.shape, leaf.stride() if leaf.layout is torch.strided else None, leaf.dtype, leaf.device)
-                if leaf.layout is not torch.strided:
-                    self.obstacle = f"an input is {leaf.layout}".replace("torch.", "")
-            elif is_plain(leaf):
-                key += (
-                    type(leaf),
-                    repr(leaf) if isinstance(leaf, (float, complex, slice)) else leaf,
-                )  # -0.0 is 0.0, 1 is True
-            else:
-                self.obstacle = f"an argument is a {type(leaf).__name__}, which may hold anything"
-        self.memory = [*map(storage_of, self.tensors)]
-        if len(set(self.memory)) < len(self.memory):
-            first = {memory: i for i, memory in reversed([*enumerate(self.memory)])}
-            same = {id(tensor): i for i, tensor in enumerate(self.tensors)}
-            key += [(first[m], same[id(t)], t.storage_offset()) for m, t in zip(self.memory, self.tensors, strict=True)]
-        self.key = tuple(key)
-
-
-def _mode_of_torch() -> str:
-    """What of torch's modes changes every operation, in words."""
-    if torch.is_autocast_enabled("cpu"):
-        return "it runs under torch.autocast"
-    if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
-        return "it runs under a mode of torch that may change any operation"
-    return ""
-
-
-def _settings_of_torch() -> tuple:
-    """Global settings that a network may read, or that change what torch computes."""
-    return (
-        torch.get_default_dtype(),
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.get_float32_matmul_precision(),
-    )
-
-
-def _played(plan: Plan, call: Call) -> Any:
+def _played(plan: Plan, call: Invocation) -> Any:
     with torch.no_grad():
         made = plan.run(call.tensors)
     return pytree.tree_unflatten(made, plan.structure)

@@ -8,11 +8,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
-
 from separable import _native
 from separable.acceleration.operations.dense_conv import DenseConv
-from separable.acceleration.places import Memory
 from separable.acceleration.steps import Step
 
 _MOST_SECONDS = 1.0  # of one network
@@ -79,10 +76,3 @@ def _least_seconds(run: Run) -> float:
         seconds = time.perf_counter() - started
         least, spent, calls = min(least, seconds), spent + seconds, calls + 1
     return least
-
-
-def alone(step: Step) -> tuple[list[Memory], list[torch.Tensor], torch.Tensor]:
-    """What one step reads, numbers to read, and room for what it makes."""
-    reads = list(dict.fromkeys(step.reads))
-    numbers = [torch.rand(memory.floats, dtype=torch.float32) for memory in reads]
-    return reads, numbers, torch.empty(step.y.floats, dtype=torch.float32)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from separable import _native
-from separable.acceleration.choose import Choices, alone
+from separable.acceleration.choose import Choices
 from separable.acceleration.fuse import settle_sums
 from separable.acceleration.memory import lay_out
 from separable.acceleration.operations import NUMBERS
@@ -70,7 +70,9 @@ class Program:
 
     def _alone(self, step: Step) -> Callable[[], None]:
         """A call that runs one step of a program by itself."""
-        reads, numbers, made = alone(step)
+        reads = list(dict.fromkeys(step.reads))
+        numbers = [torch.ones(memory.floats, dtype=torch.float32) for memory in reads]  # drawn ones would be the user's
+        made = torch.empty(step.y.floats, dtype=torch.float32)
         program = Program([step], reads, [step.y], blank=True)
         return lambda: program.run(numbers, [made])
 

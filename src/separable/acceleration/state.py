@@ -49,11 +49,14 @@ def is_plain(value: Any) -> bool:
 class State:
     """What the network's Python holds at this moment.
 
+    Args:
+        keeps_values: also of its tensors but parameters, for `restore` to put back.
+
     doubt: what of it cannot be watched, in words; empty where all can.
     tensors: all that were found: parameters, buffers, attributes, those that the code names.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, keeps_values: bool = False):
         self.doubt = ""
         self._seen: dict[int, Any] = {}  # by identity, which is a value's own as long as it is kept here
         self._live: list[Any] = []  # dicts, lists, sets
@@ -68,6 +71,8 @@ class State:
         of_all = (torch.nn.modules.module._global_forward_hooks, torch.nn.modules.module._global_forward_pre_hooks)
         self._reach([(model, ""), *((hooks, "the hooks of all modules") for hooks in of_all)])
         self._counting = [tensor for tensor in self.tensors if not tensor.is_inference()]  # those count no versions
+        own = [t for t in self._counting if keeps_values and not isinstance(t, nn.Parameter)]
+        self._kept = [(tensor, tensor._version, tensor.clone()) for tensor in own]
         self._then = [copy_of(live) for live in self._live]
         self._checked = self._others()
         self._random = _random_states()
@@ -106,7 +111,7 @@ class State:
         return self._others() == self._checked and _random_states() == self._random
 
     def restore(self) -> None:
-        """Put back containers, names and random numbers; what was written into tensors stays."""
+        """Put back containers, names, random numbers, and the values that were kept."""
         for live, then in zip(self._live, self._then, strict=True):
             if not _same(live, then):
                 _refill(live, then)
@@ -115,6 +120,9 @@ class State:
                 write(name, value)
         for cell, value in zip(self._cells, self._checked[4], strict=True):
             cell.cell_contents = value
+        for tensor, version, values in self._kept:
+            if tensor._version != version:
+                tensor.copy_(values)
         random.setstate(self._random[0])
         if self._random[1:]:
             sys.modules["numpy"].random.set_state(self._random[1])

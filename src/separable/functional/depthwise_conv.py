@@ -15,8 +15,8 @@ from separable import _native
 from separable.errors import InputError
 from separable.functional import arguments, depthwise_conv_operator
 from separable.functional.arguments import Padding, Size, Window, seen_whole
-from separable.functional.depthwise_conv_choice import Choice
 from separable.functional.depthwise_conv_training import Training
+from separable.functional.depthwise_conv_ways import choice_of, has_derivatives, native_wins, obstacle_to_native, way
 
 
 def _conv1d(input, weight, bias=None, stride=(1,), padding=(0,), dilation=(1,), groups=1):
@@ -43,10 +43,6 @@ def _conv1d(input, weight, bias=None, stride=(1,), padding=(0,), dilation=(1,), 
     return y.squeeze(2)
 
 
-LARGE_FORWARD = (
-    2**21
-)  # numbers of a channels-last input from which our 3x3 forward alone beats torch's (benchmarks/kernels.py)
-SMALL_MAP = 14 * 14  # places of a map below which torch's own 3x3 is as fast, where no kernel is made for its layout
 CONV = {1: _conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -233,7 +229,7 @@ class _Call:
         self.window, self.groups, self.activation = window, groups, activation
         self.flat = (window.stride, [side for pair in window.pairs for side in pair], window.dilation)
         self.fused = depthwise_conv_operator.number_of(activation)
-        obstacle = _obstacle_to_native(input, weight, bias)
+        obstacle = obstacle_to_native(input, weight, bias)
         if impl == "native" and obstacle:
             raise InputError("impl", impl, f"cannot run here: {obstacle}")
         native = impl != "reference" and not obstacle
@@ -241,22 +237,13 @@ class _Call:
         self.choice = choice_of(input, weight, window, groups, impl) if native else None
 
     def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if _trains(input, weight, bias):
+        if has_derivatives(input, weight, bias):
             if self.choice is not None and not self.choice.is_standard():
                 y = Training.apply(input, weight, bias, self.choice)
                 return y if self.activation is None else arguments.activate(y, self.activation)
         elif self.infers:
             return _INFERENCE(input, weight, bias, *self.flat, self.fused)
         return reference(input, weight, bias, self.window, self.groups, self.activation)
-
-
-def choice_of(input: Tensor, weight: Tensor, window: Window, groups: int, impl: str = "auto") -> Choice:
-    """Which way each direction takes in training, where the native kernels can run; measured when it is first used."""
-    wins = impl == "native" or native_wins(input, weight, window.stride, None, True)
-    dense = input.is_contiguous() or (input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last))
-    measures = impl == "auto" and input.dim() == 4 and dense and all(a == b for a, b in window.pairs)
-    flat = (window.stride, [side for pair in window.pairs for side in pair], window.dilation)
-    return Choice(flat, groups, "native" if wins else "reference", measures)
 
 
 _INFERENCE = torch.ops.separable.depthwise_conv_inference.default
@@ -310,7 +297,7 @@ def explain(input: Tensor, weight: Tensor, stride: tuple[int, ...], padding: Pad
     directions = [f"training, {name}" for name in ("forward", "gradient of input", "gradient of weight")]
     with torch.no_grad():
         ways = {"inference": way(input, weight, None, stride)}
-        if obstacle := _obstacle_to_native(input, weight, None):
+        if obstacle := obstacle_to_native(input, weight, None):
             return ways | dict.fromkeys(directions, ("reference", obstacle))
         window = arguments.window(input.shape[2:], weight.shape[2:], stride, padding, 1)
         choice = choice_of(input, weight, window, groups_of(input.shape[1], weight))
@@ -324,82 +311,6 @@ def explain(input: Tensor, weight: Tensor, stride: tuple[int, ...], padding: Pad
     return ways | dict(
         zip(directions, zip((choice.forward or choice.fixed, of_input, of_weight), whys, strict=True), strict=True)
     )
-
-
-def way(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, ...],
-    activation: str | None = None,
-    impl: str = "auto",
-) -> tuple[str, str]:
-    """ "native" or "reference", and why: without gradients; with them in a captured graph, which measures nothing.
-
-    Raises:
-        InputError: `impl` is "native" and the native kernels cannot run.
-    """
-    obstacle = _obstacle_to_native(input, weight, bias)
-    if impl == "native":
-        if obstacle:
-            raise InputError("impl", impl, f"cannot run here: {obstacle}")
-        return "native", "asked for"
-    if obstacle:
-        return "reference", obstacle
-    if native_wins(input, weight, stride, activation, _trains(input, weight, bias)):
-        return "native", "known to win on this kind of shape"
-    return "reference", "torch's own is known to be as fast for such a kernel, map and purpose"
-
-
-def _obstacle_to_native(input: Tensor, weight: Tensor, bias: Tensor | None) -> str:
-    """Why the native kernels cannot compute this; empty where they can."""
-    if _native.missing:
-        return _native.missing
-    if input.device.type != "cpu":
-        return f"the native kernels run on the CPU, and the input is on {input.device}"
-    others = [t for t in (weight, bias) if t is not None]
-    if input.dtype not in (torch.float32, torch.bfloat16) or any(t.dtype != input.dtype for t in others):
-        return f"the native kernels compute float32 and bfloat16, and the input is {input.dtype}"
-    if any(k > depthwise_conv_operator.MAX_KERNEL for k in arguments.sizes(weight)[2:]):
-        return f"the native kernels go to {depthwise_conv_operator.MAX_KERNEL} taps in each dimension"
-    filters, inner = arguments.sizes(weight)[:2]
-    multiplier = max(filters // arguments.sizes(input)[1], inner)
-    if multiplier > _native.lanes():
-        return f"depth multipliers go to {_native.lanes()} with {_native.isa()}"
-    return _native.obstacle()
-
-
-def native_wins(input: Tensor, weight: Tensor, stride: tuple[int, ...], activation: str | None, trains: bool) -> bool:
-    """True where the native kernels are known to beat torch's own (benchmarks/kernels.py); trains: with gradients.
-
-    torch's oneDNN is as good only at what networks of 2017 need most: 2-D, 3x3, multiplier 1. There, of channels-last
-    maps, its forward is as fast with a stride, in bfloat16 and on what fits a cache, and its gradients are slower; of
-    other maps it is as good with a stride on small ones, and at stride 1 in bfloat16. A free size of a captured graph
-    counts as small.
-    """
-    kernel = tuple(weight.shape[2:])
-    several = weight.shape[1] > 1 or weight.shape[0] != input.shape[1]
-    if input.dim() != 4 or several or max(kernel) > 3 or kernel == (1, 1):
-        return True
-    last = depthwise_conv_operator.is_channels_last(input)
-    if last and kernel != (3, 3):
-        return False
-    if last and stride in ((1, 1), (2, 2)) and arguments.certain(input.shape[1] >= _native.lanes()):
-        clamps = activation in ("relu", "relu6") or (activation is not None and input.dtype == torch.float32)
-        if trains or clamps:
-            return True
-        plain = stride == (1, 1) and input.dtype == torch.float32
-        return plain and arguments.certain(input.numel() >= LARGE_FORWARD)
-    if input.dtype == torch.bfloat16 and max(stride) == 1:
-        return False
-    if max(stride) == 1 and not last:
-        return True  # kernels along the rows: 2 to 3 times torch's own, on maps of 7x7 as on those of 112x112
-    return arguments.certain(input.shape[2] * input.shape[3] >= SMALL_MAP)
-
-
-def _trains(*tensors: Tensor | None) -> bool:
-    """Whether a result of these is to have derivatives."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _as_autocast_has_it(tensor: Tensor) -> Tensor:
@@ -417,7 +328,7 @@ def _native_conv(input: Tensor, weight: Tensor, bias: Tensor | None, window: Win
     """
     flat = (window.stride, [side for pair in window.pairs for side in pair], window.dilation)
     operators = torch.ops.separable
-    if _trains(input, weight, bias):
+    if has_derivatives(input, weight, bias):
         return arguments.activate(operators.depthwise_conv(input, weight, bias, *flat), activation)
     apart = activation is not None and _native.keeps_apart()
     fused = depthwise_conv_operator.number_of(None if apart else activation)
