@@ -2,8 +2,8 @@
 //
 // A tile of 4x4 outputs takes 36 multiplications for each pair of channels, not 144; one of 2x2 takes 16, not 36. The transformed
 // weights are 4 and 1.8 times as many, so that few pixels of many channels are better served by the smaller tile, or by dense_conv.
-// The largest error is about 4e-6 of the largest output at 512 channels for 4x4, 8e-7 for 2x2; it is relative to the largest input of a
-// tile, not of the pixels that one output reads. Where a result is not finite, the outputs around it are computed again by plain sums.
+// The largest error at 512 channels is 6e-6 of the largest output for 4x4, 1e-6 for 2x2 (benchmarks/winograd.py). It is relative to the
+// largest input of a tile, not of the pixels that one output reads. Where a result is not finite, the outputs around it are computed again by plain sums.
 //
 // x is channels-last: its channels lie side by side (x_stride[1] is 1, or there is one channel). y and residual are dense and
 // channels-last; residual may be y. Use as dense_conv.h.

@@ -1,9 +1,8 @@
 // The transforms of Winograd's minimal filtering for three weights in a row; in two dimensions each is applied to columns, then rows.
 //
 // `out` outputs in a row are a polynomial product evaluated at out + 1 points and infinity: y = A^T [(G g) * (B^T d)]. The points
-// decide the error. Of symmetric ones, which share half of their sums, 0, +-11/16, +-3/2 gave a quarter of the error of 0, +-1, +-2 on
-// random layers (largest of the largest output, 64 and 512 channels: 1.3e-6 and 3.0e-6 against 5.1e-6 and 1.3e-5), and half of that
-// of 0, +-1, 1/2, -2 (1.9e-6 and 5.8e-6). Barabasz et al. 2018 (arXiv:1803.10986) analyse the choice.
+// decide the error: Barabasz et al. 2018 (arXiv:1803.10986) analyse the choice. Symmetric ones share half of their sums; of those
+// tried on random layers, 0, +-11/16, +-3/2 had the least error, below 0, +-1, +-2 and 0, +-1, +-1/2.
 #pragma once
 #include "vec.h"
 
