@@ -70,8 +70,11 @@ def tables(processor: str) -> str:
         found = rows("fused", kind=kind, processor=processor)
         title = f"Fused {kind}, batch 1, 1 thread"
         made += [table(title, found, "shape", "peer", "median_ms", "accelerate", float32)] if found else []
-    for threads, found in threads_of(rows("networks", processor=processor)):
-        title = f"Whole networks, batch 1, {threads}"
+    networks = rows("networks", processor=processor)
+    by_kind = {"Separable": [r for r in networks if r["kind"] != "dense"]}  # rows of before know no kind
+    by_kind["Dense and grouped"] = [r for r in networks if r["kind"] == "dense"]
+    for kind, (threads, found) in ((kind, part) for kind, of_kind in by_kind.items() for part in threads_of(of_kind)):
+        title = f"{kind} networks, {threads}"
         made.append(table(f"{title}, float32", found, "network", "peer", "median_ms", "accelerate", float32))
         half = [row for row in found if row["peer"] in ("accelerate bf16", "openvino default", "eager")]
         bfloat16 = {"openvino default"}
