@@ -86,19 +86,13 @@ def followed() -> str:
     Exported and traced graphs hold standard operators only. Forward-mode AD would find no formula and give zeros
     without a word; functorch's transforms want rules that only torch's own operators have.
     """
-    if torch.compiler.is_exporting() or _in_onnx_export() or torch.jit.is_tracing():
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return "an exported or traced graph holds standard operators only"
     if not torch.compiler.is_compiling() and _standard_only.get():  # dynamo cannot trace the variable
         return "a network that is being followed shows standard operators only"
     if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return "forward-mode derivatives and functorch's transforms go through torch's own operators"
     return ""
-
-
-def _in_onnx_export() -> bool:
-    """torch.onnx.is_in_onnx_export(), which takes 3 microseconds, asked only once the exporter has been imported."""
-    imported = torch.compiler.is_compiling() or "torch.onnx._internal" in sys.modules
-    return imported and torch.onnx.is_in_onnx_export()
 
 
 @contextmanager

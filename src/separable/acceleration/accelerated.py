@@ -169,9 +169,11 @@ class Accelerated(nn.Module):
                 plan = self._current(call.key)
                 if plan is None:
                     return self._first_run(call)
-        self._changes = 0
-        with suppress(KeyError):  # another thread may just have let it go
-            self._plans.move_to_end(call.key)
+        if self._changes:  # to set an attribute of a module takes microseconds
+            self._changes = 0
+        if len(self._plans) > 1:
+            with suppress(KeyError):  # another thread may just have let it go
+                self._plans.move_to_end(call.key)
         return self._as_it_is(call) if isinstance(plan, str) else _played(plan, call)
 
     def _obstacle(self, call: Invocation) -> str:
@@ -283,7 +285,10 @@ class Accelerated(nn.Module):
 
 
 def _played(plan: Plan, call: Invocation) -> Any:
-    with torch.no_grad():
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            made = plan.run(call.tensors)
+    else:
         made = plan.run(call.tensors)
     return pytree.tree_unflatten(made, plan.structure)
 

@@ -3,6 +3,7 @@
 A plan holds for inputs of the shapes and strides that the tape was taken with.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ from separable.acceleration.graph import Node
 from separable.acceleration.layout import Layout
 from separable.acceleration.lower import lower
 from separable.acceleration.operations.relayout import copy
-from separable.acceleration.places import Memory, Place, contiguous, same_order
+from separable.acceleration.places import Memory, Place, Strides, contiguous, same_order
 from separable.acceleration.program import Program
 from separable.acceleration.shared import Shared
 from separable.acceleration.steps import Step
@@ -54,12 +55,11 @@ class Plan:
         self._programs: list[Program] = []
         self._inputs = [self._slot(number) for number in tape.inputs]
         self._actions = self._compile()
-        self._constants = {
-            slot: tape.values[key].constant
-            for key, slot in self._env.items()
-            if isinstance(key, int) and tape.values[key].constant is not None
-        }
-        self._slots, self.structure = len(self._env), tape.structure
+        self._start: list[Any] = [None] * len(self._env)  # constants stand in their slots
+        for key, slot in self._env.items():
+            if isinstance(key, int):
+                self._start[slot] = tape.values[key].constant
+        self.structure = tape.structure
         self._results = [(self._env[v.index], None) if isinstance(v, Ref) else (None, v) for v in tape.outputs]
         self._fresh = [i for i, leaf in enumerate(tape.outputs) if self._is_made_by_the_network(leaf)]
 
@@ -70,9 +70,7 @@ class Plan:
         )
 
     def run(self, tensors: list[Tensor]) -> list[Any]:
-        env: list[Any] = [None] * self._slots
-        for slot, constant in self._constants.items():
-            env[slot] = constant
+        env = self._start.copy()
         for slot, tensor in zip(self._inputs, tensors, strict=True):
             env[slot] = tensor
         for action in self._actions:
@@ -141,24 +139,47 @@ class Plan:
         return play
 
     def _native(self, part: Part, needed: set[Memory]) -> list[Callable[[list[Any]], None]]:
-        made = {step.y for step in part.steps}
-        kept = (needed | {place.memory for _, place in part.exports}) & made
+        made = dict.fromkeys(step.y for step in part.steps)
+        kept = (needed | {place.memory for _, place in part.exports}) & made.keys()
         part.steps = Fusion(part.steps, kept).run()
         read = list(dict.fromkeys(m for step in part.steps for m in step.reads if m not in made))
         inputs = [m for m in read if not any(m in (step.y, step.sums) for step in part.steps)]
         outputs = [m for m in made if m in kept]
         actions: list[Callable[[list[Any]], None]] = []
+        filled: dict[Memory, tuple[int, Place]] = {}
+        if part.steps and _native.path is not None:
+            filled = {
+                place.memory: (number, place)
+                for number, place in part.exports
+                if place.memory in outputs and self._fills(number, place)
+            }
         if part.steps:
-            actions.append(self._program(part, inputs, outputs))
+            actions.append(self._program(part, inputs, outputs, filled))
         for number, place in part.exports:
-            actions.append(self._export(number, place))
+            if filled.get(place.memory) != (number, place):
+                actions.append(self._export(number, place))
         return actions
 
-    def _program(self, part: Part, inputs: list[Memory], outputs: list[Memory]) -> Callable[[list[Any]], None]:
+    def _fills(self, number: int, place: Place) -> bool:
+        """Whether a value takes all of its memory, which can then be made in its shape and needs no view."""
+        shape = self.tape.values[number].shape
+        span = 1 + sum((n - 1) * s for n, s in zip(shape, place.strides, strict=True))
+        return place.offset == 0 and span == math.prod(shape) == place.memory.floats
+
+    def _program(
+        self, part: Part, inputs: list[Memory], outputs: list[Memory], filled: dict[Memory, tuple[int, Place]]
+    ) -> Callable[[list[Any]], None]:
         sources = [self._slot(m.value if m.value is not None else m) for m in inputs]
-        targets, sizes = [self._slot(m) for m in outputs], [m.floats for m in outputs]
+        targets = [self._slot(m) for m in outputs]
         if _native.path is None:
             return _by_torch(part.steps, inputs, sources, outputs, targets)
+        values: list[tuple[int, int]] = []  # slots of the values that fill an output, and which
+        shapes: list[tuple[tuple[int, ...], Strides]] = [((m.floats,), (1,)) for m in outputs]
+        for i, memory in enumerate(outputs):
+            if memory in filled:
+                number, place = filled[memory]
+                shapes[i] = self.tape.values[number].shape, place.strides
+                values.append((self._slot(number), i))
         program = Program(part.steps, inputs, outputs, self.dtype, self._shared, self._choices)
         self._programs.append(program)
         part.steps = program.steps
@@ -171,10 +192,12 @@ class Plan:
             for slot, shape, strides in expected:
                 if env[slot].stride() != strides or env[slot].shape != shape:
                     env[slot] = _as_planned(env[slot], shape, strides)
-            made = [torch.empty(size, dtype=torch.float32) for size in sizes]
+            made = [torch.empty_strided(shape, strides, dtype=torch.float32) for shape, strides in shapes]
             program.run([env[slot] for slot in sources], made)
             for slot, tensor in zip(targets, made, strict=True):
                 env[slot] = tensor
+            for slot, i in values:
+                env[slot] = made[i]
 
         return play
 

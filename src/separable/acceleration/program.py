@@ -65,7 +65,7 @@ class Program:
         threads = torch.get_num_threads()
         workspace = self._shared.take(self._workspace_floats(threads))
         tensors = [self.constants, *inputs, *outputs]
-        torch.ops.separable.program_run(self.code, workspace, self.floats, self.scratch_bytes, tensors)
+        torch.ops.separable.program_run.default(self.code, workspace, self.floats, self.scratch_bytes, tensors)
         self._shared.give(workspace)
 
     def _alone(self, step: Step) -> Callable[[], None]:

@@ -221,7 +221,7 @@ def _separable_conv(
 
 def _can_checkpoint() -> bool:
     """Exported graphs hold no hooks, and functorch's transforms know none: there everything is kept."""
-    capturing = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+    capturing = torch.compiler.is_exporting() or torch.jit.is_tracing()
     return not (capturing or torch._C._are_functorch_transforms_active())
 
 
