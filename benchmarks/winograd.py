@@ -19,10 +19,11 @@ from torch import Tensor, nn
 import separable
 from separable import _native, accelerate
 from separable.acceleration.choose import Choices
+from separable.acceleration.operations.dense_conv import DIRECT, ONEDNN
 from separable.cost import processor
 
 LAYERS = ((64, 56), (128, 28), (256, 14), (512, 7), (64, 112), (128, 128), (256, 64), (512, 32))  # channels, side
-FORMS = {"direct": 0, "F(2x2, 3x3)": 2, "F(4x4, 3x3)": 4}
+FORMS = {"direct": DIRECT, "F(2x2, 3x3)": 2, "F(4x4, 3x3)": 4, "oneDNN": ONEDNN}
 
 
 class Always(dict):
@@ -38,7 +39,7 @@ class Always(dict):
 
 def form(layer: nn.Module, tile: int, x: Tensor):
     fast = accelerate(layer)
-    fast.choices = Choices(tune=False, tiles=Always(tile))
+    fast.choices = Choices(tune=False, forms=Always(tile))
     fast.plan(x)
     assert all(row.is_native for row in fast.report.rows)
     return lambda: fast(x)

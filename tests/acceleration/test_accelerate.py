@@ -462,3 +462,12 @@ def test_training_takes_no_dtype():
 def test_other_types_are_refused(dtype):
     with pytest.raises(InputError, match="must be torch"):
         accelerate(separable_network(), dtype=dtype)
+
+
+@torch.no_grad()
+def test_without_native_kernels_an_input_may_be_a_part_of_another(monkeypatch):
+    network, images = separable_network(), torch.randn(4, 3, 24, 24)
+    monkeypatch.setattr(_native, "path", None)
+    fast = accelerate(network, images[:1])
+    for i in range(4):
+        assert distance(fast(images[i : i + 1]), network(images[i : i + 1])) < 1e-5

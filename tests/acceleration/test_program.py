@@ -148,7 +148,7 @@ def test_a_program_that_makes_no_sense_is_refused():
     program = Program([step], [step.x], [step.y])
     with pytest.raises(RuntimeError, match="makes no sense"):  # the output is missing
         program.run([torch.zeros(8)], [])
-    cut = program.code[:-1].clone()
+    cut = program.stages[0][:-1].clone()
     with pytest.raises(RuntimeError, match="makes no sense"):
         torch.ops.separable.program_run(cut, torch.empty(64), 0, 0, [program.constants, torch.zeros(8), torch.zeros(8)])
 

@@ -23,7 +23,7 @@ from separable.acceleration.operations.relayout import copy
 from separable.acceleration.places import Memory, Place, Strides, contiguous, same_order
 from separable.acceleration.program import Program
 from separable.acceleration.shared import Shared
-from separable.acceleration.steps import Step
+from separable.acceleration.steps import Step, seen
 from separable.acceleration.tape import Ref, Tape
 from separable.inputs import own_copy
 
@@ -205,7 +205,7 @@ class Plan:
         source, target, shape = self._slot(place.memory), self._slot(number), self.tape.values[number].shape
 
         def play(env: list[Any]) -> None:
-            env[target] = env[source].as_strided(shape, place.strides, place.offset)
+            env[target] = seen(env[source], shape, place.strides, place.offset)
 
         return play
 

@@ -4,6 +4,7 @@
 packed weights this instruction set.
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -14,6 +15,8 @@ from separable.acceleration.choose import Choices
 from separable.acceleration.fuse import settle_sums
 from separable.acceleration.memory import lay_out
 from separable.acceleration.operations import NUMBERS
+from separable.acceleration.operations.dense_conv import ONEDNN, DenseConv
+from separable.acceleration.operations.onednn_conv import OneDNNConv
 from separable.acceleration.places import Memory
 from separable.acceleration.shared import LINE, Shared, first_line
 from separable.acceleration.steps import Step
@@ -30,7 +33,7 @@ _ADDRESS = 0x7FFF << 48  # the base of pointers that are addresses
 
 
 class Program:
-    """Steps that one native call runs.
+    """Steps that one native call runs; of those that oneDNN computes, what lies between them.
 
     Args:
         steps: in order; what a step reads is made before it or stands in `inputs`.
@@ -56,16 +59,31 @@ class Program:
         self.steps = steps = _shared_by_threads(steps, product)
         if choices is not None and product == 0:
             choices.choose(steps, self._alone)
-        self._packed = _pack(steps, product, self._shared, blank)  # kept: the code holds their addresses
-        weights = [pointer for _, pointers in self._packed for pointer in pointers]
-        self.code, self.constants, self.floats, self.scratch_bytes = _write(steps, inputs, outputs, product, weights)
+        natives = [step for step in steps if not _is_by_onednn(step)]
+        self._packed = _pack(natives, product, self._shared, blank)  # kept: the code holds their addresses
+        self.scratch_bytes = _settle(steps, natives, product)
+        outside = {memory: (2 + i) << 48 for i, memory in enumerate((*inputs, *outputs))}
+        offsets, self.floats = lay_out(steps, set(outside))
+        addresses = {**outside, **{memory: 4 * at for memory, at in offsets.items()}}
+        writer = Writer(product, [pointer for _, pointers in self._packed for pointer in pointers], addresses)
+        self.stages: list[Tensor | _ByOneDNN] = []  # the code of native steps, and what stands between
+        for by_onednn, group in itertools.groupby(steps, _is_by_onednn):
+            if by_onednn:
+                self.stages += [_ByOneDNN(step, addresses, self._shared) for step in group]
+            else:
+                self.stages.append(_code(writer, list(group)))
+        self.constants = writer.constants.tensor()
 
     def run(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         """Read the inputs, flat or as the steps expect them, and fill the outputs."""
         threads = torch.get_num_threads()
         workspace = self._shared.take(self._workspace_floats(threads))
         tensors = [self.constants, *inputs, *outputs]
-        torch.ops.separable.program_run.default(self.code, workspace, self.floats, self.scratch_bytes, tensors)
+        for stage in self.stages:
+            if isinstance(stage, Tensor):
+                torch.ops.separable.program_run.default(stage, workspace, self.floats, self.scratch_bytes, tensors)
+            else:
+                stage.run(workspace, tensors)
         self._shared.give(workspace)
 
     def _alone(self, step: Step) -> Callable[[], None]:
@@ -82,13 +100,51 @@ class Program:
     @property
     def bytes_alone(self) -> int:
         """What it takes with its packed weights and a workspace."""
-        packed = sum(4 * tensor.numel() for tensor, _ in self._packed)
-        return self.own_bytes + packed + 4 * self._workspace_floats(torch.get_num_threads())
+        packed = [tensor for tensor, _ in self._packed]
+        packed += [stage.packed for stage in self.stages if isinstance(stage, _ByOneDNN)]
+        floats = sum(tensor.numel() for tensor in packed) + self._workspace_floats(torch.get_num_threads())
+        return self.own_bytes + 4 * floats
 
     @property
     def own_bytes(self) -> int:
         """What no other program can share: its code and its biases."""
-        return 8 * self.code.numel() + 4 * self.constants.numel()
+        code = sum(stage.numel() for stage in self.stages if isinstance(stage, Tensor))
+        return 8 * code + 4 * self.constants.numel()
+
+
+class _ByOneDNN:
+    """A step that oneDNN computes, from and to the memory of a program."""
+
+    def __init__(self, step: Step, addresses: dict[Memory, int], shared: Shared):
+        form = step.run_as()
+        assert isinstance(form, OneDNNConv)
+        self.packed = shared.packed_once(form.plain_weight(), (*form.moves, form.groups), form.pack)
+        form.packed, form.weight = self.packed, None
+        self._step, self._uses = form, [(memory, addresses[memory]) for memory in (*form.reads, form.y)]
+
+    def run(self, workspace: Tensor, tensors: list[Tensor]) -> None:
+        self._step.run({memory: _run_at(at, memory.floats, workspace, tensors) for memory, at in self._uses})
+
+
+def _run_at(address: int, floats: int, workspace: Tensor, tensors: list[Tensor]) -> Tensor:
+    """The memory that native code knows by this pointer, flat."""
+    base, at = address >> 48, (address & ((1 << 48) - 1)) // 4
+    if base:
+        return tensors[base - 1].as_strided((floats,), (1,))
+    return workspace.narrow(0, (first_line(workspace) - workspace.data_ptr()) // 4 + at, floats)
+
+
+def _is_by_onednn(step: Step) -> bool:
+    return isinstance(step, DenseConv) and step.form == ONEDNN
+
+
+def _settle(steps: list[Step], natives: list[Step], product: int) -> int:
+    """The sizes of sums, which follow from how kernels divide their work; bytes of scratch memory for each thread."""
+    for step, (units, *_) in zip(natives, _measure(_code(Writer(product), natives)), strict=True):
+        if step.sums is not None:
+            settle_sums(steps, step, units)
+    measures = _measure(_code(Writer(product), natives))
+    return -(-max((m[1] for m in measures), default=0) // 64) * 64
 
 
 def _pack(steps: list[Step], product: int, shared: Shared, blank: bool) -> list[tuple[Tensor, list[int]]]:
@@ -107,27 +163,6 @@ def _pack(steps: list[Step], product: int, shared: Shared, blank: bool) -> list[
                 kept = shared.packed(kept)
             found.append((kept, [_ADDRESS + first_line(kept) + start for start in starts]))
     return found
-
-
-def _write(
-    steps: list[Step], inputs: list[Memory], outputs: list[Memory], product: int, weights: list[int]
-) -> tuple[Tensor, Tensor, int, int]:
-    """The code, the constants, floats of workspace and bytes of scratch memory for each thread."""
-    measures = _measure(_code(Writer(product), steps))
-    for step, (units, *_) in zip(steps, measures, strict=True):
-        if step.sums is not None:
-            settle_sums(steps, step, units)
-    measures = _measure(_code(Writer(product), steps))
-    outside = {memory: (2 + i) << 48 for i, memory in enumerate((*inputs, *outputs))}
-    offsets, floats = lay_out(steps, set(outside))
-    addresses = {**outside, **{memory: 4 * at for memory, at in offsets.items()}}
-    writer = Writer(product, weights, addresses)
-    code = _code(writer, steps)
-    constants = torch.zeros(writer.constants.floats + LINE, dtype=torch.float32)
-    skipped = (first_line(constants) - constants.data_ptr()) // 4
-    for at, values in writer.constants.vectors:
-        constants[skipped + at : skipped + at + values.numel()] = values
-    return code, constants, floats, -(-max((m[1] for m in measures), default=0) // 64) * 64
 
 
 def _shared_by_threads(steps: list[Step], product: int) -> list[Step]:

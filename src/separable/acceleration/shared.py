@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import weakref
 from collections import deque
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -24,9 +25,13 @@ class Shared:
 
     def packed(self, made: Tensor) -> Tensor:
         """This tensor, or an equal one that is there already; both hold their values from `first_line` on."""
-        floats = made.numel() - LINE
-        key = hashlib.blake2b((ctypes.c_char * (4 * floats)).from_address(first_line(made)), digest_size=32).digest()
-        return self._packed.setdefault(key, made)
+        return self._packed.setdefault(_digest(first_line(made), made.numel() - LINE), made)
+
+    def packed_once(self, weight: Tensor, how: tuple, pack: Callable[[Tensor], Tensor]) -> Tensor:
+        """`pack(weight)`, or what it gave before for an equal weight and the same `how`; float32, dense."""
+        key = _digest(weight.data_ptr(), weight.numel()) + repr((weight.shape, how)).encode()
+        found = self._packed.get(key)
+        return self._packed.setdefault(key, pack(weight)) if found is None else found
 
     def take(self, floats: int) -> Tensor:
         """A workspace of at least so many floats; give it back after the call."""
@@ -45,6 +50,10 @@ class Shared:
     def bytes(self) -> int:
         """Of all packed weights and idle workspaces."""
         return sum(4 * tensor.numel() for tensor in (*self._packed.values(), *self._idle))
+
+
+def _digest(address: int, floats: int) -> bytes:
+    return hashlib.blake2b((ctypes.c_char * (4 * floats)).from_address(address), digest_size=32).digest()
 
 
 def first_line(tensor: Tensor) -> int:

@@ -94,7 +94,7 @@ class RowStep(Step):
 
     def read_rows(self, runs: Runs) -> Tensor:
         """[rows, c_in]"""
-        return runs[self.x].as_strided((self.rows, self.c_in), (self.x_stride or self.c_in, 1), self.x_offset)
+        return seen(runs[self.x], (self.rows, self.c_in), (self.x_stride or self.c_in, 1), self.x_offset)
 
     def gated(self, runs: Runs, x: Tensor) -> Tensor:
         if self.gate is None:
@@ -125,7 +125,7 @@ class ImageStep(Step):
         """[N, C, H, W]"""
         height, width = self.size
         strides = self.x_strides or (height * width * self.c_in, 1, width * self.c_in, self.c_in)
-        return runs[self.x].as_strided((self.batch, self.c_in, *self.size), strides, self.x_offset)
+        return seen(runs[self.x], (self.batch, self.c_in, *self.size), strides, self.x_offset)
 
     def padded(self, x: Tensor, value: float) -> Tensor:
         """With the border that the windows need."""
@@ -140,6 +140,11 @@ class ImageStep(Step):
         assert self.weight is not None
         x = self.padded(self.read_images(runs), 0.0)
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, groups).permute(0, 2, 3, 1)
+
+
+def seen(run: Tensor, shape: tuple[int, ...], strides: Strides, offset: int) -> Tensor:
+    """A run of memory as a tensor of this shape, `offset` floats from its beginning, wherever in a storage that is."""
+    return run.as_strided(shape, strides, int(run.storage_offset()) + offset)
 
 
 def packed_alike(weight: Tensor | None) -> list[Tensor]:

@@ -2,11 +2,12 @@
 
 import struct
 
+import torch
 from torch import Tensor
 
 from separable.acceleration.graph import ACTIVATIONS
 from separable.acceleration.places import Memory
-from separable.acceleration.shared import LINE
+from separable.acceleration.shared import LINE, first_line
 
 NULL = -1
 CONSTANTS = 1 << 48  # their base
@@ -27,6 +28,14 @@ class Constants:
         self.floats += -(-values.numel() // LINE) * LINE
         self.vectors.append((at, values.reshape(-1).float()))
         return CONSTANTS + 4 * at
+
+    def tensor(self) -> Tensor:
+        """Their values, from its first line on."""
+        made = torch.zeros(self.floats + LINE, dtype=torch.float32)
+        skipped = (first_line(made) - made.data_ptr()) // 4
+        for at, values in self.vectors:
+            made[skipped + at : skipped + at + values.numel()] = values
+        return made
 
 
 class Writer:

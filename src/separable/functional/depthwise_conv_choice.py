@@ -118,7 +118,7 @@ class Choice:
         if not self.measures:
             return 0, self.rule()
         run()
-        clock = _clock()
+        clock = clock_of_work()
         start = clock()
         run()
         taken = clock() - start
@@ -149,7 +149,7 @@ def fastest(ways: dict[str, Run]) -> dict[str, float]:
     A way whose first run says that it has no hope is left out.
     """
     once: dict[str, float] = {}
-    clock = _clock()
+    clock = clock_of_work()
     for name, run in ways.items():
         start = clock()
         run()
@@ -165,7 +165,7 @@ def fastest(ways: dict[str, Run]) -> dict[str, float]:
     return least if len(left) > 1 else {name: once[name] for name in left}
 
 
-def _clock() -> Callable[[], float]:
+def clock_of_work() -> Callable[[], float]:
     """On one thread its processor time, which leaves out the turns of other programs."""
     return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
 

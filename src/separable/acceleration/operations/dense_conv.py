@@ -2,12 +2,14 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from separable.acceleration.graph import Node
 from separable.acceleration.layout import Layout
+from separable.acceleration.operations.onednn_conv import OneDNNConv
 from separable.acceleration.operations.relayout import ordered
 from separable.acceleration.operations.winograd_conv import WinogradConv
 from separable.acceleration.places import channels_last
@@ -16,6 +18,7 @@ from separable.acceleration.writer import CODES, Writer
 
 _FEW_FACTORS = 64  # of a sum, as a stem's on three channels: rounding them saves nothing
 _FEW_CHANNELS = 16  # read as they lie; of more, channels side by side are worth a copy
+DIRECT, ONEDNN = 0, -1  # forms; those between are the outputs of a Winograd tile in each direction
 
 
 @dataclass(eq=False)
@@ -23,7 +26,7 @@ class DenseConv(ImageStep):
     kernel = "dense_conv"
     takes_factors = takes_activation = takes_residual = True
     groups: int = 1
-    tile: int = 0  # outputs of a Winograd tile in each direction, 4 or 2; 0 for the direct form
+    form: int = DIRECT  # one of `forms`
 
     @staticmethod
     def fits(node: Node) -> bool:
@@ -41,15 +44,27 @@ class DenseConv(ImageStep):
         small = self.kernel_size == (3, 3) and self.stride == (1, 1) and self.dilation == (1, 1)
         return small and self.groups == 1 and self.x_strides[1] == 1 and self.c_in >= 8
 
+    @property
+    def forms(self) -> list[int]:
+        """Ways to compute it: direct, Winograd's of 2x2 and 4x4 outputs, oneDNN's."""
+        return [DIRECT, *([2, 4] if self.has_winograd_form else []), *([ONEDNN] if self._by_onednn().fits else [])]
+
     def run_as(self) -> Step:
-        if not self.tile:
-            return self
-        alike = {f.name: getattr(self, f.name) for f in dataclasses.fields(ImageStep)}
-        return WinogradConv(**alike, tile=self.tile)
+        return self if self.form == DIRECT else self._by_onednn() if self.form == ONEDNN else self._by_winograd()
+
+    def _by_onednn(self) -> OneDNNConv:
+        return OneDNNConv(**self._alike(), groups=self.groups)
+
+    def _by_winograd(self) -> WinogradConv:
+        return WinogradConv(**self._alike(), tile=self.form)
+
+    def _alike(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(ImageStep)}
 
     @property
     def name(self) -> str:
-        return f"winograd_conv ({self.tile}x{self.tile})" if self.tile else self.kernel
+        run_as = self.run_as()
+        return f"{run_as.kernel} ({self.form}x{self.form})" if isinstance(run_as, WinogradConv) else run_as.kernel
 
     def weights(self) -> list[Tensor]:
         """[O, I, kh, kw] where the pixels of its input lie side by side, else and of groups [O, kh, kw, I], as

@@ -19,7 +19,7 @@ from separable.acceleration.places import (
     rows_follow,
     same_order,
 )
-from separable.acceleration.steps import RowStep, Runs, Step
+from separable.acceleration.steps import RowStep, Runs, Step, seen
 from separable.acceleration.writer import Writer
 
 _DIMS = 6  # of the kernel
@@ -42,8 +42,8 @@ class Relayout(Step):
 
     def run(self, runs: Runs) -> None:
         made = runs.setdefault(self.y, torch.empty(self.y.floats, dtype=torch.float32))
-        x = runs[self.x].as_strided(self.sizes, self.x_strides, self.x_offset)
-        made.as_strided(self.sizes, self.y_strides, self.y_offset).copy_(x)
+        x = seen(runs[self.x], self.sizes, self.x_strides, self.x_offset)
+        seen(made, self.sizes, self.y_strides, self.y_offset).copy_(x)
 
 
 def copy(

@@ -1,0 +1,128 @@
+"""The forms of a dense convolution: each right on any shape, chosen once, kept with the network."""
+
+import itertools
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from separable import _native, accelerate
+from separable.acceleration.choose import Choices
+from separable.acceleration.operations.dense_conv import DIRECT, ONEDNN
+
+pytestmark = pytest.mark.skipif(bool(_native.missing), reason=f"no native kernels: {_native.missing}")
+FORMS = {"direct": DIRECT, "2x2": 2, "4x4": 4, "oneDNN": ONEDNN}
+
+
+class Always(dict):
+    """One form for every shape that has it."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.form = form
+
+    def get(self, key, default=None):
+        return self.form
+
+
+class Block(nn.Module):
+    """A convolution whose result is added to, before or after its activation, between layers that change the layout."""
+
+    def __init__(self, conv, activation, order):
+        super().__init__()
+        self.first, self.conv = nn.Conv2d(5, conv.in_channels, 1), conv
+        self.activation, self.order = activation, order
+        self.shortcut = nn.Conv2d(5, conv.out_channels, 1, conv.stride)
+        self.last = nn.Conv2d(conv.out_channels, 7, 1)
+
+    def forward(self, x):
+        y, other = self.conv(self.first(x)), self.shortcut(x)
+        if self.order == "none":
+            return self.last(self.activation(y))
+        return self.last(self.activation(y) + other if self.order == "first" else self.activation(y + other))
+
+
+def with_form(network, form, x):
+    fast = accelerate(network)
+    fast.choices = Choices(tune=False, forms=Always(form))
+    fast.plan(x)
+    return fast
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "groups", "kernel", "stride", "dilation"),
+    [
+        (16, 24, 1, 3, 1, 1),
+        (8, 40, 1, 3, 2, 1),
+        (16, 32, 4, 3, 1, 1),
+        (32, 32, 2, 3, 2, 2),
+        (9, 17, 1, 5, 1, 2),
+        (24, 16, 1, 1, 2, 1),
+    ],
+)
+@torch.no_grad()
+def test_every_form_gives_the_same_values(form, inputs, outputs, groups, kernel, stride, dilation):
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, dilation * (kernel // 2), dilation, groups)
+    named = []
+    for activation, order in itertools.product((nn.Identity(), nn.ReLU(), nn.SiLU()), ("none", "first", "last")):
+        block = Block(conv, activation, order).eval()
+        x = torch.randn(3, 5, 13, 10)
+        expected = block.double()(x.double())
+        fast = with_form(block.float(), FORMS[form], x)
+        for given in (x, torch.randn(5, 5, 13, 10)[1:4].copy_(x)):  # the second begins within its storage
+            assert ((fast(given) - expected).abs().max() / expected.abs().max()).item() < 1e-5, (activation, order)
+        named += [row.kernel for row in fast.report.rows if row.layer == "conv"]
+    if form == "oneDNN" and torch.backends.mkldnn.is_available():
+        assert set(named) == {"onednn_conv"}
+
+
+@torch.no_grad()
+def test_onednn_leaves_what_lies_around_its_result_alone():
+    network = nn.Sequential(nn.Conv2d(4, 16, 3, 2, 1, groups=2), nn.ReLU(), nn.Conv2d(16, 6, 3, 2)).eval()
+    x = torch.randn(2, 4, 17, 19).contiguous(memory_format=torch.channels_last)
+    fast, expected = with_form(network, ONEDNN, x), network(x)
+    kept = [fast(x) for _ in range(3)]
+    fast(torch.randn_like(x))
+    for made in kept:
+        torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_choice_is_measured_once_and_travels():
+    network = nn.Sequential(nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1)).eval()
+    x = torch.randn(1, 16, 24, 24)
+    fast = accelerate(network, x)
+    chosen, spent = dict(fast.choices.forms), fast.choices.seconds
+    assert chosen
+    assert spent > 0
+    again = pickle.loads(pickle.dumps(fast))
+    torch.testing.assert_close(again(x), fast(x), rtol=0, atol=0)
+    assert again.choices.forms == chosen
+    assert again.choices.seconds == spent
+    ruled = accelerate(network, x, tune=False)
+    assert not ruled.choices.forms
+    assert "onednn_conv" not in {row.kernel for row in ruled.report.rows}
+
+
+@torch.no_grad()
+def test_a_form_that_this_machine_lacks_is_not_taken(monkeypatch):
+    layer, x = nn.Conv2d(16, 16, 3, 2).eval(), torch.randn(1, 16, 9, 9)
+    expected = layer(x)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    fast = with_form(layer, ONEDNN, x)
+    assert [row.kernel for row in fast.report.rows] == ["dense_conv"]
+    torch.testing.assert_close(fast(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_weights_that_onednn_packed_are_shared_and_counted():
+    layer = nn.Conv2d(64, 64, 3, 2, bias=False).eval()
+    fast = with_form(layer, ONEDNN, torch.randn(1, 64, 20, 20))
+    alone = fast.report.bytes
+    assert alone >= 4 * layer.weight.numel()
+    for size in range(21, 29):
+        fast(torch.randn(1, 64, size, size))
+    assert fast.report.plans == 9
+    assert fast.report.bytes < 1.5 * alone
