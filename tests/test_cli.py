@@ -223,6 +223,27 @@ def test_doctor_explains_which_way_a_shape_takes():
     assert "must be N x C x sizes" in run("doctor", "--explain", "16x96").stderr
 
 
+def test_doctor_and_profile_name_layers_with_subnormal_numbers(place, tmp_path):
+    network = separable.load(place / "out")
+    name = next(name for name, _ in network.named_parameters() if name.endswith("conv_dw.weight"))
+    clean = run("doctor", place / "out")
+    assert clean.returncode == 0, clean.stderr
+    assert clean.stdout.startswith("None of the weights, and of its activations")
+    with torch.no_grad():
+        network.get_parameter(name)[0] = 1e-39
+    separable.save(network, tmp_path / "small", example=torch.zeros(1, 1, 16, 16))
+    told = run("doctor", tmp_path / "small")
+    assert name.removesuffix(".weight") in told.stdout
+    assert "torch.set_flush_denormal(True)" in told.stdout.splitlines()[-1]
+    for command in ("doctor", "profile"):
+        rows = json.loads(run(command, tmp_path / "small", "--json").stdout)["subnormal"]
+        assert (rows[0]["layer"], rows[0]["tensor"]) == (name.removesuffix(".weight"), "weight")
+        assert 0 < rows[0]["share"] < 1
+    page = tmp_path / "page.html"
+    run("profile", tmp_path / "small", "--html", page)
+    assert "Subnormal numbers" in page.read_text()
+
+
 @pytest.mark.parametrize(
     "command", ["", "profile", "convert", "evaluate", "predict", "export", "demo", "doctor", "train"]
 )
@@ -273,6 +294,8 @@ MISTAKES = {
     "size over a function": (["evaluate", "{place}/function.py:network", "--data", "{place}/images/test", "--size",
                               "8"], "preprocess"),
     "page in no folder": (["profile", "{place}/out", "--html", "{tmp}/no/page.html"], "--html = "),
+    "a shape of no network": (["doctor", "--shape", "1,1,16,16"], "--shape = 1,1,16,16: goes with a network"),
+    "a network to explain": (["doctor", "{place}/out", "--explain", "1x8x8x8"], "--explain = 1x8x8x8: is of one layer"),
     "threads beyond reason": (["profile", "{place}/out", "--threads", "9999"], "--threads = 9999"),
     "a shape that no memory holds": (["profile", "{place}/out", "--shape", "1,1,20000000,20000000"], "--shape = "),
     "a folder that is not there": (["evaluate", "smal", "--data", "{place}/images/test"], "a saved folder"),

@@ -181,6 +181,12 @@ def demo(out: Out = Path("separable-demo"), overwrite: Overwrite = False, seed: 
 
 @app.command()
 def doctor(
+    source: Annotated[
+        str | None,
+        typer.Argument(help=f"{SOURCE} Then of this network alone."),
+    ] = None,
+    weights: Weights = None,
+    shape: Annotated[str | None, typer.Option(help="With SOURCE: shape of its input, batch first.")] = None,
     explain: Annotated[
         str | None, typer.Option(help="Say which way a depthwise convolution of this input takes.")
     ] = None,
@@ -190,12 +196,23 @@ def doctor(
     bfloat16: Annotated[bool, typer.Option(help="With --explain: bfloat16 instead of float32.")] = False,
     json: Json = False,
 ):
-    """Say what this installation has, what it lacks, and what that costs; or with --explain which kernel runs."""
+    """Say what this installation has, what it lacks, and what that costs; or with --explain which kernel runs.
+
+    With SOURCE, name the layers of a network whose numbers are so small (below 1e-38) that processors are slow.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of kernels that are not there: the answer tells of them
         from separable.commands import doctor as job
 
-    show(job.run() if explain is None else job.explain(explain, kernel, stride, multiplier, bfloat16), json)
+    if source is None:
+        for option, value in (("--weights", weights), ("--shape", shape)):
+            if value is not None:
+                raise InputError(option, value, "goes with a network; name it, as separable doctor SOURCE")
+        show(job.run() if explain is None else job.explain(explain, kernel, stride, multiplier, bfloat16), json)
+    elif explain is not None:
+        raise InputError("--explain", explain, "is of one layer, which needs no SOURCE")
+    else:
+        show(job.network(source, weights, shape), json)
 
 
 def one_of(given: str | None, data: str | None) -> str:

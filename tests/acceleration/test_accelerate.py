@@ -232,6 +232,49 @@ def test_subnormal_weights_are_zeros_in_programs_and_nowhere_else(threads):
         torch.set_num_threads(before)
 
 
+@needs_kernels
+@torch.no_grad()
+def test_subnormal_weights_are_packed_as_zeros():
+    network = separable_network()
+    zeros = copy.deepcopy(network)
+    for parameter, zero in zip(network.parameters(), zeros.parameters(), strict=True):
+        small = torch.rand_like(parameter) < 0.7
+        parameter[small], zero[small] = 1e-39, 0
+    x = torch.randn(1, 3, 32, 32)
+    packed = [set(accelerate(model, x, tune=False)._shared._packed) for model in (network, zeros)]
+    assert packed[0] == packed[1]
+
+
+@torch.no_grad()
+def test_the_report_names_layers_with_subnormal_numbers():
+    network, x = separable_network(), torch.randn(1, 3, 32, 32)
+    fast = accelerate(network, x)
+    assert fast.report.subnormal == []
+    assert "subnormal" not in str(fast.report)
+    first = next(name for name, module in network.named_modules() if isinstance(module, nn.Conv2d))
+    network.get_submodule(first).weight[:] = 1e-39
+    fast(x)
+    assert [(row.layer, row.tensor) for row in fast.report.subnormal] == [(first, "weight"), (first, "activations")]
+    assert all(row.share > 0.9 for row in fast.report.subnormal)
+    assert f"subnormal numbers, zeros in programs but not in torch: {first} weight 100 %" in str(fast.report)
+
+
+@torch.no_grad()
+def test_a_network_that_cannot_be_planned_has_its_subnormal_weights_named():
+    class Decides(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.linear(x) if x.sum() > 0 else x
+
+    network = Decides().eval()
+    network.linear.bias[0] = 1e-39
+    fast = accelerate(network, torch.ones(1, 4))
+    assert [str(row) for row in fast.report.subnormal] == ["linear bias 25 %"]
+
+
 @torch.no_grad()
 def test_what_is_not_a_number_stays_so():
     network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU6()).eval()

@@ -20,6 +20,7 @@ from separable.acceleration.shared import Shared
 from separable.acceleration.state import State, flatten
 from separable.acceleration.tape import follow, storage_of
 from separable.acceleration.training import swap_layers
+from separable.cost.subnormal import subnormal_weights
 from separable.errors import InputError
 from separable.inputs import own_copy
 
@@ -118,15 +119,18 @@ class Accelerated(nn.Module):
         """
         if self._latest is None:
             raise InputError("report", "None", "needs a plan; call the network once, or give accelerate an example")
+        weights = subnormal_weights(self.model)
         if isinstance(self._latest, Report):
             return replace(
                 self._latest,
+                subnormal=weights + self._latest.subnormal,
                 plans=len(self._plans),
                 bytes=self._bytes(),
                 budget_bytes=self._budget,
                 tuning_ms=self.choices.seconds * 1e3,
             )
-        return Report([Row("", type(self.model).__name__, "torch", self._latest)], _native.isa(), _native.missing)
+        row = Row("", type(self.model).__name__, "torch", self._latest)
+        return Report([row], _native.isa(), _native.missing, subnormal=weights)
 
     def plan(self, *args: Any, **kwargs: Any) -> None:
         """Plan for inputs of these shapes, as a call would; inputs, network and random numbers stay as they are."""

@@ -21,6 +21,7 @@ from separable.acceleration.places import Memory
 from separable.acceleration.shared import LINE, Shared, first_line
 from separable.acceleration.steps import Step
 from separable.acceleration.writer import CONSTANTS, Writer
+from separable.cost.subnormal import flushed
 
 _native.operators.define("program_measure(Tensor program, Tensor(a!) measures) -> ()")
 _native.operators.define("program_pack(Tensor program, Tensor[] weights, Tensor(a!) packed) -> ()")
@@ -159,7 +160,8 @@ def _pack(steps: list[Step], product: int, shared: Shared, blank: bool) -> list[
             kept = torch.full((total // 4 + LINE,), float(blank), dtype=torch.float32)
             if not blank:
                 code = _code(Writer(product, [CONSTANTS + start for start in starts]), [step])
-                torch.ops.separable.program_pack(code, step.run_as().weights(), kept)
+                weights = [flushed(weight) for weight in step.run_as().weights()]  # a program takes them for zeros
+                torch.ops.separable.program_pack(code, weights, kept)
                 kept = shared.packed(kept)
             found.append((kept, [_ADDRESS + first_line(kept) + start for start in starts]))
     return found

@@ -1,11 +1,12 @@
 """What an accelerated network runs: for every operation the kernel, or why it was left alone."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from separable import _native
 from separable.acceleration.plan import Part, Plan
 from separable.acceleration.steps import Step
+from separable.cost.subnormal import Subnormal, in_words
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Report:
     bytes: int = 0  # that they take together: packed weights, which they share, code and workspaces
     budget_bytes: int = 0  # above which the plans that were used longest ago leave
     tuning_ms: float = 0.0  # spent on timing the forms of kernels, for all plans
+    # Layers whose weights, now, or whose activations, in the first run, processors are slow with (separable.cost)
+    subnormal: list[Subnormal] = field(default_factory=list)
 
     @property
     def left_alone(self) -> list[Row]:
@@ -52,6 +55,8 @@ class Report:
             )
         if self.tuning_ms:
             lines.append(f"kernels were chosen by {self.tuning_ms:.0f} ms of timing")
+        if self.subnormal:
+            lines.append(f"subnormal numbers, zeros in programs but not in torch: {in_words(self.subnormal)}")
         counted = Counter(row.kernel for row in self.rows)
         lines += [f"{count:5}  {kernel}" for kernel, count in counted.most_common()]
         reasons = Counter((row.operation, row.reason) for row in self.left_alone)
@@ -62,7 +67,8 @@ class Report:
 def report_of(plan: Plan) -> Report:
     """The report of a plan: its programs' steps, and torch's calls with their reasons; views are no operations."""
     programs = sum(bool(part.steps) for part in plan.parts) if _native.path else 0
-    return Report([row for part in plan.parts for row in _rows(part)], _native.isa(), _native.missing, programs)
+    rows = [row for part in plan.parts for row in _rows(part)]
+    return Report(rows, _native.isa(), _native.missing, programs, subnormal=plan.tape.subnormal)
 
 
 def _rows(part: Part) -> list[Row]:

@@ -7,7 +7,7 @@ tensors (hooks, Python that reads values or keeps them) cannot stand on a tape: 
 called as they are. A network that decides by values, or changes its own state, has no tape, and the reason is reported.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from separable import _native
 from separable.acceleration.state import State, flatten, is_plain
+from separable.cost.subnormal import Activations, Subnormal
 from separable.cost.trace import ModuleStack
 
 _READS_VALUES = ("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal")
@@ -28,6 +29,7 @@ _READS_VALUES_IN_PYTHON = (
     *(Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__),
     *(Tensor.data_ptr, Tensor.storage, Tensor.untyped_storage),
 )
+_MOST_LOOKED_AT = 1 << 13  # numbers of a tensor, for subnormal ones; a plan takes some milliseconds more so
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Tape:
     structure: Any  # of what the network returns
     own: int  # values of lower numbers are the network's own tensors
     ordered_groups: set[int]  # memory that is written while another value shows it: to be played in order, in torch
+    subnormal: list[Subnormal] = field(default_factory=list)  # layers that made numbers for which processors are slow
 
 
 @dataclass
@@ -143,6 +146,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module, state: State, inputs: list[Tensor]):
         super().__init__()
         self.stack = ModuleStack(model)
+        self._activations = Activations(self.stack, most=_MOST_LOOKED_AT)
         self.reason = ""
         self.has_effects = False
         self.values: list[Value] = []
@@ -164,7 +168,8 @@ class _Recorder(TorchDispatchMode):
     def tape(self, leaves: list[Any], structure: Any) -> Tape:
         """The tape of what was called, which returned these leaves."""
         outputs = [Ref(self.number_of(leaf)) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        tape = Tape(self.values, self.calls, self.inputs, outputs, structure, self._own, set())
+        made = (self.values, self.calls, self.inputs, outputs, structure)
+        tape = Tape(*made, self._own, set(), self._activations.found())
         written = {self.values[number].group for call in self.calls for number in call.writes}
         tape.ordered_groups = _written_while_shown(tape) | written & {self.values[n].group for n in self.inputs}
         _fold_constants(tape, self.tensors)
@@ -243,7 +248,17 @@ class _Recorder(TorchDispatchMode):
         given_args, given_kwargs = refs
         call = Call(target, given_args, given_kwargs, results, structure, self._layer(), numbers, writes, kept_whole)
         self.calls.append(call)
+        self._look_at(leaves, () if writes else operands)
         return output
+
+    def _look_at(self, results: Iterable[Any], given: Iterable[Any]) -> None:
+        """For subnormal numbers; what that takes is no operation of the network."""
+        self._paused = True
+        try:
+            with torch._C.DisableTorchFunction():
+                self._activations.see(results, given)
+        finally:
+            self._paused = False
 
     @property
     def _given(self) -> set[int]:

@@ -1,9 +1,10 @@
-"""What this installation has, what it lacks, and what each lack costs."""
+"""What this installation has, what it lacks, and what each lack costs; what makes a network slow on any processor."""
 
 import importlib.metadata
 import math
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from rich.table import Table
 
 import separable
 from separable import _native, cost
+from separable.commands.network import example_of, open_network
 from separable.commands.result import Result
+from separable.cost.subnormal import ADVICE
 from separable.errors import InputError, first_line, need
 from separable.functional import depthwise_conv
 from separable.models import sources
@@ -101,6 +104,24 @@ def explain(shape: str, kernel: int, stride: int, multiplier: int, bfloat16: boo
             table.add_row(layout, purpose, way, why)
     taken = dict.fromkeys(row["way"] for row in data["ways"])
     return Result(data, [table], f"impl='auto' takes the {' or the '.join(taken)} way.")
+
+
+def network(source: str, weights: Path | None, shape: str | None) -> Result:
+    """The layers of a network whose weights are subnormal, or their activations for random numbers of its shape."""
+    found_network = open_network(source, weights)
+    model, looked_at = found_network.model, "weights"
+    found = cost.subnormal_weights(model)
+    if shape is not None or found_network.input_shape is not None:
+        found += cost.subnormal_activations(model, (example_of(found_network, shape),))
+        looked_at = "weights, and of its activations for random numbers,"
+    data = {"network": found_network.name, "subnormal": [row.to_json() for row in found]}
+    if not found:
+        return Result(data, [], f"None of the {looked_at} of {found_network.name} is below 1e-38.")
+    title = f"{found_network.name}: numbers below 1e-38"
+    table = Table("layer", "numbers", "share", title=title, title_justify="left")
+    for row in found:
+        table.add_row(row.layer or "(top)", row.tensor, f"{100 * row.share:.3g} %")
+    return Result(data, [table], ADVICE)
 
 
 def _bfloat16_products() -> str:

@@ -8,6 +8,7 @@ from separable.cost.count import Count, LayerCount, count
 from separable.cost.machine import Machine, measure_machine, processor
 from separable.cost.profile import LayerProfile, Profile, profile
 from separable.cost.saving import Saving
+from separable.cost.subnormal import Subnormal, subnormal_activations, subnormal_weights
 from separable.cost.timing import interleaved_ms
 
 __all__ = [
@@ -17,9 +18,12 @@ __all__ = [
     "Machine",
     "Profile",
     "Saving",
+    "Subnormal",
     "count",
     "interleaved_ms",
     "measure_machine",
     "processor",
     "profile",
+    "subnormal_activations",
+    "subnormal_weights",
 ]

@@ -18,6 +18,7 @@ from separable.cost.count import Count, Example, LayerCount, as_inputs, count, u
 from separable.cost.machine import Limits, Machine
 from separable.cost.operations import PRODUCTS
 from separable.cost.saving import Saving, compare_with_separable
+from separable.cost.subnormal import ADVICE, Subnormal, in_words, subnormal_activations, subnormal_weights
 from separable.cost.timing import Key, time_in_turn
 from separable.errors import InputError
 from separable.progress import track
@@ -57,6 +58,7 @@ class Profile:
     fused_ms: float  # spared by layers that run as one in the whole network, and are timed here in parts
     repeats: int
     layers: list[LayerProfile] = field(default_factory=list)
+    subnormal: list[Subnormal] = field(default_factory=list)  # weights and activations that slow the processor down
 
     @property
     def layers_ms(self) -> float:
@@ -82,8 +84,9 @@ class Profile:
         totals = {n: v for n, v in self.count.to_json().items() if n != "layers"}
         times_ms = ("network_ms", "layers_ms", "interrupted_ms", "outside_ms", "fused_ms", "predicted_ms")
         times = {n: getattr(self, n) for n in (*times_ms, "spread", "busy", "repeats")}
-        layers = [layer.to_json() for layer in self.layers]
-        return {**totals, **times, "machine": self.machine.to_json(), "torch": torch.__version__, "layers": layers}
+        layers, subnormal = [layer.to_json() for layer in self.layers], [found.to_json() for found in self.subnormal]
+        made = {"machine": self.machine.to_json(), "torch": torch.__version__, "subnormal": subnormal}
+        return {**totals, **times, **made, "layers": layers}
 
     def table(self) -> "Table":
         """One line for each layer that has MACs, one for each kind of the others, and the total."""
@@ -128,6 +131,7 @@ class Profile:
             f"Medians of {self.repeats} passes, whose middle half spans {self.spread:.0%} of the median"
             f"{'; this machine was busy: measure again when it is not.' if self.busy else '.'}\n"
             "separable: MACs and measured time of a separable layer of the same shape, as a share of the dense one's"
+            + (f"\nSubnormal numbers: {in_words(self.subnormal)}. {ADVICE}" if self.subnormal else "")
         )
 
 
@@ -143,7 +147,8 @@ def profile(model: nn.Module, example: Example, *, repeats: int = 15, compare: b
 
     Returns:
         A `Profile`: .network_ms = .layers_ms + .interrupted_ms + .outside_ms - .fused_ms,
-        .predicted_ms, .count, .machine, .layers; .table() and .to_json().
+        .predicted_ms, .count, .machine, .layers, and .subnormal: the layers whose weights or activations are so small
+        that processors are slow; .table() and .to_json().
         `separable.report.profile_page` makes a page of it.
 
     Raises:
@@ -173,9 +178,9 @@ def profile(model: nn.Module, example: Example, *, repeats: int = 15, compare: b
             call = timing.dense.get((layer.count.name, layer.count.kind))
             if call is not None:
                 layer.separable = compare_with_separable(call, layer.count, repeats)
-    return Profile(
-        counted, machine, timing.network_ms, timing.spread, timing.interrupted_ms, timing.fused_ms, repeats, layers
-    )
+        subnormal = [*subnormal_weights(model), *subnormal_activations(model, inputs)]  # in a pass that no clock times
+    times = (timing.network_ms, timing.spread, timing.interrupted_ms, timing.fused_ms)
+    return Profile(counted, machine, *times, repeats, layers, subnormal)
 
 
 def _sample(limits: Limits) -> None:

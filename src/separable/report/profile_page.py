@@ -42,6 +42,7 @@ def profile_page(data: Mapping[str, Any], file: str | Path) -> Path:
         Section("Where the time goes", _time_parts(data, layers)),
         Section("How far from the roof", [_roofline(machine, layers), _roof_text(machine)]),
         *_separable_section(layers),
+        *_subnormal_section(data.get("subnormal", [])),
         Section("Every layer", [_layer_table(data, layers), *_by_kind(data, layers)]),
         Section("How this was measured", _method(data)),
     ]
@@ -127,6 +128,17 @@ def _separable_section(layers: Sequence[Mapping]) -> list[Section]:
         "dense one's."
     )
     return [Section("What separable layers would save", [said, table(columns, rows, total=total)])]
+
+
+def _subnormal_section(found: Sequence[Mapping]) -> list[Section]:
+    if not found:
+        return []
+    said = (
+        "Some processors, Intel's among them, take up to a hundred times as long for numbers below 1e-38. "
+        "torch.set_flush_denormal(True) at the start of a process, or separable.accelerate, takes them for zeros."
+    )
+    rows = [[row["layer"] or "(top)", row["tensor"], f"{row['share']:.2%}"] for row in found]
+    return [Section("Subnormal numbers", [said, table(["layer", "numbers", "share subnormal"], rows)])]
 
 
 def _layer_table(data: Mapping, layers: Sequence[Mapping]) -> Markup:

@@ -11,6 +11,7 @@ from torch import Tensor
 from separable.acceleration.graph import ACTIVATIONS
 from separable.acceleration.places import channels_last
 from separable.acceleration.steps import ImageStep, Runs, seen
+from separable.cost.subnormal import flushed
 
 
 @dataclass(eq=False)
@@ -31,8 +32,7 @@ class OneDNNConv(ImageStep):
     def plain_weight(self) -> Tensor:
         """[O, I/groups, kh, kw]; numbers below the smallest normal one are zeros, as in native programs."""
         assert self.weight is not None
-        weight = self.weight.detach().float()
-        return torch.where(weight.abs() < torch.finfo(torch.float32).tiny, 0.0, weight)
+        return flushed(self.weight.detach().float().contiguous())
 
     def pack(self, weight: Tensor) -> Tensor:
         """As oneDNN keeps it, for images of any size."""
