@@ -1,4 +1,4 @@
-// Dense convolution, group by group: by windows on rows of the input, or where these do not fit by patches; then pointwise_conv.
+// Dense convolution, share by share of its filters: by windows on rows of the input, or where these do not fit by patches.
 #include "dense_conv.h"
 
 #include "dense_patches.h"
@@ -8,28 +8,37 @@ namespace {
 
 typedef sep_dense_conv_args Args;
 
-int64_t all_packed_bytes(const Args* a) { return packed_bytes(group_of(a, 0)) * a->groups; }
-
-void pack_weight(const Args* a, const float* weight, void* packed) {
-  const Group g = group_of(a, 0);
-  const int64_t patch = patch_floats(g);
-  for (int64_t group = 0; group < a->groups; ++group, weight += patch * g.filters)
-    SEP_TABLE(pointwise_conv)
-        .pack_weight(weight, patch, 1, patch, g.filters, a->product, (char*)packed + group * packed_bytes(g));
+int64_t all_packed_bytes(const Args* a) {
+  const int64_t last = shares_of(a) - 1;
+  if (last < 0) return 0;
+  const Group g = share_of(a, last);
+  return (const char*)g.weight - (const char*)a->weight + packed_bytes(g);
 }
 
-int64_t group_units(const Group& a) { return has_windows(a) ? windows_units(a) : patches_units(a); }
-int64_t units(const Args* a) { return group_units(group_of(a, 0)) * a->groups; }
+void pack_weight(const Args* given, const float* weight, void* packed) {
+  Args a = *given;
+  a.weight = packed;
+  for (int64_t share = 0; share < shares_of(&a); ++share) {
+    const Group g = share_of(&a, share);
+    const int64_t patch = patch_floats(g);
+    if (is_shared(g)) pack_shared(g, weight, (float*)g.weight);
+    else SEP_TABLE(pointwise_conv).pack_weight(weight, patch, 1, patch, g.filters, a.product, (void*)g.weight);
+    weight += patch * g.filters;
+  }
+}
+
+int64_t share_units(const Group& a) { return has_windows(a) ? windows_units(a) : patches_units(a); }
+int64_t units(const Args* a) { return share_units(share_of(a, 0)) * shares_of(a); }
 
 int64_t scratch_bytes(const Args* a) {
-  const Group g = group_of(a, 0);
+  const Group g = share_of(a, 0);
   return has_windows(g) ? windows_scratch_bytes(g) : patches_scratch_bytes(g);
 }
 
 void run(const Args* a, void* scratch, int64_t begin, int64_t end) {
-  const int64_t each = group_units(group_of(a, 0));
+  const int64_t each = share_units(share_of(a, 0));
   for (int64_t unit = begin; unit < end; ++unit) {
-    const Group g = group_of(a, unit / each);
+    const Group g = share_of(a, unit / each);
     if (has_windows(g)) run_windows(g, unit % each, unit > begin && unit % each > 0, scratch);
     else run_patches(g, unit % each, scratch);
   }

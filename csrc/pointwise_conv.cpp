@@ -45,8 +45,12 @@ SEP_INLINE void store_bf16(uint16_t* p, V a) {
 }
 #endif
 
+int64_t offset_of(const Args* a, int64_t row) {
+  return a->x_run_stride ? row / a->y_run * a->x_run_stride + row % a->y_run * a->x_stride : row * a->x_stride;
+}
+
 void copy_row(const Args* a, int64_t row, Word* to) {
-  const float* x = a->x + row * a->x_stride;
+  const float* x = a->x + offset_of(a, row);
   const float* scale = a->scale && !scales_weight(a) ? a->scale + row / a->image_rows * a->c_in : nullptr;
   const Moments m = a->normalize ? moments(x, a->c_in, a->epsilon) : Moments{0, 1};
   const int64_t channels = a->product == SEP_F32 ? a->c_in : 2 * steps_of(a->c_in, a->product);  // those after c_in are zeros
@@ -79,7 +83,9 @@ struct Grid {
 
 Grid grid(const Args* a) {
   Grid g;
-  const int64_t panels = ceil_div(a->c_out, kPanel), work = a->c_in * a->c_out, height = height_of(a->product);
+  const int64_t panels = ceil_div(a->c_out, kPanel);
+  if (a->run) return {a->rows, a->rows > 0, panels, 1};
+  const int64_t work = a->c_in * a->c_out, height = height_of(a->product);
   const int64_t unit_work = a->product == SEP_BF16_TILES ? kTilesUnitWork : kUnitWork;
   const int64_t fit = kBlockBytes / (4 * steps_of(a->c_in, a->product));
   int64_t rows = least(ceil_div(unit_work, work), fit);
@@ -127,8 +133,8 @@ void add_rows(const float* y, int64_t y_stride, int64_t rows, int64_t columns, f
   }
 }
 
-// Rows [first, last) by the panels of one group; x points at the first row, whether copied or not.
-void run_unit(const Args* a, const Grid& g, const Word* x, int64_t x_stride, int64_t first, int64_t last, int64_t group,
+// Rows [first, last) by the panels of one group. copy: of the first row on, or null.
+void run_unit(const Args* a, const Grid& g, const Word* copy, int64_t x_stride, int64_t first, int64_t last, int64_t group,
               float* unwritten) {
   const int64_t steps = steps_of(a->c_in, a->product), height = height_of(a->product), all = packed_columns(a->c_out);
   const int64_t from = group * g.group_panels * kPanel, to = least(a->c_out, from + g.group_panels * kPanel);
@@ -138,8 +144,9 @@ void run_unit(const Args* a, const Grid& g, const Word* x, int64_t x_stride, int
     float* sums = a->sums ? a->sums + image * a->c_out + column : nullptr;
     for (int64_t c = 0; sums && c < columns; ++c) sums[c] = 0;
     const int64_t next = column + kPanel < all ? column + kPanel : 0;
-    // Fetched with each row of this panel: of the next one, unless it is the same.
-    int64_t share = all > kPanel ? least(kPanel, all - next) * steps * 4 / (last - first) : 0;
+    // Fetched with each row of this panel: of the next one, unless it is the same, or the processor finds it in time, as it does behind
+    // the long panels of windows.
+    int64_t share = all > kPanel && !(a->run && a->product == SEP_F32) ? least(kPanel, all - next) * steps * 4 / (last - first) : 0;
     const char* ahead = (const char*)a->weight + next * steps * 4;
     if (a->ahead) {
       share = a->ahead_bytes / (a->rows * ceil_div(a->c_out, kPanel));
@@ -162,9 +169,10 @@ void run_unit(const Args* a, const Grid& g, const Word* x, int64_t x_stride, int
       const int64_t tiles = ceil_div(end - begin, height), low = (end - begin) / tiles, higher = (end - begin) % tiles;
       const int64_t runs = a->y_run ? begin / a->y_run : 0, at = runs * a->y_run_stride + (begin - runs * a->y_run) * a->y_stride;
       float* y = a->y ? a->y + column + at : unwritten;
+      const Word* x = copy ? copy + (begin - first) * x_stride : (const Word*)a->x + offset_of(a, begin);
       for (int64_t row = begin, rows, i = 0; row < end; row += rows, ++i) {
         rows = matrix ? least(end - row, height) : low + (i < higher);
-        t.x = x + (row - first) * x_stride;
+        t.x = x + (row - begin) * x_stride;
         t.ahead = ahead + (row - first) * share;
         t.ahead_bytes = rows * share;
         t.ahead_step = least(t.ahead_bytes / steps, 128);
@@ -199,8 +207,7 @@ void run(const Args* given, void* scratch, int64_t begin, int64_t end) {
       for (int64_t row = first; row < last; ++row) copy_row(a, row, copy + (row - first) * x_stride);
       copied_block = block;
     }
-    const Word* x = copied ? copy : (const Word*)(a->x + first * a->x_stride);
-    run_unit(a, g, x, x_stride, first, last, unit % g.groups, unwritten);
+    run_unit(a, g, copied ? copy : nullptr, x_stride, first, last, unit % g.groups, unwritten);
   }
   end_product(a->product);
 }

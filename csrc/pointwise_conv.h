@@ -23,11 +23,12 @@ typedef struct sep_pointwise_conv_args {
   int64_t image_rows;      // rows of one image; read with scale and sums, and divides rows
   // Channels that lie side by side, and how far apart such runs are, where rows of x overlap as the patches of an image do; run 0: all
   // side by side. Without scale and normalize. With SEP_F32; with SEP_BF16_TILES x holds bfloat16 then, x_stride, run and
-  // run_stride count pairs, run is a multiple of 16, c_in of 32, and rows up to the next multiple of 16 can be read.
+  // run_stride count pairs, run is a multiple of 16, c_in of 32, and rows up to the next multiple of 16 can be read. All rows are one
+  // unit, which reads each weight once: how many overlapping rows a cache holds is known to who laid them out.
   int64_t run, run_stride;
   // Rows of y that lie y_stride apart, and how far apart such runs are, where they are rows of an image with a border; y_run 0: all of
-  // them lie so. Without sums.
-  int64_t y_run, y_run_stride;
+  // them lie so. Without sums. The same runs of rows of x lie x_run_stride apart; 0: all rows of x lie x_stride apart.
+  int64_t y_run, y_run_stride, x_run_stride;
   const void* ahead;    // memory to fetch meanwhile, evenly over the rows, instead of the weights to come; or null
   int64_t ahead_bytes;
   int32_t activation;      // SEP_NONE ... SEP_HARD_SIGMOID

@@ -162,6 +162,13 @@ SEP_INLINE void store_tail(uint16_t* p, V a, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = all[i];
 }
 
+// Whether the next is an instruction, or a few.
+#if defined(__AVX2__) || defined(__aarch64__)
+enum { kPermutes = 1 };
+#else
+enum { kPermutes = 0 };
+#endif
+
 // Lane l gets a[index[l]]; 0 <= index < kLanes.
 SEP_INLINE V permute(V a, VI index) {
 #if defined(__AVX512F__)

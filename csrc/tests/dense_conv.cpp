@@ -83,6 +83,10 @@ bool test_dense_conv() {
   cases.push_back({"shares of columns", 1, 96, 1, 290, {1, 5, 6}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, {0, 1, 1}, {1, 1, 1}});
   cases.push_back({"in place", 2, 24, 1, 70, {1, 9, 13}, {1, 3, 3}, {1, 2, 2}, {0, 0, 0}, {0, 0, 0}, {1, 2, 1}});
   cases.push_back({"one tap, stride 2", 2, 64, 1, 70, {1, 9, 13}, {1, 1, 1}, {1, 2, 2}, {0, 0, 0}, {0, 0, 0}, {1, 1, 1}});
+  cases.push_back({"one tap, stride 2, rows copied", 2, 256, 1, 600, {1, 5, 27}, {1, 1, 1}, {1, 2, 2}, {0, 0, 0}, {0, 0, 0}, {1, 1, 1}});
+  cases.push_back({"short rows", 3, 72, 1, 80, {1, 7, 7}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, {0, 1, 1}, {1, 1, 1}});
+  cases.push_back({"shorter rows, stride 1 2", 2, 40, 1, 33, {1, 5, 7}, {1, 3, 3}, {1, 1, 2}, {0, 1, 1}, {0, 1, 1}, {1, 1, 1}});
+  cases.push_back({"taps of a row apart, stride 2", 1, 20, 1, 33, {1, 9, 17}, {1, 3, 3}, {1, 2, 2}, {0, 1, 3}, {0, 1, 3}, {1, 1, 3}});
   cases.push_back({"taps apart", 1, 20, 1, 33, {1, 14, 19}, {1, 3, 3}, {1, 1, 1}, {0, 6, 6}, {0, 6, 6}, {1, 6, 6}});
   cases.push_back({"a column of taps", 1, 5, 1, 33, {1, 200, 1}, {1, 64, 1}, {1, 4, 1}, {0, 30, 0}, {0, 32, 0}, {1, 1, 1}});
   std::vector<int> products = bfloat16_products();
@@ -101,5 +105,19 @@ bool test_dense_conv() {
   for (const Case& c : grouped)
     for (const int64_t groups : {2, 3, 16, 48})
       for (const Layout layout : {kChannelsLast, kDefault, kSlice, kTransposed}) judge_case(c, layout, SEP_F32, judge, groups);
+  // Groups of a vector, of several vectors, and of parts of one, which share it; of as many filters as channels, and not.
+  const Case maps[] = {
+      {"of groups", 3, 0, 1, 0, {1, 7, 7}, {1, 3, 3}, {1, 1, 1}, {0, 1, 1}, {0, 1, 1}, {1, 1, 1}},
+      {"of groups, stride 2", 1, 0, 1, 0, {1, 9, 31}, {1, 3, 3}, {1, 2, 2}, {0, 1, 1}, {0, 1, 1}, {1, 1, 1}},
+      {"of groups, taps apart", 1, 0, 1, 0, {1, 11, 17}, {1, 3, 2}, {1, 1, 2}, {0, 2, 3}, {0, 2, 3}, {1, 2, 3}}};
+  const int64_t widths[][3] = {{4, 4, 9}, {8, 8, 6}, {16, 16, 4}, {24, 24, 4}, {48, 48, 2}, {2, 2, 17}, {12, 12, 5}, {6, 6, 11}, {20, 20, 3},
+                               {4, 8, 6}, {8, 4, 6}, {16, 4, 5}, {1, 2, 21}, {3, 1, 19}, {40, 5, 7}, {5, 40, 3}};  // channels, filters, groups
+  for (const Case& map : maps)
+    for (const int64_t* width : widths) {
+      Case c = map;
+      const std::string name = std::to_string(width[0]) + " to " + std::to_string(width[1]) + " " + map.name;
+      c.name = name.c_str(), c.channels = width[0] * width[2], c.out_channels = width[1] * width[2];
+      for (const Layout layout : {kChannelsLast, kDefault, kSlice}) judge_case(c, layout, SEP_F32, judge, width[2]);
+    }
   return judge.report();
 }
