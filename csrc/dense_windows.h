@@ -82,7 +82,7 @@ sep_pointwise_conv_args row_product(const Group& a, const Windows& w) {
   const int64_t together = a.product == SEP_F32 ? 1 : 2;  // numbers that make one step
   const int64_t pixel = w.in_place ? a.x_stride[3] : is_planar(a) ? 1 : a.channels;
   p.x_stride = (w.phases == 1 ? a.stride[1] : 1) * pixel / together;
-  p.y_stride = p.residual_stride = w.phases * a.y_stride;
+  p.y_stride = p.residual_stride = w.phases * a.y_stride[2];
   if (a.kernel[0] == 1 && w.in_place && a.kernel[1] == 1) return p;  // one run
   p.run = a.kernel[1] * (is_planar(a) ? 1 : a.channels) / together;
   p.run_stride = w.in_place ? a.dilation[0] * a.x_stride[2] : (is_planar(a) ? row_pixels(a) : a.dilation[0] * w.row) / together;
@@ -159,7 +159,7 @@ void multiply_rows(const Group& a, const Windows& w, const char* rows, int64_t i
     p.bias = a.bias ? a.bias + column : nullptr;
     for (int64_t oy = first; oy < last; ++oy)
       for (int64_t phase = 0; phase < least(w.phases, a.out[1]); ++phase) {
-        const int64_t at = ((image * a.out[0] + oy) * a.out[1] + phase) * a.y_stride + column;
+        const int64_t at = row_at(a, image, oy) + phase * a.y_stride[2] + column;
         p.rows = ceil_div(a.out[1] - phase, w.phases);
         p.x = (const float*)(rows + (oy - first) * a.stride[0] * row_bytes + phase * w.phase_pixels * a.channels * element_bytes(a));
         p.y = a.y + at;
