@@ -344,6 +344,14 @@ def test_a_network_without_attention_is_one_program(kind, way):
 
 @needs_kernels
 @torch.no_grad()
+def test_a_norm_after_an_activation_goes_into_the_next_convolution_without_a_border():
+    network, x = lived_in(NormsLast()).eval(), torch.randn(1, 3, 20, 20)
+    rows = accelerate(network, x, tune=False).report.rows
+    assert [row.kernel for row in rows if row.operation == "aten::batch_norm"][:2] == ["pointwise_conv", "dense_conv"]
+
+
+@needs_kernels
+@torch.no_grad()
 def test_any_number_of_threads_gives_the_same_bits():
     before = torch.get_num_threads()
     network, x = lived_in(UNet()).eval(), torch.randn(2, 3, 36, 44)
