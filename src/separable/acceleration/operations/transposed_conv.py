@@ -10,6 +10,7 @@ from torch import Tensor
 from separable.acceleration.calls import Arguments, LeaveAloneError, pair
 from separable.acceleration.graph import Node
 from separable.acceleration.layout import Layout
+from separable.acceleration.operations import convolution
 from separable.acceleration.operations.relayout import ordered
 from separable.acceleration.places import channels_last
 from separable.acceleration.steps import ImageStep, Runs
@@ -90,10 +91,21 @@ def _conv_transpose(a: Arguments) -> Node:
     few = groups > 1 and min(channels, filters) < _FEW_OF_A_GROUP * groups
     if few and not _filters_alone(groups, channels, filters):
         raise LeaveAloneError("its groups are of few channels")
-    pairs = tuple((p, p) for p in pair(a["padding"]))
+    stride, padding, dilation = pair(a["stride"]), pair(a["padding"]), pair(a["dilation"])
     node = a.node(_lay_out, "input", weight=_swapped(weight, groups), bias=a.constant("bias"))
-    node.window, node.groups = Window(pair(a["stride"]), pairs, pair(a["dilation"])), groups
-    node.is_heavy = True
+    node.groups, node.is_heavy = groups, True
+    before = [d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True)]
+    if stride == (1, 1) and min(before) >= 0:
+        return _as_convolution(node, before, dilation)
+    node.window = Window(stride, tuple((p, p) for p in padding), dilation)
+    return node
+
+
+def _as_convolution(node: Node, padding: list[int], dilation: tuple[int, int]) -> Node:
+    """Of stride 1: a convolution by the kernel turned round."""
+    assert node.weight is not None
+    node.lay_out, node.weight, node.border = convolution.lay_out, node.weight.flip(2, 3), 0.0
+    node.window = Window((1, 1), tuple((p, p) for p in padding), dilation)
     return node
 
 
