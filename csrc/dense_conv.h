@@ -15,6 +15,7 @@ typedef struct sep_dense_conv_args {
   float* y;               // (batch, out[0], out[1], filters)
   int64_t batch, channels, filters, groups, size[2], out[2];  // H W; groups divides channels and filters
   int64_t x_stride[4];                                     // floats to the next image, channel, row, pixel
+  int64_t y_stride[3];  // floats to the next image, row, pixel of y and of the residual; 0, 0, 0: they are dense
   int32_t kernel[2], stride[2], padding[2], dilation[2];   // padding before; what is after follows from `out`
   int32_t activation, residual_first, product;             // as in pointwise_conv.h
 } sep_dense_conv_args;

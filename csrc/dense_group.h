@@ -15,8 +15,8 @@ enum {
 SEP_INLINE int64_t aligned(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
 
 // The arguments with the filters of one share and the channels that each of them reads; the results of all shares lie side by side.
+// y_stride is never 0.
 struct Group : sep_dense_conv_args {
-  int64_t y_stride;
   int64_t members;  // groups that the filters are of
   int64_t ahead;    // filters of the first of these that come before the share
   int64_t width;    // filters of each group
@@ -57,7 +57,10 @@ int64_t shares_of(const sep_dense_conv_args* a) { return is_by_vectors(a) ? ceil
 Group share_of(const sep_dense_conv_args* a, int64_t share) {
   Group g;
   (sep_dense_conv_args&)g = *a;
-  g.y_stride = a->filters;
+  if (!a->y_stride[2]) {
+    g.y_stride[2] = a->filters;
+    g.y_stride[1] = a->out[1] * g.y_stride[2], g.y_stride[0] = a->out[0] * g.y_stride[1];
+  }
   g.width = a->filters / a->groups;
   g.channels = g.widest = a->channels / a->groups;
   g.filters = g.width, g.members = 1, g.ahead = 0, g.part = 0;
@@ -81,11 +84,14 @@ Group share_of(const sep_dense_conv_args* a, int64_t share) {
   return g;
 }
 
+// Where the results of a row of pixels begin.
+int64_t row_at(const Group& a, int64_t image, int64_t oy) { return image * a.y_stride[0] + oy * a.y_stride[1]; }
+
 sep_pointwise_conv_args product(const Group& a, int64_t rows) {
   sep_pointwise_conv_args p = {};
   p.weight = a.weight, p.bias = a.bias;
   p.rows = rows, p.c_in = patch_floats(a), p.c_out = a.filters;
-  p.x_stride = p.c_in, p.residual_stride = p.y_stride = a.y_stride;
+  p.x_stride = p.c_in, p.residual_stride = p.y_stride = a.y_stride[2];
   p.activation = a.activation, p.residual_first = a.residual_first, p.product = a.product;
   return p;
 }

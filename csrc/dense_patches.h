@@ -92,11 +92,16 @@ void run_patches(const Group& a, int64_t unit, void* scratch) {
   void* inner = (char*)offsets + aligned(patch * 8);
   fill_offsets(a, offsets);
   gather(a, offsets, first, last, patches);
-  sep_pointwise_conv_args p = product(a, last - first);
-  p.x = patches;
-  p.y = a.y + first * a.y_stride;
-  p.residual = a.residual ? a.residual + first * a.y_stride : nullptr;
-  SEP_TABLE(pointwise_conv).run(&p, inner, 0, SEP_TABLE(pointwise_conv).units(&p));
+  const bool dense = a.y_stride[1] == a.out[1] * a.y_stride[2] && a.y_stride[0] == a.out[0] * a.y_stride[1];
+  for (int64_t i = first, next; i < last; i = next) {  // rows of pixels, which lie apart where y has gaps
+    next = dense ? last : least(last, i - i % a.out[1] + a.out[1]);
+    const int64_t row = i / a.out[1], at = row_at(a, row / a.out[0], row % a.out[0]) + i % a.out[1] * a.y_stride[2];
+    sep_pointwise_conv_args p = product(a, next - i);
+    p.x = patches + (i - first) * patch;
+    p.y = a.y + at;
+    p.residual = a.residual ? a.residual + at : nullptr;
+    SEP_TABLE(pointwise_conv).run(&p, inner, 0, SEP_TABLE(pointwise_conv).units(&p));
+  }
 }
 
 }  // namespace

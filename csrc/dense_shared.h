@@ -83,7 +83,7 @@ void multiply_shared(const Group& a, const float* x, int64_t row, int64_t rows, 
   SharedTile t;
   t.x_stride = a.stride[1] * a.widest;
   t.w = (const float*)a.weight;
-  t.y_stride = t.residual_stride = a.y_stride;
+  t.y_stride = t.residual_stride = a.y_stride[2];
   t.columns = a.filters;
   t.bias = a.bias;
   t.activation = a.activation, t.residual_first = a.residual_first;
@@ -94,7 +94,7 @@ void multiply_shared(const Group& a, const float* x, int64_t row, int64_t rows, 
   const int64_t tiles = ceil_div(a.out[1], kRows);
   for (int64_t oy = 0; oy < rows; ++oy)
     for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t first = a.out[1] * i / tiles, pixels = a.out[1] * (i + 1) / tiles - first, at = (oy * a.out[1] + first) * a.y_stride;
+      const int64_t first = a.out[1] * i / tiles, pixels = a.out[1] * (i + 1) / tiles - first, at = oy * a.y_stride[1] + first * a.y_stride[2];
       t.x = (const Word*)(x + oy * a.stride[0] * row + first * t.x_stride);
       t.y = y + at;
       t.residual = residual ? residual + at : nullptr;

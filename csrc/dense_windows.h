@@ -93,8 +93,9 @@ sep_pointwise_conv_args rows_product(const Group& a, const Windows& w, int64_t r
   const int64_t together = a.product == SEP_F32 ? 1 : 2;  // numbers that make one step
   const int64_t pixel = w.in_place ? a.x_stride[3] : is_planar(a) ? 1 : a.channels, row = w.in_place ? a.x_stride[2] : w.row;
   p.x_stride = (w.unfolded ? a.kernel[1] : a.stride[1]) * pixel / together;
-  p.y_run = a.out[1], p.y_run_stride = a.out[1] * a.y_stride, p.x_run_stride = a.stride[0] * row / together;
-  if (p.x_run_stride == p.y_run * p.x_stride || rows == 1) p.y_run = p.y_run_stride = p.x_run_stride = 0;
+  p.y_run = a.out[1], p.y_run_stride = a.y_stride[1], p.x_run_stride = a.stride[0] * row / together;
+  const bool evenly = p.x_run_stride == p.y_run * p.x_stride && a.y_stride[1] == a.out[1] * a.y_stride[2];
+  if (evenly || rows == 1) p.y_run = p.y_run_stride = p.x_run_stride = 0;
   if (a.kernel[0] == 1 && w.in_place && a.kernel[1] == 1) return p;  // one run
   p.run = a.kernel[1] * (is_planar(a) ? 1 : a.channels) / together;
   p.run_stride = (is_planar(a) ? row_pixels(a) : a.dilation[0] * row) / together;
@@ -154,7 +155,7 @@ void run_windows(const Group& a, int64_t unit, bool is_next, void* scratch) {
   else if (split && is_next) {  // the unit before copied the same rows
   } else if (a.product == SEP_F32) copy_rows(a, w, x, first, last, (float*)scratch);
   else copy_rows(a, w, x, first, last, (uint16_t*)scratch);
-  const int64_t begin = first_column(a, w, split), at = (image * a.out[0] + first) * a.out[1] * a.y_stride + begin;
+  const int64_t begin = first_column(a, w, split), at = row_at(a, image, first) + begin;
   float* y = a.y + at;
   const float* residual = a.residual ? a.residual + at : nullptr;
   if (is_shared(a)) return multiply_shared(a, (const float*)rows, w.row, last - first, y, residual);

@@ -19,8 +19,12 @@ void run_row(const Args* a, int64_t row) {
   for (int64_t c = 0; c < a->channels; c += kLanes) {
     const int64_t n = least(kLanes, a->channels - c);
     V v = load_tail(x + c, n);
-    if (scale) v *= load_tail(scale + c, n);
-    if (other) v += load_tail(other + c, n);
+    if (scale) v = a->divides ? v / load_tail(scale + c, n) : v * load_tail(scale + c, n);
+    if (other) v = a->subtracts ? v - load_tail(other + c, n) : v + load_tail(other + c, n);
+    if (a->bends) {
+      v = select((VI)(v < V{}), v * splat(a->slope), v);
+      v = minimum(maximum(v, splat(a->low)), splat(a->high));
+    }
     store_tail(y + c, activate(v, a->activation), n);
   }
 }

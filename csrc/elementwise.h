@@ -1,4 +1,4 @@
-// What is left to do element by element: y = act(x * scale + other), each part optional.
+// What is left to do element by element: y = act(x * scale + other), each part optional; x / scale and x - other where asked.
 #pragma once
 #include "kernels.h"
 
@@ -9,6 +9,9 @@ typedef struct sep_elementwise_args {
   float* y;            // (rows, channels), dense; may be x or other
   int64_t rows, channels, image_rows;
   int32_t activation;
+  int32_t divides, subtracts;  // 1: x / scale; x - other
+  int32_t bends;               // 1: what is below 0 is multiplied by `slope`, then all is kept within low ... high
+  float slope, low, high;
 } sep_elementwise_args;
 
 typedef struct sep_elementwise_kernels {

@@ -56,7 +56,7 @@ enum { SEP_F32 = 0, SEP_BF16 = 1, SEP_BF16_TILES = 2 };
 #endif
 
 // Activations, in the order of separable.functional.arguments.ACTIVATIONS; gelu is the erf form.
-enum { SEP_NONE = 0, SEP_RELU, SEP_RELU6, SEP_SILU, SEP_HARD_SWISH, SEP_GELU, SEP_SIGMOID, SEP_HARD_SIGMOID };
+enum { SEP_NONE = 0, SEP_RELU, SEP_RELU6, SEP_SILU, SEP_HARD_SWISH, SEP_GELU, SEP_SIGMOID, SEP_HARD_SIGMOID, SEP_TANH };
 
 extern "C" {
 // dispatch.cpp; exported for Python, which calls them through ctypes.

@@ -177,7 +177,8 @@ void run_unit(const Args* a, const Grid& g, const Word* copy, int64_t x_stride, 
         t.ahead_bytes = rows * share;
         t.ahead_step = least(t.ahead_bytes / steps, 128);
         t.y = a->y ? y + (row - begin) * a->y_stride : unwritten;
-        t.residual = a->residual ? a->residual + row * a->residual_stride + column : nullptr;
+        const int64_t residual_at = a->y_run ? at + (row - begin) * a->y_stride : row * a->residual_stride;
+        t.residual = a->residual ? a->residual + residual_at + column : nullptr;
         multiply(t, a->product, rows);
         if (sums) add_rows(t.y, t.y_stride, rows, columns, sums);
       }

@@ -27,11 +27,11 @@ typedef struct sep_pointwise_conv_args {
   // unit, which reads each weight once: how many overlapping rows a cache holds is known to who laid them out.
   int64_t run, run_stride;
   // Rows of y that lie y_stride apart, and how far apart such runs are, where they are rows of an image with a border; y_run 0: all of
-  // them lie so. Without sums. The same runs of rows of x lie x_run_stride apart; 0: all rows of x lie x_stride apart.
+  // them lie so; else the residual lies as y does. Without sums. The same runs of rows of x lie x_run_stride apart; 0: all rows of x lie x_stride apart.
   int64_t y_run, y_run_stride, x_run_stride;
   const void* ahead;    // memory to fetch meanwhile, evenly over the rows, instead of the weights to come; or null
   int64_t ahead_bytes;
-  int32_t activation;      // SEP_NONE ... SEP_HARD_SIGMOID
+  int32_t activation;      // SEP_NONE ... SEP_TANH
   int32_t residual_first;  // 1: the residual is added before the activation, 0: after it
   int32_t normalize;       // 1: each row of x gets mean 0 and variance 1 first: layer norm, its affine part folded into weight and bias
   int32_t product;         // SEP_F32, or SEP_BF16 or SEP_BF16_TILES: x' and weight are rounded to bfloat16, the sums stay float32

@@ -8,10 +8,13 @@
 #include "depthwise_conv.h"
 #include "elementwise.h"
 #include "layer_norm.h"
+#include "pad.h"
 #include "pointwise_conv.h"
 #include "pool.h"
 #include "relayout.h"
+#include "resample.h"
 #include "separable_conv.h"
+#include "transposed_conv.h"
 #include "winograd_conv.h"
 
 namespace {
@@ -185,7 +188,7 @@ struct Elementwise : Kind<SEP_STEP_ELEMENTWISE, sep_elementwise_args, sep_elemen
   static constexpr int64_t grain = 8;
   static void read(Reader& r, Args& a) {
     r.pointers(a.x, a.scale, a.other, a.y);
-    r.numbers(a.rows, a.channels, a.image_rows, a.activation);
+    r.numbers(a.rows, a.channels, a.image_rows, a.activation, a.divides, a.subtracts, a.bends, a.slope, a.low, a.high);
   }
 };
 
@@ -213,6 +216,35 @@ struct Relayout : Kind<SEP_STEP_RELAYOUT, sep_relayout_args, sep_relayout> {
   }
 };
 
+struct Transposed : Kind<SEP_STEP_TRANSPOSED, sep_transposed_conv_args, sep_transposed_conv> {
+  static void read(Reader& r, Args& a) {
+    r.pointers(a.x, a.weight, a.bias, a.residual, a.y);
+    r.numbers(a.batch, a.channels, a.filters, a.groups, a.size, a.out, a.x_stride, a.kernel, a.stride, a.padding, a.dilation);
+    r.numbers(a.activation, a.residual_first);
+    r.product(a.product);
+    r.failed |= a.groups < 1 || a.channels % a.groups || a.filters % a.groups || a.stride[0] < 1 || a.stride[1] < 1;
+  }
+  template <class Visit>
+  static void each_weight(const Args& a, Visit visit) {
+    visit(table()->packed_bytes(&a), a.weight, [&](const float* from, void* to) { table()->pack_weight(&a, from, to); });
+  }
+};
+
+struct Resample : Kind<SEP_STEP_RESAMPLE, sep_resample_args, sep_resample> {
+  static void read(Reader& r, Args& a) {
+    r.pointers(a.x, a.rows, a.columns, a.y);
+    r.numbers(a.batch, a.channels, a.size, a.out, a.blends);
+  }
+};
+
+struct Pad : Kind<SEP_STEP_PAD, sep_pad_args, sep_pad> {
+  static constexpr int64_t grain = 16;
+  static void read(Reader& r, Args& a) {
+    r.pointers(a.x, a.y);
+    r.numbers(a.size, a.out, a.before, a.x_stride, a.value);
+  }
+};
+
 template <class K, class Use>
 bool use(Reader& r, Use& with) {
   typename K::Args a{};
@@ -230,7 +262,8 @@ struct Kinds {
     return ((number == All::number && use<All>(r, with)) || ...);
   }
 };
-typedef Kinds<Depthwise, Dense, Pointwise, Separable, Elementwise, LayerNorm, Pool, Relayout, Winograd> AllKinds;
+typedef Kinds<Depthwise, Dense, Pointwise, Separable, Elementwise, LayerNorm, Pool, Relayout, Winograd, Transposed, Resample, Pad>
+    AllKinds;
 
 // Calls `with` on the kind and the arguments of every step.
 template <class Use>

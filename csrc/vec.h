@@ -162,6 +162,19 @@ SEP_INLINE void store_tail(uint16_t* p, V a, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = all[i];
 }
 
+// Lane l gets p[index[l]].
+SEP_INLINE V gather(const float* p, VI index) {
+#if defined(__AVX512F__)
+  return (V)_mm512_i32gather_ps((__m512i)index, p, 4);
+#elif defined(__AVX2__)
+  return (V)_mm256_i32gather_ps(p, (__m256i)index, 4);
+#else
+  V a;
+  for (int i = 0; i < kLanes; ++i) a[i] = p[index[i]];
+  return a;
+#endif
+}
+
 // Whether the next is an instruction, or a few.
 #if defined(__AVX2__) || defined(__aarch64__)
 enum { kPermutes = 1 };

@@ -156,6 +156,7 @@ inline double activated(double x, int activation) {
     case SEP_GELU: return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0)));
     case SEP_SIGMOID: return 1 / (1 + std::exp(-x));
     case SEP_HARD_SIGMOID: return hard;
+    case SEP_TANH: return std::tanh(x);
     default: return x;
   }
 }

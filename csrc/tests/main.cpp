@@ -15,6 +15,8 @@ bool test_rowwise();
 bool test_activation_gradient();
 bool test_batch_norm();
 bool test_relayout();
+bool test_transposed_conv();
+bool test_resample();
 bool test_program();
 
 int main() {
@@ -27,7 +29,7 @@ int main() {
     }
     for (auto test : {test_depthwise_conv, test_depthwise_conv_backward, test_pointwise_conv, test_pointwise_conv_bfloat16,
                       test_separable_conv, test_dense_conv, test_winograd_conv, test_rowwise, test_activation_gradient, test_batch_norm,
-                      test_relayout, test_program})
+                      test_relayout, test_transposed_conv, test_resample, test_program})
       good = test() && good;
   }
   return good ? 0 : 1;

@@ -44,28 +44,42 @@ Image convolution(Image& x, Floats& weight, Floats& bias, int64_t kernel, bool d
   return y;
 }
 
-const int64_t kH = 40, kW = 33, kPixels = kH * kW, kC = 20, kWide = 24, kSteps = 9;
+const int64_t kH = 40, kW = 33, kPixels = kH * kW, kC = 20, kWide = 24, kSteps = 12;
+// After the elementwise step: cut and padded, resized, then spread by a transposed convolution of stride 2.
+const int64_t kPadH = kH - 5, kPadW = kW + 2, kSmallH = 15, kSmallW = 20, kSpreadH = 29, kSpreadW = 39;
 
-// One network: relayout, dense 3x3, the same by tiles, depthwise 3x3, pointwise with a residual, depthwise and pointwise as one, add, norm, mean.
+// One network: relayout, dense 3x3, the same by tiles, depthwise 3x3, pointwise with a residual, depthwise and pointwise as one, add, pad,
+// resize, transposed 3x3, norm, mean.
 struct Network {
   Floats input{3 * kPixels}, stem{kC * 27}, stem_bias{kC}, second{kC * 9 * kC}, second_bias{kC};
   Floats deep{kC * 9}, deep_bias{kC}, mix{kC * kC}, mix_bias{kC};
   Floats last_deep{kC * 9}, last_deep_bias{kC}, widen{kWide * kC}, widen_bias{kWide}, gain{kWide}, offset{kWide};
+  Floats rows{3 * kSmallH}, columns{3 * kSmallW}, spread{kWide * 9 * kWide}, spread_bias{kWide};
   Ints program, weight_at;                  // where in the program a packed weight's pointer stands
   std::vector<const float*> weights;
-  std::vector<Floats*> constants{&stem_bias, &second_bias, &deep_bias, &mix_bias, &last_deep_bias, &widen_bias, &gain, &offset};
+  std::vector<Floats*> constants{&stem_bias, &second_bias, &deep_bias, &mix_bias, &last_deep_bias, &widen_bias, &gain, &offset,
+                                 &rows, &columns, &spread_bias};
   int64_t packed_bytes = 0;
 
   Network() {
     unsigned seed = 1;
     fill(input, seed);
-    for (Floats* of : {&stem, &second, &deep, &mix, &last_deep, &widen}) {
+    for (Floats* of : {&stem, &second, &deep, &mix, &last_deep, &widen, &spread}) {
       fill(*of, ++seed);
-      for (int64_t i = 0; i < of->n; ++i) (*of)[i] /= of == &stem ? 5 : of == &second ? 13 : of->n == kC * 9 ? 3 : 4;
+      for (int64_t i = 0; i < of->n; ++i) (*of)[i] /= of == &stem ? 5 : of == &second || of == &spread ? 13 : of->n == kC * 9 ? 3 : 4;
     }
     for (Floats* of : constants) fill(*of, ++seed);
+    place(rows, kSmallH, kPadH), place(columns, kSmallW, kPadW);
     write();
     place_weights();
+  }
+
+  // Indices and weights of a resizing from `size` to `out`.
+  static void place(Floats& table, int64_t out, int64_t size) {
+    for (int64_t i = 0; i < out; ++i) {
+      const double at = i * (size - 1.0) / (out - 1), first = std::fmin(std::floor(at), size - 1.0);
+      table[i] = first, table[out + i] = std::fmin(first + 1, size - 1.0), table[2 * out + i] = at - first;
+    }
   }
 
   int64_t constant(const Floats& of) const {  // constants lie before the packed weights
@@ -104,9 +118,13 @@ struct Network {
     const Ints project = {kNull, -2, constant(widen_bias), kNull, kNull, kNull, kNull, 0, kC, kWide, 0, 0, 0, 0, SEP_NONE, 0, 0, SEP_F32, 0};
     chain.insert(chain.end(), project.begin(), project.end());
     step(SEP_STEP_SEPARABLE, chain, {&last_deep, &widen});
-    step(SEP_STEP_ELEMENTWISE, {b, kNull, b, c, kPixels, kWide, kPixels, SEP_RELU});
-    step(SEP_STEP_LAYER_NORM, {c, constant(gain), constant(offset), a, kPixels, kWide, bits(1e-5f)});
-    step(SEP_STEP_POOL, {a, at(kOutput), 1, kWide, kH, kW, 1, 1, kH, kW, 1, 1, 0, 0, SEP_POOL_MEAN, bits(0)});
+    step(SEP_STEP_ELEMENTWISE, {b, kNull, b, c, kPixels, kWide, kPixels, SEP_RELU, 0, 0, 1, bits(-1), bits(0.25f), bits(3)});
+    step(SEP_STEP_PAD, {c, b, 1, kH, kW, kWide, 1, kPadH, kPadW, kWide, 0, -3, 1, 0, 0, kW * kWide, kWide, 1, bits(0.5f)});
+    step(SEP_STEP_RESAMPLE, {b, constant(rows), constant(columns), c, 1, kWide, kPadH, kPadW, kSmallH, kSmallW, 1});
+    step(SEP_STEP_TRANSPOSED, {c, -2, constant(spread_bias), kNull, b, 1, kWide, kWide, 1, kSmallH, kSmallW, kSpreadH, kSpreadW,
+                               0, 1, kSmallW * kWide, kWide, 3, 3, 2, 2, 1, 1, 1, 1, SEP_NONE, 0, SEP_F32}, {&spread});
+    step(SEP_STEP_LAYER_NORM, {b, constant(gain), constant(offset), a, kSpreadH * kSpreadW, kWide, bits(1e-5f)});
+    step(SEP_STEP_POOL, {a, at(kOutput), 1, kWide, kSpreadH, kSpreadW, 1, 1, kSpreadH, kSpreadW, 1, 1, 0, 0, SEP_POOL_MEAN, bits(0)});
   }
 
   // Packed weights one after another, each at a multiple of 64 bytes, after the constants.
@@ -131,6 +149,43 @@ struct Network {
     return sep_program_pack(program.data(), program.size(), weights.data(), weights.size(), packed);
   }
 
+  Image padded(Image x) {
+    Image y(kPadH, kPadW, kWide);
+    for (int64_t i = 0; i < kPadH; ++i)
+      for (int64_t j = 0; j < kPadW; ++j)
+        for (int64_t c = 0; c < kWide; ++c) y(i, j, c) = j < 1 || j > kW ? 0.5 : x(i + 3, j - 1, c);
+    return y;
+  }
+
+  Image resized(Image x) {
+    Image y(kSmallH, kSmallW, kWide);
+    for (int64_t i = 0; i < kSmallH; ++i)
+      for (int64_t j = 0; j < kSmallW; ++j)
+        for (int64_t c = 0; c < kWide; ++c)
+          for (int64_t corner = 0; corner < 4; ++corner) {
+            const double down = rows[2 * kSmallH + i], right = columns[2 * kSmallW + j];
+            y(i, j, c) += (corner / 2 ? down : 1 - down) * (corner % 2 ? right : 1 - right) *
+                          x(rows[corner / 2 * kSmallH + i], columns[corner % 2 * kSmallW + j], c);
+          }
+    return y;
+  }
+
+  // Each pixel spread over 3x3 results, 2 apart. The packed weight holds one tap for even rows (the middle one), two for odd ones.
+  Image transposed(Image x) {
+    Image y(kSpreadH, kSpreadW, kWide);
+    for (int64_t i = 0; i < kSpreadH; ++i)
+      for (int64_t j = 0; j < kSpreadW; ++j)
+        for (int64_t f = 0; f < kWide; ++f) {
+          y(i, j, f) = spread_bias[f];
+          const int64_t down = i % 2 + 1, across = j % 2 + 1, before[] = {0, 1, 3, 5};  // taps of this phase, and of those before
+          const float* weight = spread.p + before[i % 2 * 2 + j % 2] * kWide * kWide;
+          for (int64_t t = 0; t < down * across; ++t)
+            for (int64_t c = 0; c < kWide; ++c)
+              y(i, j, f) += x(i / 2 + t / across, j / 2 + t % across, c) * weight[(f * down * across + t) * kWide + c];
+        }
+    return y;
+  }
+
   std::vector<double> expected() {
     Image x(kH, kW, 3);
     for (int64_t i = 0; i < input.n; ++i) x.values[i % kPixels * 3 + i / kPixels] = input[i];
@@ -139,15 +194,18 @@ struct Network {
     Image mixed = convolution(filtered, mix, mix_bias, 1, false, true);
     for (size_t i = 0; i < mixed.values.size(); ++i) mixed.values[i] += wide.values[i];
     Image again = convolution(mixed, last_deep, last_deep_bias, 3, true, false);
-    Image y = convolution(again, widen, widen_bias, 1, false, false);
+    Image wider = convolution(again, widen, widen_bias, 1, false, false);
+    for (double& v : wider.values) v = std::fmax(std::fmin(std::fmax(2 * v < 0 ? -2 * v : 2 * v, 0.25), 3), 0);
+    Image y = transposed(resized(padded(wider)));
     std::vector<double> mean(kWide);
-    for (int64_t p = 0; p < kPixels; ++p) {
+    const int64_t pixels = kSpreadH * kSpreadW;
+    for (int64_t p = 0; p < pixels; ++p) {
       double* row = &y.values[p * kWide];
       double middle = 0, variance = 0;
-      for (int64_t c = 0; c < kWide; ++c) row[c] = std::fmax(2 * row[c], 0), middle += row[c] / kWide;
+      for (int64_t c = 0; c < kWide; ++c) middle += row[c] / kWide;
       for (int64_t c = 0; c < kWide; ++c) variance += std::pow(row[c] - middle, 2) / kWide;
       for (int64_t c = 0; c < kWide; ++c)
-        mean[c] += ((row[c] - middle) / std::sqrt(variance + 1e-5) * gain[c] + offset[c]) / kPixels;
+        mean[c] += ((row[c] - middle) / std::sqrt(variance + 1e-5) * gain[c] + offset[c]) / pixels;
     }
     return mean;
   }

@@ -22,6 +22,36 @@ void judge_elementwise(int64_t channels, bool scaled, bool added, int activation
   }
 }
 
+// Quotients, differences, slopes and limits; what is no number or infinite comes out as torch has it.
+void judge_operators(int64_t channels, Judge& judge) {
+  const int64_t rows = 9, n = rows * channels;
+  Floats x(n), by(n), other(n), y(n);
+  fill(x, 1), fill(by, 2), fill(other, 3), unwritten(y);
+  by[0] = 0;
+  if (n > 30) x[5] = 0, by[5] = 0, x[6] = NAN, x[7] = -INFINITY, other[8] = INFINITY, x[9] = 0;
+  sep_elementwise_args a{x.p, by.p, other.p, y.p, rows, channels, 1, SEP_NONE, 1, 1, 1, -0.25f, -2, 1.5f};
+  const int64_t units = sep_elementwise()->units(&a);
+  for (int64_t part = 1; part >= 0; --part) sep_elementwise()->run(&a, units * part / 2, units * (part + 1) / 2);
+  ++judge.cases;
+  for (int64_t i = 0; i < n; ++i) {
+    const double quotient = x[i] / (double)by[i], v = quotient - other[i], bent = v < 0 ? -0.25 * v : v;
+    const double wanted = std::isnan(bent) ? bent : std::fmin(std::fmax(bent, -2), 1.5);
+    judge.value("operators", y[i], wanted, rounding(1, std::fabs(quotient) + std::fabs(other[i])));
+  }
+}
+
+// Small numbers keep their own digits; the rest of its accuracy is that of all activations.
+void judge_tanh(Judge& judge) {
+  const int64_t n = 4001;
+  Floats x(n), y(n);
+  for (int64_t i = 0; i < n; ++i) x[i] = std::ldexp(i % 2 ? -1.0f : 1.0f, (int)(i / 100) - 34) * (1 + i % 100 / 100.0f);
+  x[0] = NAN, x[1] = INFINITY, x[2] = -INFINITY, x[3] = 0, x[4] = 8.99f, x[5] = -9.01f, x[6] = 1e30f;
+  sep_elementwise_args a{x.p, nullptr, nullptr, y.p, 1, n, 1, SEP_TANH};
+  sep_elementwise()->run(&a, 0, sep_elementwise()->units(&a));
+  ++judge.cases;
+  for (int64_t i = 0; i < n; ++i) judge.value("tanh", y[i], std::tanh((double)x[i]), 6e-7 * std::fabs(std::tanh((double)x[i])));
+}
+
 void judge_layer_norm(int64_t channels, bool affine, Judge& judge) {
   const int64_t rows = 9;
   Floats x(rows * channels), weight(channels), bias(channels), y(rows * channels);
@@ -78,9 +108,11 @@ bool test_rowwise() {
       {"3x3 stride 2", 2, 1, 1, 1, {1, 8, 9}, {1, 3, 3}, {1, 2, 2}, {0, 1, 1}, {0, 1, 1}, {1, 1, 1}},
       {"2x2", 1, 1, 1, 1, {1, 6, 5}, {1, 2, 2}, {1, 2, 2}, {0, 0, 0}, {0, 0, 0}, {1, 1, 1}},
   };
+  judge_tanh(judge);
   for (int64_t channels : kChannels) {
-    for (int activation = SEP_NONE; activation <= SEP_HARD_SIGMOID; ++activation)
+    for (int activation = SEP_NONE; activation <= SEP_TANH; ++activation)
       judge_elementwise(channels, activation % 2, activation / 2 % 2, activation, judge);
+    judge_operators(channels, judge);
     judge_layer_norm(channels, false, judge), judge_layer_norm(channels, true, judge);
     for (const Case& window : windows)
       judge_pool(channels, window, SEP_POOL_MAX, judge), judge_pool(channels, window, SEP_POOL_MEAN, judge);

@@ -1,14 +1,15 @@
 """Make long steps of short ones: a step's result that one other step reads need not reach memory.
 
-Batch norms and activations go into the convolution before them, layer norms and gates into the pointwise one after,
-sums into the convolution that makes one of their operands; then pointwise and depthwise steps that follow each other
-become chains, whose wide tensors stay in the processor's cache.
+Batch norms and activations go into the convolution before them; layer norms, gates and batch norms that stand after an
+activation into the one after; sums into the convolution that makes one of their operands. Then pointwise and depthwise
+steps that follow each other become chains, whose wide tensors stay in the processor's cache.
 """
 
 from collections.abc import Callable
 
 from torch import Tensor
 
+from separable.acceleration.operations.dense_conv import DenseConv
 from separable.acceleration.operations.depthwise_conv import DepthwiseConv
 from separable.acceleration.operations.elementwise import Add, Affine, Scale
 from separable.acceleration.operations.layer_norm import LayerNorm
@@ -98,6 +99,34 @@ def _norm_into_pointwise(fusion: Fusion, step: Step) -> bool:
     step.covers = norm.covers + step.covers
     fusion.remove(norm)
     return True
+
+
+def _affine_into_reader(fusion: Fusion, step: Step) -> bool:
+    """A map that stands after an activation goes into the convolution after it, where no border is padded by zeros."""
+    if not isinstance(step, (PointwiseConv, DenseConv)) or step.weight is None or not _reads_rows_alone(step):
+        return False
+    affine = fusion.made_for(step, step.x)
+    if not isinstance(affine, Affine) or affine.activation is not None or affine.c_out != step.c_in:
+        return False
+    weight = (
+        step.weight.double().flatten(2) if step.weight.dim() > 2 else step.weight.double()[:, :, None]
+    )  # [O, I, taps]
+    if affine.bias is not None:
+        shift = weight.sum(2) @ affine.bias.double()
+        step.bias = (shift if step.bias is None else step.bias.double() + shift).float()
+    if affine.weight is not None:
+        step.weight = (weight * affine.weight.double()[:, None]).float().view_as(step.weight)
+    step.x, step.x_offset = affine.x, affine.x_offset
+    step.covers = affine.covers + step.covers
+    fusion.remove(affine)
+    return True
+
+
+def _reads_rows_alone(step: PointwiseConv | DenseConv) -> bool:
+    """Dense rows of all channels, and nothing between or around them."""
+    if isinstance(step, PointwiseConv):
+        return step.reads_dense_rows and not step.normalize and step.gate is None
+    return step.groups == 1 and step.x_strides[1] == 1 and not step.pads
 
 
 def _scale_into_pointwise(fusion: Fusion, step: Step) -> bool:
@@ -227,6 +256,7 @@ def _mean_of_chain(fusion: Fusion, step: Step) -> bool:
 _RULES = (
     _affine_into_maker,
     _norm_into_pointwise,
+    _affine_into_reader,
     _scale_into_pointwise,
     _add_into_maker,
     _affine_into_maker,

@@ -17,11 +17,12 @@ from separable.acceleration.tape import Call, Ref
 from separable.functional import arguments
 from separable.functional.arguments import Window
 
-# Those of `functional`, and the gates of squeeze-excite; the native kernels number them in this order, from 1.
+# Those of `functional`, and of gates and the ends of networks; the native kernels number them in this order, from 1.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     **arguments.ACTIVATIONS,
     "sigmoid": torch.sigmoid,
     "hard_sigmoid": F.hardsigmoid,
+    "tanh": torch.tanh,
 }
 
 

@@ -10,7 +10,8 @@ import torch
 
 from separable.acceleration.calls import Arguments, LeaveAloneError
 from separable.acceleration.graph import Node
-from separable.acceleration.operations import LOWERINGS, pad
+from separable.acceleration.operations import LOWERINGS
+from separable.acceleration.operations.pad import Pad
 from separable.acceleration.tape import Call, Ref, Tape, Value
 
 
@@ -39,7 +40,7 @@ def _is_dense(value: Value) -> bool:
 
 
 def _merge_pads(nodes: list[Node]) -> None:
-    """What pads as it goes by the same value reads what was padded; other pads stay torch's."""
+    """What pads as it goes by the same value reads what was padded; other pads are steps of their own."""
     pads = {node.output: node for node in nodes if node.pads_by is not None}
     for node in nodes:
         pad = pads.get(node.inputs[0]) if node.inputs else None
@@ -53,7 +54,7 @@ def _merge_pads(nodes: list[Node]) -> None:
 def _needed(nodes: list[Node], tape: Tape) -> list[Node]:
     """Without the pads that nobody reads any more."""
     read = {number for node in nodes for number in node.inputs} | {o.index for o in tape.outputs if isinstance(o, Ref)}
-    return [node for node in nodes if node.call.name not in pad.CALLS or any(n in read for n in node.outputs)]
+    return [node for node in nodes if node.call.name not in Pad.calls or any(n in read for n in node.outputs)]
 
 
 def _lower_call(tape: Tape, call: Call) -> Node:

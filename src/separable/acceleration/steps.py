@@ -72,13 +72,16 @@ class Step:
         """By torch, without activation and `other`."""
         raise NotImplementedError
 
+    def joined(self, result: Tensor, other: Tensor) -> Tensor:
+        return result + other
+
     def run(self, runs: Runs) -> None:
         """By torch: adds what it makes to `runs`."""
         result = self.compute(runs)
         if self.activation is not None and not (self.other is not None and self.activation_last):
             result = ACTIVATIONS[self.activation](result)
         if self.other is not None:
-            result = result.reshape(-1) + runs[self.other]
+            result = self.joined(result.reshape(-1), runs[self.other])
             if self.activation is not None and self.activation_last:
                 result = ACTIVATIONS[self.activation](result)
         runs[self.y] = result.reshape(-1)
@@ -121,6 +124,17 @@ class ImageStep(Step):
     def window(self) -> list[int]:
         return [*self.kernel_size, *self.stride, *self.padding, *self.dilation]
 
+    @property
+    def pads(self) -> bool:
+        """Whether a window reaches beyond the image."""
+        return any(before > 0 or after > 0 for before, after in self.border)
+
+    @property
+    def border(self) -> list[tuple[int, int]]:
+        """Of height and width, what windows need before and after the image."""
+        reach = [(self.out[i] - 1) * self.stride[i] + self.dilation[i] * (self.kernel_size[i] - 1) + 1 for i in (0, 1)]
+        return [(self.padding[i], reach[i] - self.size[i] - self.padding[i]) for i in (0, 1)]
+
     def read_images(self, runs: Runs) -> Tensor:
         """[N, C, H, W]"""
         height, width = self.size
@@ -129,11 +143,8 @@ class ImageStep(Step):
 
     def padded(self, x: Tensor, value: float) -> Tensor:
         """With the border that the windows need."""
-        border = []
-        for i in (1, 0):
-            reach = (self.out[i] - 1) * self.stride[i] + self.dilation[i] * (self.kernel_size[i] - 1) + 1
-            border += [self.padding[i], reach - self.size[i] - self.padding[i]]
-        return F.pad(x, border, value=value)
+        (top, bottom), (left, right) = self.border
+        return F.pad(x, [left, right, top, bottom], value=value)
 
     def convolved(self, runs: Runs, groups: int) -> Tensor:
         """[N, H, W, O]"""

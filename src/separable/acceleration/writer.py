@@ -59,5 +59,10 @@ class Writer:
         return CONSTANTS if self.weights is None else self.weights[self.used - 1]
 
 
+def rounded(value: float) -> float:
+    """To float32; infinite where it is too large."""
+    return torch.tensor(value, dtype=torch.float32).item()
+
+
 def bits(value: float) -> int:
-    return struct.unpack("<i", struct.pack("<f", value))[0]
+    return struct.unpack("<i", struct.pack("<f", rounded(value)))[0]

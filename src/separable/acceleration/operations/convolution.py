@@ -22,12 +22,12 @@ def _conv(a: Arguments) -> Node:
         pairs = tuple((p, p) for p in pair(a["padding"]))
     if 0 in images.shape[1:]:
         raise LeaveAloneError("its input is empty")
-    node = a.node(_lay_out, "input", weight=weight, bias=a.constant("bias"), window=Window(stride, pairs, dilation))
+    node = a.node(lay_out, "input", weight=weight, bias=a.constant("bias"), window=Window(stride, pairs, dilation))
     node.groups, node.border, node.is_heavy = a["groups"], 0.0, True
     return node
 
 
-def _lay_out(layout: Layout, node: Node) -> None:
+def lay_out(layout: Layout, node: Node) -> None:
     next(kernel for kernel in _KERNELS if kernel.fits(node)).lay_out(layout, node)
 
 

@@ -1,4 +1,4 @@
-"""Rows times and plus numbers, channel by channel, sums and products of two values, activations: csrc/elementwise.h.
+"""Rows times and plus numbers, channel by channel, two values by an operator, activations: csrc/elementwise.h.
 
 Batch norms, scales and activations are all one step, an affine map, and most vanish in the step before (`fuse`).
 """
@@ -6,9 +6,11 @@ Batch norms, scales and activations are all one step, an affine map, and most va
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from separable.acceleration.calls import Arguments, LeaveAloneError
@@ -19,7 +21,7 @@ from separable.acceleration.operations.relayout import dense_rows, emit_rows, fr
 from separable.acceleration.places import channels_last, innermost_of
 from separable.acceleration.steps import RowStep, Runs, Step
 from separable.acceleration.tape import Ref
-from separable.acceleration.writer import CODES, Writer
+from separable.acceleration.writer import CODES, Writer, bits, rounded
 
 
 @dataclass(eq=False)
@@ -28,6 +30,10 @@ class Elementwise(RowStep):
 
     kernel = "elementwise"
     takes_activation = True
+    divides: ClassVar[bool] = False  # by `gate`, and no product
+    subtracts: ClassVar[bool] = False  # `other`, and no sum
+    slope: float | None = None  # of what is below 0; then all is kept within `limits`. None: neither
+    limits: tuple[float, float] = (-math.inf, math.inf)
 
     def fields(self, writer: Writer) -> list[int]:
         if self.weight is not None:
@@ -35,7 +41,9 @@ class Elementwise(RowStep):
         else:
             scale, image_rows = writer.pointer(self.gate), self.image_rows or self.rows
         pointers = [writer.pointer(self.x, self.x_offset), scale, writer.pointer(self.other), writer.pointer(self.y)]
-        return [*pointers, self.rows, self.c_in, image_rows, CODES[self.activation]]
+        kinds = [CODES[self.activation], int(self.divides), int(self.subtracts), int(self.slope is not None)]
+        numbers = [bits(number) for number in (self.slope or 0.0, *self.limits)]
+        return [*pointers, self.rows, self.c_in, image_rows, *kinds, *numbers]
 
     def compute(self, runs: Runs) -> Tensor:
         return self.read_rows(runs)
@@ -77,6 +85,37 @@ class Scale(Elementwise):
         return self.gated(runs, self.read_rows(runs))
 
 
+@dataclass(eq=False)
+class Difference(Elementwise):
+    """Minus `other`."""
+
+    subtracts = True
+
+    def joined(self, result: Tensor, other: Tensor) -> Tensor:
+        return result - other
+
+
+@dataclass(eq=False)
+class Quotient(Elementwise):
+    """By `gate`, one row for each `image_rows`."""
+
+    divides = True
+
+    def compute(self, runs: Runs) -> Tensor:
+        assert self.gate is not None
+        x = self.read_rows(runs).view(-1, self.image_rows, self.c_in)
+        return x / runs[self.gate].view(-1, 1, self.c_in)
+
+
+@dataclass(eq=False)
+class Bend(Elementwise):
+    """An activation with numbers of its own."""
+
+    def compute(self, runs: Runs) -> Tensor:
+        assert self.slope is not None
+        return F.leaky_relu(self.read_rows(runs), self.slope).clamp(*self.limits)
+
+
 def _lay_out_affine(layout: Layout, node: Node) -> None:
     number, dim = node.inputs[0], node.dim
     shape = layout.shape(number)
@@ -85,14 +124,21 @@ def _lay_out_affine(layout: Layout, node: Node) -> None:
     emit_rows(layout, node, Affine, dense_rows(layout, number, dim % len(shape)), dim)
 
 
-def _lay_out_add(layout: Layout, node: Node) -> None:
-    dim, place, other = _two(layout, node)
-    emit_rows(layout, node, Add, place, dim).other = other
+def _lay_out_bend(layout: Layout, node: Node, slope: float, limits: tuple[float, float]) -> None:
+    number = node.inputs[0]
+    dim = innermost_of(layout.shape(number), layout.places[number].strides)
+    step = emit_rows(layout, node, Bend, dense_rows(layout, number, dim), dim)
+    step.slope, step.limits = slope, limits
 
 
-def _lay_out_multiply(layout: Layout, node: Node) -> None:
+def _lay_out_sum(layout: Layout, node: Node, kind: type[Elementwise] = Add) -> None:
     dim, place, other = _two(layout, node)
-    step = emit_rows(layout, node, Scale, place, dim)
+    emit_rows(layout, node, kind, place, dim).other = other
+
+
+def _lay_out_product(layout: Layout, node: Node, kind: type[Elementwise] = Scale) -> None:
+    dim, place, other = _two(layout, node)
+    step = emit_rows(layout, node, kind, place, dim)
     step.gate, step.image_rows = other, 1  # a gate for each row
 
 
@@ -104,11 +150,11 @@ def _two(layout: Layout, node: Node):
     return dim, place, from_the_start(layout, node.inputs[1], place.strides)
 
 
-def _lay_out_scale(layout: Layout, node: Node) -> None:
+def _lay_out_scale(layout: Layout, node: Node, kind: type[Elementwise] = Scale) -> None:
     shape, gated = layout.shape(node.inputs[0]), layout.shape(node.inputs[1])
     gate = from_the_start(layout, node.inputs[1], channels_last(gated))
     place = ordered(layout, node.inputs[0], channels_last(shape))
-    step = layout.emit(node, Scale, place, channels_last(shape), c_in=shape[1], c_out=shape[1])
+    step = layout.emit(node, kind, place, channels_last(shape), c_in=shape[1], c_out=shape[1])
     step.gate, step.image_rows = gate, shape[2] * shape[3]
     step.rows = shape[0] * step.image_rows
 
@@ -128,17 +174,22 @@ def _activation(name: str) -> Callable[[Arguments], Node]:
     return lambda a: a.node(_lay_out_affine, "self" if "self" in a.given else "input", activation=name)
 
 
-def _hardtanh(a: Arguments) -> Node:
-    if (a["min_val"], a["max_val"]) != (0, 6):
-        raise LeaveAloneError(f"it clamps to {a['min_val']} ... {a['max_val']}")
-    return a.node(_lay_out_affine, "self", activation="relu6")
+def _leaky_relu(a: Arguments) -> Node:
+    return a.node(partial(_lay_out_bend, slope=float(a["negative_slope"]), limits=(-math.inf, math.inf)), "self")
 
 
 def _clamp(a: Arguments) -> Node:
-    name = {(0, 6): "relu6", (0, None): "relu"}.get((a["min"], a.given.get("max")))
-    if name is None:
-        raise LeaveAloneError("it clamps to other limits than 0 and 6")
-    return a.node(_lay_out_affine, "self", activation=name)
+    names = ("min_val", "max_val") if "min_val" in a.given else ("min", "max")
+    low, high = (a.given.get(name) for name in names)
+    if isinstance(low, Ref) or isinstance(high, Ref):
+        raise LeaveAloneError("it clamps to limits that are tensors")
+    known: dict[tuple, str] = {(0, 6): "relu6", (0, None): "relu"}
+    if name := known.get((low, high)):
+        return a.node(_lay_out_affine, "self", activation=name)
+    limits = (-math.inf if low is None else float(low), math.inf if high is None else float(high))
+    if any(math.isnan(limit) or math.isinf(rounded(limit)) != math.isinf(limit) for limit in limits):
+        raise LeaveAloneError("it clamps to limits that float32 does not hold")
+    return a.node(partial(_lay_out_bend, slope=1.0, limits=limits), "self")
 
 
 def _gelu(a: Arguments) -> Node:
@@ -150,50 +201,83 @@ def _gelu(a: Arguments) -> Node:
 def _add(a: Arguments) -> Node:
     if a["alpha"] != 1:
         raise LeaveAloneError("it adds a multiple")
-    this, other = a["self"], a["other"]
-    constants = [x for x in (this, other) if not isinstance(x, Ref) or a.tape.values[x.index].constant is not None]
-    if constants:
-        variable = "other" if constants[0] is this else "self"
-        return _affine_by(a, variable, constants[0], "bias")
+    for name, variable in (("self", "other"), ("other", "self")):
+        if (by := _constant(a, name)) is not None:
+            return _affine_by(a, variable, by, "bias")
     if a.value("self").shape != a.value("other").shape:
         raise LeaveAloneError("its operands have different shapes")
-    return a.node(_lay_out_add, "self", "other")
+    return a.node(_lay_out_sum, "self", "other")
 
 
 def _mul(a: Arguments) -> Node:
-    this, other = a["self"], a["other"]
-    constants = [x for x in (this, other) if not isinstance(x, Ref) or a.tape.values[x.index].constant is not None]
-    if constants:
-        variable = "other" if constants[0] is this else "self"
-        return _affine_by(a, variable, constants[0], "weight")
-    shapes = {name: a.value(name).shape for name in ("self", "other")}
-    if shapes["self"] == shapes["other"]:
-        return a.node(_lay_out_multiply, "self", "other")
+    for name, variable in (("self", "other"), ("other", "self")):
+        if (by := _constant(a, name)) is not None:
+            return _affine_by(a, variable, by, "weight")
+    if a.value("self").shape == a.value("other").shape:
+        return a.node(_lay_out_product, "self", "other")
     for wide, gate in (("self", "other"), ("other", "self")):
-        shape = shapes[wide]
-        if len(shape) == 4 and shapes[gate] == (*shape[:2], 1, 1) and shape == a.made.shape:
+        if _is_gate(a, wide, gate):
             return a.node(_lay_out_scale, wide, gate)
     raise LeaveAloneError("it is no product with one factor a channel")
 
 
 def _sub(a: Arguments) -> Node:
-    if isinstance(a["other"], Ref):
-        raise LeaveAloneError("it subtracts a value of the network")
-    return _affine_by(a, "self", -a["alpha"] * a["other"], "bias")
+    if (by := _constant(a, "other")) is not None:
+        return _affine_by(a, "self", -a["alpha"] * by, "bias")
+    if (by := _constant(a, "self")) is not None:
+        return _taken_from(a, "other", by)
+    if a["alpha"] != 1 or a.value("self").shape != a.value("other").shape:
+        raise LeaveAloneError("its operands have different shapes, or it subtracts a multiple")
+    return a.node(partial(_lay_out_sum, kind=Difference), "self", "other")
+
+
+def _rsub(a: Arguments) -> Node:
+    by = _constant(a, "other")
+    if by is None:
+        raise LeaveAloneError("it subtracts from a value of the network")
+    return _taken_from(a, "self", by)
+
+
+def _taken_from(a: Arguments, variable: str, by: Tensor) -> Node:
+    """A constant minus a value."""
+    if a["alpha"] != 1:
+        raise LeaveAloneError("it subtracts a multiple")
+    node = _affine_by(a, variable, by, "bias")
+    assert node.bias is not None
+    node.weight = torch.full_like(node.bias, -1.0)
+    return node
 
 
 def _div(a: Arguments) -> Node:
-    if isinstance(a["other"], Ref) or a.given.get("rounding_mode"):
-        raise LeaveAloneError("it divides by a value of the network, or rounds")
-    by = float(a["other"])
-    return _affine_by(a, "self", math.copysign(math.inf, by) if by == 0 else 1 / by, "weight")
+    if a.given.get("rounding_mode"):
+        raise LeaveAloneError("it rounds")
+    if (by := _constant(a, "other")) is not None:
+        return _affine_by(a, "self", 1 / by, "weight")
+    if a.value("self").shape == a.value("other").shape:
+        return a.node(partial(_lay_out_product, kind=Quotient), "self", "other")
+    if _is_gate(a, "self", "other"):
+        return a.node(partial(_lay_out_scale, kind=Quotient), "self", "other")
+    raise LeaveAloneError("it divides by values that are neither of its shape nor one a channel")
 
 
-def _affine_by(a: Arguments, variable: str, by: Any, what: str) -> Node:
+def _is_gate(a: Arguments, wide: str, gate: str) -> bool:
+    """Whether `gate` has one number for each channel of an image of `wide`."""
+    shape = a.value(wide).shape
+    return len(shape) == 4 and a.value(gate).shape == (*shape[:2], 1, 1) and shape == a.made.shape
+
+
+def _constant(a: Arguments, name: str) -> Tensor | None:
+    """An operand that is a number or a tensor that depends on no input, in double precision."""
+    given = a[name]
+    if not isinstance(given, Ref):
+        return torch.tensor(float(given), dtype=torch.float64)
+    tensor = a.tape.values[given.index].constant
+    return None if tensor is None else tensor.detach().double()
+
+
+def _affine_by(a: Arguments, variable: str, tensor: Tensor, what: str) -> Node:
     """`variable` times or plus a constant that is the same along all dimensions but one."""
     value = a.value(variable)
-    tensor = a.tape.values[by.index].constant if isinstance(by, Ref) else torch.tensor(float(by), dtype=torch.float32)
-    assert tensor is not None
     if value.shape != a.made.shape or tensor.dim() > len(value.shape):
         raise LeaveAloneError("its constant is larger than its input")
     sizes = (1,) * (len(value.shape) - tensor.dim()) + tuple(tensor.shape)
@@ -221,11 +305,15 @@ _ACTIVATIONS = {
     "hardswish": "hard_swish",
     "sigmoid": "sigmoid",
     "hardsigmoid": "hard_sigmoid",
+    "tanh": "tanh",
 }
 _CALLS = {
     **{name: _activation(ours) for name, ours in _ACTIVATIONS.items()},
-    "hardtanh": _hardtanh,
+    "leaky_relu": _leaky_relu,
+    "hardtanh": _clamp,
     "clamp": _clamp,
+    "clamp_min": _clamp,
+    "clamp_max": _clamp,
     "add": _add,
     "mul": _mul,
     "sub": _sub,
@@ -233,8 +321,8 @@ _CALLS = {
 }
 Elementwise.calls = {
     "aten::batch_norm": _batch_norm,
-    "aten::clamp_min": _clamp,
     "aten::gelu": _gelu,
+    "aten::rsub": _rsub,
     **{f"aten::{name}": lowering for name, lowering in _CALLS.items()},
     **{f"aten::{name}_": lowering for name, lowering in _CALLS.items()},
 }
