@@ -22,7 +22,7 @@ enum {
 struct Windows {
   bool in_place, unfolded;
   int64_t row;           // elements of a row in scratch memory
-  int64_t rows, blocks;  // of output in a unit, units in an image
+  int64_t rows, blocks;  // of output in a unit, at most, and units in an image, which share them evenly
   int64_t splits;        // units that share the columns
 };
 
@@ -57,11 +57,14 @@ Windows windows_of(const Group& a) {
   const int64_t work = most(1, a.out[1] * patch_floats(a) * columns);
   const int64_t room = weight > kSmallWeight ? (int64_t)kManyRowsBytes : (int64_t)kRowsBytes;
   const int64_t fit = (room / most(1, widest_row(a) * element_bytes(a)) - reach_of(a)) / a.stride[0] + 1;
-  const int64_t shared = most(ceil_div(a.out[0], kFewUnits), ceil_div(kUnitWork, work));  // by threads, where a unit has work enough
-  w.rows = is_planar(a) ? 1 : most(1, least(least(fit, a.out[0]), weight > kSmallWeight ? a.out[0] : shared));
-  w.blocks = a.out[0] ? ceil_div(a.out[0], w.rows) : 0;
+  // Threads share the rows where a unit has work enough, and of a large weight its columns first.
+  const int64_t panels = ceil_div(a.filters, kPanel), sharing = a.batch * a.groups * panels;
+  const int64_t wanted = weight > kSmallWeight ? ceil_div(kFewUnits, most(1, sharing)) : (int64_t)kFewUnits;
+  const int64_t blocks = least(wanted, a.out[0] / ceil_div(kUnitWork, work));
+  w.rows = is_planar(a) ? 1 : most(1, least(fit, ceil_div(a.out[0], most(1, blocks))));
+  w.blocks = a.out[0] ? most(ceil_div(a.out[0], w.rows), blocks) : 0;
   w.rows = w.blocks ? ceil_div(a.out[0], w.blocks) : 0;
-  const int64_t units = most(1, a.batch * w.blocks * a.groups), panels = ceil_div(a.filters, kPanel);
+  const int64_t units = most(1, a.batch * w.blocks * a.groups);
   w.splits = weight > kSmallWeight && units < kFewUnits ? least(panels, ceil_div(kFewUnits, units)) : 1;
   return w;
 }
@@ -147,7 +150,7 @@ int64_t windows_units(const Group& a) {
 void run_windows(const Group& a, int64_t unit, bool is_next, void* scratch) {
   const Windows w = windows_of(a);
   const int64_t split = unit % w.splits, block = unit / w.splits % w.blocks, image = unit / w.splits / w.blocks;
-  const int64_t first = block * w.rows, last = least(a.out[0], first + w.rows);
+  const int64_t first = a.out[0] * block / w.blocks, last = a.out[0] * (block + 1) / w.blocks;
   const float* x = a.x + image * a.x_stride[0];
   const char* rows = (const char*)scratch;
   if (w.in_place) rows = (const char*)(x + first * a.stride[0] * a.x_stride[2]);
