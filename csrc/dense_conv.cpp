@@ -27,8 +27,10 @@ void pack_weight(const Args* given, const float* weight, void* packed) {
   }
 }
 
-int64_t share_units(const Group& a) { return has_windows(a) ? windows_units(a) : patches_units(a); }
-int64_t units(const Args* a) { return share_units(share_of(a, 0)) * shares_of(a); }
+int64_t units(const Args* a) {
+  const Group g = share_of(a, 0);
+  return has_windows(g) ? windows_units(g) : patches_units(g) * g.shares;
+}
 
 int64_t scratch_bytes(const Args* a) {
   const Group g = share_of(a, 0);
@@ -36,11 +38,12 @@ int64_t scratch_bytes(const Args* a) {
 }
 
 void run(const Args* a, void* scratch, int64_t begin, int64_t end) {
-  const int64_t each = share_units(share_of(a, 0));
+  const Group g = share_of(a, 0);
+  const bool windows = has_windows(g);
+  const int64_t each = windows ? 1 : patches_units(g);
   for (int64_t unit = begin; unit < end; ++unit) {
-    const Group g = share_of(a, unit / each);
-    if (has_windows(g)) run_windows(g, unit % each, unit > begin && unit % each > 0, scratch);
-    else run_patches(g, unit % each, scratch);
+    if (windows) run_windows(a, unit, unit > begin, (char*)scratch);
+    else run_patches(share_of(a, unit / each), unit % each, scratch);
   }
 }
 

@@ -17,6 +17,7 @@ SEP_INLINE int64_t aligned(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
 // The arguments with the filters of one share and the channels that each of them reads; the results of all shares lie side by side.
 // y_stride is never 0.
 struct Group : sep_dense_conv_args {
+  int64_t shares;   // in all
   int64_t members;  // groups that the filters are of
   int64_t ahead;    // filters of the first of these that come before the share
   int64_t width;    // filters of each group
@@ -61,6 +62,7 @@ Group share_of(const sep_dense_conv_args* a, int64_t share) {
     g.y_stride[2] = a->filters;
     g.y_stride[1] = a->out[1] * g.y_stride[2], g.y_stride[0] = a->out[0] * g.y_stride[1];
   }
+  g.shares = shares_of(a);
   g.width = a->filters / a->groups;
   g.channels = g.widest = a->channels / a->groups;
   g.filters = g.width, g.members = 1, g.ahead = 0, g.part = 0;

@@ -16,13 +16,15 @@ enum {
   kRowsBytes = 320 << 10,       // of rows of input in a unit; kManyRowsBytes where weights are large
   kUnfoldedBytes = 512 << 10,   // of short rows
   kFewRows = 5,                 // of a tile, which then waits for its weights
-  kFewUnits = 4,
+  kFewUnits = 4, kSeveralUnits = 8,  // that share large weights; that share the rows
+  kTogether = 128,              // channels side by side that are worth reading at once
 };
 
 struct Windows {
   bool in_place, unfolded;
   int64_t row;           // elements of a row in scratch memory
-  int64_t rows, blocks;  // of output in a unit, units in an image
+  int64_t shares;        // that a unit copies together
+  int64_t rows, blocks;  // of output in a unit, at most, and units in an image
   int64_t splits;        // units that share the columns
 };
 
@@ -48,20 +50,37 @@ bool is_unfolded(const Group& a) {
 // Of the widest share, so that all shares have the same units.
 int64_t widest_row(const Group& a) { return most(row_pixels(a), is_unfolded(a) ? (int64_t)a.out[1] * a.kernel[1] : 0) * a.widest; }
 
+// Whether shares are vectors of as many channels as filters, side by side in a pixel of the input.
+bool is_side_by_side(const Group& a) {
+  const bool vectors = a.members * a.channels == kLanes && a.widest == kLanes && a.width == a.channels && a.groups * a.width % kLanes == 0;
+  return vectors && a.groups > 1 && a.x_stride[1] == 1 && a.product == SEP_F32 && !is_in_place(a) && !is_unfolded(a);
+}
+
+// As many as make a stretch of memory that is worth reading, and make an even number of like units, for two threads.
+int64_t shares_together(const Group& a) {
+  int64_t together = is_side_by_side(a) ? (int64_t)kTogether / kLanes : 1;
+  while (together > 1 && a.shares % (2 * together)) --together;
+  return together;
+}
+
 Windows windows_of(const Group& a) {
   Windows w;
   w.in_place = is_in_place(a);
   w.unfolded = is_unfolded(a) && !is_shared(a);
   w.row = w.unfolded ? a.out[1] * a.kernel[1] * a.channels : row_pixels(a) * (is_shared(a) ? a.widest : a.channels);
-  const int64_t weight = packed_bytes(a), columns = ceil_div(a.filters, kLanes) * kLanes;
-  const int64_t work = most(1, a.out[1] * patch_floats(a) * columns);
+  const int64_t columns = ceil_div(a.filters, kLanes) * kLanes, weight = patch_floats(a) * columns * 4;
+  w.shares = weight > kSmallWeight ? 1 : shares_together(a);
+  const int64_t work = most(1, w.shares * a.out[1] * patch_floats(a) * columns);
   const int64_t room = weight > kSmallWeight ? (int64_t)kManyRowsBytes : (int64_t)kRowsBytes;
-  const int64_t fit = (room / most(1, widest_row(a) * element_bytes(a)) - reach_of(a)) / a.stride[0] + 1;
-  const int64_t shared = most(ceil_div(a.out[0], kFewUnits), ceil_div(kUnitWork, work));  // by threads, where a unit has work enough
-  w.rows = is_planar(a) ? 1 : most(1, least(least(fit, a.out[0]), weight > kSmallWeight ? a.out[0] : shared));
-  w.blocks = a.out[0] ? ceil_div(a.out[0], w.rows) : 0;
+  const int64_t fit = (room / most(1, w.shares * widest_row(a) * element_bytes(a)) - reach_of(a)) / a.stride[0] + 1;
+  // By threads, where a unit has work enough.
+  const int64_t panels = ceil_div(a.filters, kPanel), sharing = most(1, a.batch * a.shares / w.shares);
+  const int64_t wanted = weight > kSmallWeight ? ceil_div(kFewUnits, sharing * panels) : ceil_div(kSeveralUnits, sharing);
+  const int64_t blocks = least(wanted, a.out[0] / ceil_div(kUnitWork, work));
+  w.rows = is_planar(a) ? 1 : most(1, least(fit, ceil_div(a.out[0], most(1, blocks))));
+  w.blocks = a.out[0] ? most(ceil_div(a.out[0], w.rows), blocks) : 0;
   w.rows = w.blocks ? ceil_div(a.out[0], w.blocks) : 0;
-  const int64_t units = most(1, a.batch * w.blocks * a.groups), panels = ceil_div(a.filters, kPanel);
+  const int64_t units = most(1, a.batch * w.blocks * a.shares);
   w.splits = weight > kSmallWeight && units < kFewUnits ? least(panels, ceil_div(kFewUnits, units)) : 1;
   return w;
 }
@@ -114,7 +133,7 @@ int64_t windows_scratch_bytes(const Group& a) {
     const sep_pointwise_conv_args p = rows_product(a, w, w.rows, first_column(a, w, split), first_column(a, w, split + 1));
     inner = most(inner, SEP_TABLE(pointwise_conv).scratch_bytes(&p));
   }
-  return rows_bytes(a, w) + inner;
+  return w.shares * rows_bytes(a, w) + inner;
 }
 
 // The rows that output rows [first, last) of the image x read: (rows, pixels, channels), or (channels, kh, pixels) of one row.
@@ -139,29 +158,68 @@ void copy_rows(const Group& a, const Windows& w, const float* x, int64_t first, 
   }
 }
 
-// Units of one share count images, blocks of rows, shares of the columns.
-int64_t windows_units(const Group& a) {
-  const Windows w = windows_of(a);
-  return a.batch * w.blocks * w.splits;
+// Rows of several shares, pixel by pixel, as they are read in order then. size: floats of a share in scratch memory.
+void copy_together(const Group& a, const Windows& w, const float* x, int64_t first, int64_t last, int64_t size, float* to) {
+  const int64_t top = first * a.stride[0] - a.padding[0], all = row_pixels(a), left = least(a.padding[1], all), *s = a.x_stride;
+  for (int64_t r = 0; r < (last - 1 - first) * a.stride[0] + reach_of(a); ++r, to += w.row) {
+    const int64_t y = top + r, right = most(left, y >= 0 && y < a.size[0] ? least(all, left + a.size[1]) : 0);
+    const float* from = x + y * s[2];
+    for (int64_t share = 0; share < w.shares; ++share)
+      for (int64_t i = 0; i < all; i = i + 1 == left ? right : i + 1) store(to + share * size + i * kLanes, V{});
+    for (int64_t i = left; i < right; ++i, from += s[3])
+      for (int64_t share = 0; share < w.shares; ++share) store(to + share * size + i * kLanes, load(from + share * kLanes));
+  }
 }
 
-void run_windows(const Group& a, int64_t unit, bool is_next, void* scratch) {
+// Units count shares, images, blocks of rows, parts of the columns.
+int64_t windows_units(const Group& a) {
   const Windows w = windows_of(a);
-  const int64_t split = unit % w.splits, block = unit / w.splits % w.blocks, image = unit / w.splits / w.blocks;
-  const int64_t first = block * w.rows, last = least(a.out[0], first + w.rows);
-  const float* x = a.x + image * a.x_stride[0];
-  const char* rows = (const char*)scratch;
-  if (w.in_place) rows = (const char*)(x + first * a.stride[0] * a.x_stride[2]);
-  else if (split && is_next) {  // the unit before copied the same rows
-  } else if (a.product == SEP_F32) copy_rows(a, w, x, first, last, (float*)scratch);
-  else copy_rows(a, w, x, first, last, (uint16_t*)scratch);
-  const int64_t begin = first_column(a, w, split), at = row_at(a, image, first) + begin;
+  return a.shares / w.shares * a.batch * w.blocks * w.splits;
+}
+
+struct Unit {
+  int64_t share, image, first, last, split;  // the first share; rows of output
+};
+
+Unit unit_of(const Group& a, const Windows& w, int64_t unit) {
+  const int64_t images = unit / w.splits / w.blocks, block = unit / w.splits % w.blocks;
+  const int64_t first = a.out[0] * block / w.blocks, last = a.out[0] * (block + 1) / w.blocks;
+  return {images / a.batch * w.shares, images % a.batch, first, last, unit % w.splits};
+}
+
+// Where the rows of a share lie, copied unless the unit before copied the same.
+const float* rows_of(const Group& a, const Windows& w, const Unit& u, bool is_copied, char* scratch) {
+  const float* x = a.x + u.image * a.x_stride[0];
+  if (w.in_place) return x + u.first * a.stride[0] * a.x_stride[2];
+  if (is_copied) return (const float*)scratch;
+  if (a.product == SEP_F32) copy_rows(a, w, x, u.first, u.last, (float*)scratch);
+  else copy_rows(a, w, x, u.first, u.last, (uint16_t*)scratch);
+  return (const float*)scratch;
+}
+
+void multiply_rows(const Group& a, const Windows& w, const Unit& u, const float* rows, char* scratch) {
+  const int64_t begin = first_column(a, w, u.split), at = row_at(a, u.image, u.first) + begin;
   float* y = a.y + at;
   const float* residual = a.residual ? a.residual + at : nullptr;
-  if (is_shared(a)) return multiply_shared(a, (const float*)rows, w.row, last - first, y, residual);
-  sep_pointwise_conv_args p = rows_product(a, w, last - first, begin, first_column(a, w, split + 1));
-  p.x = (const float*)rows, p.y = y, p.residual = residual;
-  SEP_TABLE(pointwise_conv).run(&p, (char*)scratch + rows_bytes(a, w), 0, SEP_TABLE(pointwise_conv).units(&p));
+  if (is_shared(a)) return multiply_shared(a, rows, w.row, u.last - u.first, y, residual);
+  sep_pointwise_conv_args p = rows_product(a, w, u.last - u.first, begin, first_column(a, w, u.split + 1));
+  p.x = rows, p.y = y, p.residual = residual;
+  SEP_TABLE(pointwise_conv).run(&p, scratch, 0, SEP_TABLE(pointwise_conv).units(&p));
+}
+
+void run_windows(const sep_dense_conv_args* a, int64_t unit, bool is_next, char* scratch) {
+  const Group g = share_of(a, 0);
+  const Windows w = windows_of(g);
+  const Unit u = unit_of(g, w, unit);
+  const int64_t bytes = rows_bytes(g, w);
+  const bool together = w.shares > 1;
+  if (together) copy_together(g, w, share_of(a, u.share).x + u.image * g.x_stride[0], u.first, u.last, bytes / 4, (float*)scratch);
+  for (int64_t share = 0; share < w.shares; ++share) {
+    const Group part = share_of(a, u.share + share);
+    const Windows own = windows_of(part);
+    const float* rows = rows_of(part, own, u, together || (u.split && is_next), scratch + share * bytes);
+    multiply_rows(part, own, u, rows, scratch + w.shares * bytes);
+  }
 }
 
 }  // namespace

@@ -16,6 +16,7 @@ enum {
   kUnitWork = 1 << 18,        // multiply-adds
   kTilesUnitWork = 1 << 21,   // the same, by matrix tiles
   kLargeWeight = 256 << 10,   // bytes of weight worth reading for many rows at a time
+  kFarBytes = 1 << 20,        // of results that are no longer in a second-level cache
 };
 
 // ---- rows that are copied first: normalized, scaled, rounded, or only moved apart
@@ -133,12 +134,19 @@ void add_rows(const float* y, int64_t y_stride, int64_t rows, int64_t columns, f
   }
 }
 
+// What the tile after this one will write: so many rows, `ahead` rows on. A line that is not there is read before it is written.
+void fetch_results(const Tile& t, int64_t rows, int64_t ahead) {
+  for (int64_t r = ahead; r < ahead + rows; ++r)
+    for (int64_t c = 0; c < t.columns; c += 16) __builtin_prefetch(t.y + r * t.y_stride + c, 1, 2);
+}
+
 // Rows [first, last) by the panels of one group. copy: of the first row on, or null.
 void run_unit(const Args* a, const Grid& g, const Word* copy, int64_t x_stride, int64_t first, int64_t last, int64_t group,
               float* unwritten) {
   const int64_t steps = steps_of(a->c_in, a->product), height = height_of(a->product), all = packed_columns(a->c_out);
   const int64_t from = group * g.group_panels * kPanel, to = least(a->c_out, from + g.group_panels * kPanel);
   const bool matrix = a->product == SEP_BF16_TILES;  // in whole tiles but the last, else in tiles of like height
+  const bool far = a->y && a->rows * a->y_stride * 4 > kFarBytes;
   for (int64_t column = from; column < to; column += kPanel) {
     const int64_t columns = least(kPanel, to - column), image = a->image_rows ? first / a->image_rows : 0;
     float* sums = a->sums ? a->sums + image * a->c_out + column : nullptr;
@@ -179,6 +187,7 @@ void run_unit(const Args* a, const Grid& g, const Word* copy, int64_t x_stride, 
         t.y = a->y ? y + (row - begin) * a->y_stride : unwritten;
         const int64_t residual_at = a->y_run ? at + (row - begin) * a->y_stride : row * a->residual_stride;
         t.residual = a->residual ? a->residual + residual_at + column : nullptr;
+        if (far) fetch_results(t, least(rows, end - row - rows), rows);
         multiply(t, a->product, rows);
         if (sums) add_rows(t.y, t.y_stride, rows, columns, sums);
       }
