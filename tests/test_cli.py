@@ -1,16 +1,21 @@
 """The command line as a user meets it: results, JSON, and one sentence with the right exit code for each mistake."""
 
+import io
 import json
 import re
 import subprocess
 import sys
+import warnings
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
 import separable
+from separable import cli
 
 FACTORY = """
 import torch
@@ -68,7 +73,7 @@ def place(tmp_path_factory):
     (folder / "one").mkdir()
     Image.new("L", (20, 20)).save(folder / "one" / "0.png")
     (folder / "images" / "train" / "class0" / "broken.png").write_bytes(b"not an image")
-    done = run(
+    done = start(
         "convert", f"{folder}/net.py:network", "--data", f"{folder}/images", "--split", "train", "--budget", "macs=0.7",
         "--out", f"{folder}/out",
     )  # fmt: skip
@@ -76,10 +81,30 @@ def place(tmp_path_factory):
     return folder
 
 
-def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    """The command in a process of its own, as a shell starts it."""
+def start(*arguments: object) -> subprocess.CompletedProcess:
+    """The command in a process of its own, as a shell starts it: once for each command, and where it must be fresh."""
     command = [sys.executable, "-m", "separable", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess:
+    """The same within this process, which spares the seconds in which a new one imports torch."""
+    words, out, err, threads = (
+        ["separable", *map(str, arguments)],
+        io.StringIO(),
+        io.StringIO(),
+        torch.get_num_threads(),
+    )
+    try:
+        with mock.patch.object(sys, "argv", words), redirect_stdout(out), redirect_stderr(err), ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("default")  # as in a process; pytest makes errors of some
+            cli.main()
+    except SystemExit as end:
+        return subprocess.CompletedProcess(words, end.code or 0, out.getvalue(), err.getvalue())
+    finally:
+        torch.set_num_threads(threads)
+    raise AssertionError("main() always exits")
 
 
 def test_convert_writes_a_folder_that_needs_nothing_else(place):
@@ -111,7 +136,7 @@ def test_convert_keeps_the_budget_and_counts_the_damaged_image(place, tmp_path):
 
 
 def test_evaluate_uses_the_preparation_that_was_saved(place):
-    done = run("evaluate", place / "out", place / "images", "--split", "test", "--json")
+    done = start("evaluate", place / "out", place / "images", "--split", "test", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["preparation"]["mean"] == [0.5]
@@ -134,7 +159,7 @@ def test_a_network_in_double_precision_is_fed_its_own_type(place):
 
 def test_profile_prints_a_table_and_writes_a_page(place, tmp_path):
     page = tmp_path / "page.html"
-    done = run("profile", place / "out", "--html", page, "--threads", "1")
+    done = start("profile", place / "out", "--html", page, "--threads", "1")
     assert done.returncode == 0, done.stderr
     assert re.search(r"\b[36]\.conv_dw\b", done.stdout), done.stdout
     assert done.stdout.strip().endswith(f"Page written: {page}")
@@ -149,7 +174,7 @@ def test_profile_counts_a_timm_network_exactly():
 
 
 def test_export_writes_onnx_from_a_saved_folder(place, tmp_path):
-    done = run("export", place / "out", "--out", tmp_path / "net.onnx", "--json")
+    done = start("export", place / "out", "--out", tmp_path / "net.onnx", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["size_bytes"] == (tmp_path / "net.onnx").stat().st_size
 
@@ -157,7 +182,7 @@ def test_export_writes_onnx_from_a_saved_folder(place, tmp_path):
 def test_train_goes_the_way_of_the_recipe_from_files_to_a_saved_network(tmp_path):
     lines = [f"{word} rises@up\n{word} falls@down\n" for word in ("oil", "gold", "bread", "milk", "rent", "pay") * 6]
     (tmp_path / "said.txt").write_text("".join(lines))
-    done = run("train", "text", "--train", tmp_path / "said.txt", "--out", tmp_path / "o", "--epochs", "1", "--json")
+    done = start("train", "text", "--train", tmp_path / "said.txt", "--out", tmp_path / "o", "--epochs", "1", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads((tmp_path / "o" / "results.json").read_text())
     assert (tmp_path / "o" / "network").is_dir()
@@ -165,7 +190,7 @@ def test_train_goes_the_way_of_the_recipe_from_files_to_a_saved_network(tmp_path
 
 def test_predict_names_images_by_the_converted_network_and_keeps_the_reader_waiting_for_none(place):
     files = sorted(map(str, (place / "images" / "test").rglob("*.png")))
-    done = run("predict", place / "out", place / "images" / "test")
+    done = start("predict", place / "out", place / "images" / "test")
     assert done.returncode == 0, done.stderr
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == files
     command = f"{sys.executable} -m separable.cli predict {place}/out {place}/images/test | head -1"
@@ -185,11 +210,11 @@ def test_doctor_tells_versions_as_json():
 
 def test_doctor_tells_of_missing_kernels_once_and_with_the_remedy(monkeypatch):
     monkeypatch.setenv("SEPARABLE_NATIVE", "/nowhere/libseparable.so")
-    done, why = run("doctor"), "SEPARABLE_NATIVE names /nowhere/libseparable.so, which is not there"
+    done, why = start("doctor"), "SEPARABLE_NATIVE names /nowhere/libseparable.so, which is not there"
     assert done.stdout.splitlines()[-1] == f"No native kernels, torch's own run instead, slower: {why}."
     assert done.stdout.count(why) == 1
     assert not done.stderr
-    assert json.loads(run("doctor", "--json").stdout)["missing"]["native kernels"] == why
+    assert json.loads(start("doctor", "--json").stdout)["missing"]["native kernels"] == why
 
 
 def test_doctor_tells_of_an_instruction_set_that_was_asked_for(monkeypatch):
@@ -199,12 +224,12 @@ def test_doctor_tells_of_an_instruction_set_that_was_asked_for(monkeypatch):
         pytest.skip("no two instruction sets to choose from here")
     best, *_, lowest = _native.isas()
     monkeypatch.setenv("SEPARABLE_ISA", lowest)
-    asked = run("doctor")
+    asked = start("doctor")
     assert f"SEPARABLE_ISA asks for {lowest}, unset it for {best}" in asked.stdout
     assert "none (it takes avx512" in asked.stdout
     assert asked.stdout.splitlines()[-1].startswith(("Nothing is missing", "Missing"))
     monkeypatch.setenv("SEPARABLE_ISA", "nonsense")
-    refused = run("doctor")
+    refused = start("doctor")
     names = ", ".join(_native.isas())
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == f"separable: SEPARABLE_ISA = nonsense: must be one of {names} here, or unset\n"
@@ -322,6 +347,12 @@ MISTAKES = {
 }  # fmt: skip
 
 
+def test_a_mistake_ends_a_process_of_its_own_with_2():
+    done = start("profile", "nowhere.py:net")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"separable: .*nowhere\.py.*\n", done.stderr)
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_sentence_and_exit_code_2(mistake, place, tmp_path):
     arguments, told = MISTAKES[mistake]
@@ -339,7 +370,6 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(mistake, place, tmp_path):
 
 
 def test_our_own_fault_exits_with_1_and_debug_shows_where(monkeypatch, capsys):
-    from separable import cli
     from separable.commands import doctor
 
     monkeypatch.setattr(doctor, "run", lambda: 1 / 0)

@@ -1,7 +1,8 @@
-// Runs the tests of every operation on every instruction set that this processor has.
+// Runs the tests of every operation on every instruction set that this processor has, or on the one named.
 #include "../kernels.h"
 
 #include <cstdio>
+#include <cstring>
 #include <initializer_list>
 
 bool test_depthwise_conv();
@@ -19,10 +20,12 @@ bool test_transposed_conv();
 bool test_resample();
 bool test_program();
 
-int main() {
+int main(int count, char** words) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);  // what was reported stays, even where a sanitizer ends the process
-  bool good = true;
+  bool good = true, known = count < 2;
   for (int isa = 0; isa < sep_isa_count(); ++isa) {
+    if (count > 1 && std::strcmp(words[1], sep_isa_name(isa))) continue;
+    known = true;
     if (sep_isa_force(isa)) {
       std::printf("%s: skipped, this processor does not have it\n", sep_isa_name(isa));
       continue;
@@ -32,5 +35,6 @@ int main() {
                       test_relayout, test_transposed_conv, test_resample, test_program})
       good = test() && good;
   }
-  return good ? 0 : 1;
+  if (!known) std::printf("%s: no instruction set that was compiled\n", words[1]);
+  return good && known ? 0 : 1;
 }

@@ -238,11 +238,13 @@ def test_subnormal_weights_are_packed_as_zeros():
     network = separable_network()
     zeros = copy.deepcopy(network)
     for parameter, zero in zip(network.parameters(), zeros.parameters(), strict=True):
-        small = torch.rand_like(parameter) < 0.7
+        small = torch.rand_like(parameter) < (0.7 if parameter.dim() > 1 else 0)
         parameter[small], zero[small] = 1e-39, 0
     x = torch.randn(1, 3, 32, 32)
-    packed = [set(accelerate(model, x, tune=False)._shared._packed) for model in (network, zeros)]
-    assert packed[0] == packed[1]
+    fast = [accelerate(model, x, tune=False) for model in (network, zeros)]
+    packed, expected = (set(made._shared._packed) for made in fast)  # by their contents
+    assert len(packed) > 3
+    assert packed == expected
 
 
 @torch.no_grad()

@@ -26,6 +26,12 @@ def finish(words: list[str]) -> subprocess.CompletedProcess:
     return done
 
 
+def here(recipe: ModuleType, given: list[str]) -> dict:
+    """Run a recipe in this process, as it would run in one of its own, which takes seconds to start."""
+    torch.set_num_threads(1)
+    return recipe.main(command_line.parse(recipe.Settings, given))
+
+
 def kill_in_mid_epoch(words: list[str], out: Path) -> None:
     """Run `python WORDS...`, which writes to `out`, and kill it (SIGKILL) as soon as a checkpoint is there."""
     process = subprocess.Popen([sys.executable, *words], env=ONE_THREAD, stderr=subprocess.DEVNULL)

@@ -57,7 +57,7 @@ def causal(sounds, tmp_path_factory):
 
 def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, sounds):
     options = ("--epochs", "3", "--checkpoint-every", "2")
-    launch(sounds, tmp_path / "whole", *options)
+    train(sounds, tmp_path / "whole", *options)  # in this process: a fresh one is no other
     words = ["-m", "separable.recipes.audio", *command(sounds, tmp_path / "killed", *options)]
     kill_in_mid_epoch(words, tmp_path / "killed")
     launch(sounds, tmp_path / "killed", *options, "--resume", "yes")

@@ -7,7 +7,7 @@ import numpy
 import pytest
 import torch
 from PIL import Image
-from tests.recipes.runs import check_one_step, check_shares, finish, kill_in_mid_epoch, results
+from tests.recipes.runs import check_one_step, check_shares, finish, here, kill_in_mid_epoch, results
 
 from separable import store
 from separable.commands.image import evaluate
@@ -79,7 +79,7 @@ def test_half_a_minute_on_real_digits_reaches_its_score(tmp_path, digits):
 def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, digits):
     options = (*SMALL, "--epochs", "2", "--checkpoint-every", "10")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(command(digits, whole, *options))
+    here(image, command(digits, whole, *options)[2:])
     kill_in_mid_epoch(command(digits, killed, *options), killed)
     with pytest.raises(InputError, match="holds checkpoints or results of an earlier run"):
         image.main(settings(digits, killed, "--epochs", "2"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tests import real_data
-from tests.recipes.runs import check_one_step, check_shares, finish, kill_in_mid_epoch, results
+from tests.recipes.runs import check_one_step, check_shares, finish, here, kill_in_mid_epoch, results
 
 from separable.data import conll
 from separable.errors import InputError
@@ -53,7 +53,7 @@ def f1(out):
 
 def test_killed_in_mid_epoch_it_goes_on_to_the_same_numbers(tmp_path, files):
     options = ("--epochs", "3", "--checkpoint-every", "5")
-    launch(files, tmp_path / "whole", *options)
+    here(tokens, command(files, tmp_path / "whole", *options)[2:])
     kill_in_mid_epoch(command(files, tmp_path / "killed", *options), tmp_path / "killed")
     launch(files, tmp_path / "killed", *options, "--resume", "yes")
 
