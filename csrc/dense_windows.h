@@ -17,7 +17,7 @@ enum {
   kUnfoldedBytes = 512 << 10,   // of short rows
   kFewRows = 5,                 // of a tile, which then waits for its weights
   kFewUnits = 4, kSeveralUnits = 8,  // that share large weights; that share the rows
-  kTogether = 128,              // channels side by side that are worth reading at once
+  kTogether = 64,               // channels side by side that are worth reading at once
 };
 
 struct Windows {
