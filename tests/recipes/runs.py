@@ -85,7 +85,8 @@ def check_one_step(recipe: ModuleType, given: list[str], count: int, monkeypatch
         monkeypatch.setattr(running, "world", lambda rank=rank: (rank, 2))
         monkeypatch.setattr(running.L.LightningModule, "global_rank", rank)
         monkeypatch.setattr(module, "log", lambda *_, **__: None)
-        module.training_step(0, 0).backward()
+        with running.reproducible():  # by the kernels that a run takes
+            module.training_step(0, 0).backward()
     network, settings = modules[0], modules[0].settings
     for parameter, other in zip(network.parameters(), modules[1].parameters(), strict=True):
         if parameter.grad is not None:
