@@ -187,6 +187,30 @@ def test_threads_may_call_at_once():
 
 @needs_kernels
 @torch.no_grad()
+def test_calls_at_once_leave_room_for_the_plans_of_several_shapes():
+    fast, sizes = accelerate(nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 3, 1)).eval(), tune=False), (64, 72)
+    inputs = [torch.randn(4, 3, size, size) for size in sizes]
+    for x in inputs:
+        fast(x)
+    start = threading.Barrier(6)
+
+    def call():
+        start.wait()
+        for _ in range(5):
+            fast(inputs[1])
+
+    threads = [threading.Thread(target=call) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    fast(torch.randn(4, 3, 65, 65))
+    assert fast.report.plans >= 3
+    assert fast.report.bytes <= fast.report.budget_bytes
+
+
+@needs_kernels
+@torch.no_grad()
 def test_the_same_bits_for_one_thread_and_two_and_every_time():
     network, x = separable_network(), torch.randn(3, 3, 40, 40)
     fast, threads = accelerate(network), torch.get_num_threads()
@@ -511,7 +535,8 @@ def test_other_types_are_refused(dtype):
 
 @torch.no_grad()
 def test_without_native_kernels_an_input_may_be_a_part_of_another(monkeypatch):
-    network, images = separable_network(), torch.randn(4, 3, 24, 24)
+    network, images = nn.Sequential(nn.ZeroPad2d((1, 2, 0, 1)), separable_network()).eval(), torch.randn(4, 3, 24, 24)
+    network = nn.Sequential(nn.ConstantPad2d(1, 0.5), network).eval()
     monkeypatch.setattr(_native, "path", None)
     fast = accelerate(network, images[:1])
     for i in range(4):

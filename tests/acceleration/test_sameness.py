@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import strategies
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from separable import accelerate
 
@@ -289,6 +290,64 @@ def test_state_that_others_change_between_calls(body, changes):
             change(twins.copied)
         twins.call(x)
         twins.call(image(4))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda net: net[0].half().float(),
+        lambda net: nn.utils.vector_to_parameters(torch.randn(160), net.parameters()),
+        lambda net: prune.remove(prune.l1_unstructured(net[0], "weight", 0.5), "weight"),
+        lambda net: setattr(net[0].weight, "data", torch.randn_like(net[0].weight)),
+        lambda net: setattr(net[2], "__class__", nn.SiLU),
+        *(lambda net, kind=kind: take_fused_step(net, kind) for kind in (torch.optim.SGD, torch.optim.Adam)),
+    ],
+)
+def test_weights_that_others_write_where_torch_counts_no_version(write):
+    network, x = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval(), torch.randn(2, 4, 8, 8)
+    fast = accelerate(network, x)
+    with torch.no_grad():
+        fast(x)
+    write(network)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+@torch.enable_grad()
+def take_fused_step(network, kind):
+    optimizer = kind(network.parameters(), lr=0.1, fused=True)
+    network(torch.randn(2, 4, 8, 8)).square().mean().backward()
+    optimizer.step()
+
+
+@torch.no_grad()
+def test_a_global_that_is_called_as_an_attribute_is_no_obstacle(monkeypatch):
+    monkeypatch.setitem(globals(), "first", None)  # the body names an attribute so
+    twins = Twins(lambda net, x: net.first(x), image())
+    for seed in range(3):
+        monkeypatch.setitem(globals(), "first", accelerate(nn.Conv2d(4, 4, 3).eval(), image(seed)))
+        twins.call(image(seed))
+    assert not twins.reasons
+
+
+@torch.no_grad()
+def test_settings_of_torchs_own_layers_that_others_change():
+    layers = (
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.LeakyReLU(0.1),
+        nn.MaxPool2d(3, 1, 1),
+        nn.Upsample(None, 2),
+    )
+    network, x = nn.Sequential(*layers).eval(), torch.randn(2, 4, 8, 8)
+    fast = accelerate(network, x)
+    for layer, name, value in (
+        *((0, "stride", (2, 2)), (1, "eps", 3.0), (2, "negative_slope", 0.7)),
+        *((3, "padding", 0), (4, "scale_factor", 3), (4, "mode", "bilinear"), (2, "forward", torch.sigmoid)),
+    ):
+        setattr(network[layer], name, value)
+        for _ in range(2):
+            torch.testing.assert_close(fast(x), network(x), rtol=1e-4, atol=1e-5)
 
 
 def test_classes_globals_and_closures_that_others_change(monkeypatch):

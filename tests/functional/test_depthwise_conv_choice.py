@@ -25,7 +25,7 @@ def measured(monkeypatch, *winners):
     """Let measurements be made of calls however short, and won in turn by `winners`; gives what was measured."""
     asked, turns = [], iter(winners)
 
-    def fastest(ways):
+    def fastest(ways, rounds):
         asked.append(list(ways))
         winner = next(turns)
         return {way: 10.0 ** -len(asked) if way == winner else 1.0 for way in ways}  # halves beat the whole
@@ -122,10 +122,10 @@ def test_the_faster_way_is_taken_if_it_gains_enough():
 
         return run
 
-    least = depthwise_conv_choice.fastest({"native": busy(0.002), "reference": busy(0.001)})
+    least = depthwise_conv_choice.fastest({"native": busy(0.002), "reference": busy(0.001)}, 4)
     assert depthwise_conv_choice._faster("native", "reference", least) == "reference"
     assert depthwise_conv_choice._faster("native", "reference", {"native": 1.0, "reference": 0.97}) == "native"
-    hopeless = depthwise_conv_choice.fastest({"native": busy(0.001), "reference": busy(0.05)})
+    hopeless = depthwise_conv_choice.fastest({"native": busy(0.001), "reference": busy(0.05)}, 4)
     assert list(hopeless) == ["native"]
 
 

@@ -99,6 +99,7 @@ class Accelerated(nn.Module):
         self._lock = threading.RLock()
         self._plans: OrderedDict[Any, Plan | str] = OrderedDict()  # of calls that cannot be planned, the reason
         self._shared = Shared()
+        self.choices.seconds = 0.0
         self._latest: Report | str | None = None  # of what was planned last, or why it was not
         self._changes = 0  # of what plans rest on, since one was used
         self._forget()
@@ -225,7 +226,13 @@ class Accelerated(nn.Module):
             else:
                 self._plans[call.key] = followed.reason
             return followed.output
-        self._plans[call.key] = plan = Plan(followed.tape, self.dtype, self._shared, self._choices())
+        try:
+            plan = Plan(followed.tape, self.dtype, self._shared, self._choices())
+        except Exception as error:  # ours to mend, and no reason for the user's call to fail
+            self._latest = self._plans[call.key] = f"it could not be planned: {error!r}"
+            warnings.warn(f"accelerate runs the model as it is: {self._latest}", stacklevel=5)
+            return followed.output
+        self._plans[call.key] = plan
         self._latest = report_of(plan)
         plan.drop_what_made_it()
         self._make_room(plan)
@@ -236,6 +243,7 @@ class Accelerated(nn.Module):
 
     def _make_room(self, plan: Plan) -> None:
         """Let plans go, least recently used first, until what is kept fits the budget."""
+        self._shared.trim()
         self._budget = max(self._budget, _LEAST_BYTES, int(_MOST_SHARE * plan.bytes_alone))
         while len(self._plans) > 1 and self._bytes() > self._budget:
             self._plans.popitem(last=False)

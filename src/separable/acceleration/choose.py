@@ -7,18 +7,20 @@ kept.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
 from separable import _native
 from separable.acceleration.operations.dense_conv import DIRECT, ONEDNN, DenseConv
 from separable.acceleration.steps import Step
-from separable.functional.depthwise_conv_choice import clock_of_work
+from separable.cost import processor
+from separable.functional.measure import Run, fastest, seconds_of
 
-_MOST_SECONDS = 1.0  # of one network
-_MOST_CALLS, _ENOUGH_SECONDS = 3, 0.005  # of one form
+_MOST_SECONDS = 1.0  # of one network, and what the layer takes that was begun last
+_TRIAL_SECONDS = 2e-3  # of one run in a measurement
+_LONG_SECONDS = 0.1  # of one image, from which a layer is not measured
 _GAIN = 0.97  # of the time of the fixed rule's form: what another must need to be worth leaving it
 _GAIN_OUTSIDE, _SECONDS_OUTSIDE = 0.9, 1e-5  # of oneDNN: a program is left for it and entered again, caches colder
-Run = Callable[[], None]
 
 
 @dataclass
@@ -30,10 +32,15 @@ class Choices:
 
     tune: bool = True
     forms: dict[tuple, int] = field(default_factory=dict)  # of each shape, one of DenseConv.forms
-    seconds: float = 0.0  # spent on measuring, of all plans
+    seconds: float = 0.0  # spent on measuring, of all plans in this process
 
-    def choose(self, steps: list[Step], make: Callable[[Step], Run]) -> None:
-        """Set `form` of every step that has a choice; `make` gives a call that runs one step alone."""
+    def choose(self, steps: list[Step], make: Callable[[Step], Run], onednn: bool) -> None:
+        """Set `form` of every step that has a choice.
+
+        Args:
+            make: gives a call that runs one step alone.
+            onednn: whether its form may be taken.
+        """
         several = [step for step in steps if isinstance(step, DenseConv) and len(step.forms) > 1]
         for step in sorted(several, key=lambda step: -_macs(step)):  # most to gain first
             key = _shape(step)
@@ -42,7 +49,8 @@ class Choices:
                 self.forms[key] = _fastest(step, make)
                 self.seconds += time.perf_counter() - started
             kept = self.forms.get(key)
-            step.form = kept if kept in step.forms else _rule(step)  # oneDNN may be missing here
+            fits = kept in step.forms and (onednn or kept != ONEDNN)  # oneDNN may be missing here
+            step.form = kept if kept is not None and fits else _rule(step)
 
 
 def _macs(step: DenseConv) -> int:
@@ -51,8 +59,9 @@ def _macs(step: DenseConv) -> int:
 
 
 def _shape(step: DenseConv) -> tuple:
-    own = (step.batch, step.c_in, step.c_out, step.groups, step.size, step.out, *step.window, step.x_strides)
-    return (*own, step.other is not None, _native.isa())  # for any number of threads
+    sizes = (step.batch, step.c_in, step.c_out, step.groups, step.size, step.out, *step.window, step.x_strides)
+    ends = (step.other is not None, step.activation, step.activation_last)
+    return (*sizes, *ends, _native.isa(), processor())  # for any number of threads
 
 
 def _rule(step: DenseConv) -> int:
@@ -64,24 +73,18 @@ def _rule(step: DenseConv) -> int:
 
 
 def _fastest(step: DenseConv, make: Callable[[Step], Run]) -> int:
-    """The form of the least time; the fixed rule's unless another is clearly faster."""
-    times = {}
+    """The form of the least time on some of the images; the fixed rule's unless another is clearly faster."""
+    ruled = _rule(step)
+    once = seconds_of(make(replace(step, form=ruled, batch=1)))
+    if once > _LONG_SECONDS:
+        return ruled
+    images = max(1, min(step.batch, round(_TRIAL_SECONDS / once)))
+    ways = {ruled: make(replace(step, form=ruled, batch=images))}
     for form in step.forms:
-        step.form = form
-        run = make(step)
-        run()
-        times[form] = _least_seconds(run)
-        if form == ONEDNN:
-            times[form] = times[form] / _GAIN_OUTSIDE + _SECONDS_OUTSIDE
-    ruled, best = _rule(step), min(times, key=times.__getitem__)
-    return best if times[best] < _GAIN * times[ruled] else ruled
-
-
-def _least_seconds(run: Run) -> float:
-    least, spent, calls, clock = float("inf"), 0.0, 0, clock_of_work()
-    while calls < _MOST_CALLS and spent < _ENOUGH_SECONDS:
-        started = clock()
-        run()
-        seconds = clock() - started
-        least, spent, calls = min(least, seconds), spent + seconds, calls + 1
-    return least
+        with suppress(Exception):  # a form that fails is none
+            ways.setdefault(form, make(replace(step, form=form, batch=images)))
+    least = fastest(ways, 1 if once > _TRIAL_SECONDS else 3)
+    if ONEDNN in least:
+        least[ONEDNN] = least[ONEDNN] / _GAIN_OUTSIDE + _SECONDS_OUTSIDE
+    best = min(least, key=least.__getitem__)
+    return best if least[best] < _GAIN * least[ruled] else ruled

@@ -50,8 +50,11 @@ class Fusion:
         return memory not in self.kept and len(readers) == 1 and readers[0].reads.count(memory) == 1
 
     def made_for(self, step: Step, memory: Memory | None) -> Step | None:
-        """The maker of what `step` alone reads."""
-        return self.maker(memory) if memory is not None and step.x_offset == 0 and self.only_reader(memory) else None
+        """The maker of what `step` alone reads, all of it and in rows as long: else their sizes are not the same."""
+        if memory is None or step.x_offset or step.floats_read != memory.floats or not self.only_reader(memory):
+            return None
+        maker = self.maker(memory)
+        return maker if maker is not None and maker.c_out == step.c_in else None
 
     def remove(self, step: Step) -> None:
         self.steps.remove(step)
@@ -101,12 +104,17 @@ def _norm_into_pointwise(fusion: Fusion, step: Step) -> bool:
     return True
 
 
+_MOST_SHIFT = 32.0  # of a norm's result
+
+
 def _affine_into_reader(fusion: Fusion, step: Step) -> bool:
     """A map that stands after an activation goes into the convolution after it, where no border is padded by zeros."""
     if not isinstance(step, (PointwiseConv, DenseConv)) or step.weight is None or not _reads_rows_alone(step):
         return False
     affine = fusion.made_for(step, step.x)
-    if not isinstance(affine, Affine) or affine.activation is not None or affine.c_out != step.c_in:
+    if not isinstance(affine, Affine) or affine.activation is not None:
+        return False
+    if affine.bias is not None and (affine.bias.abs() > _MOST_SHIFT).any():  # the sums would lose what it cancels
         return False
     weight = (
         step.weight.double().flatten(2) if step.weight.dim() > 2 else step.weight.double()[:, :, None]
@@ -242,10 +250,15 @@ def _worthwhile(fusion: Fusion, parts: list[Step]) -> bool:
 
 def _mean_of_chain(fusion: Fusion, step: Step) -> bool:
     """The mean over each image reads the sums that the chain which makes the image leaves."""
-    if not isinstance(step, Pool) or not step.is_mean or step.x_offset:
+    if not isinstance(step, Pool) or not step.is_mean or step.x_offset or step.floats_read != step.x.floats:
         return False
     chain = fusion.maker(step.x)
-    if not isinstance(chain, SeparableConv) or not isinstance(chain.parts[-1], DepthwiseConv) or chain.sums is not None:
+    if (
+        not isinstance(chain, SeparableConv)
+        or chain.c_out != step.c_in
+        or not isinstance(chain.parts[-1], DepthwiseConv)
+        or chain.sums is not None
+    ):
         return False
     chain.sums = Memory(0)  # its size follows from the number of tiles, which the kernels say
     step.x, step.factor = chain.sums, 1 / (step.size[0] * step.size[1])

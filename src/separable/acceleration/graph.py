@@ -31,7 +31,7 @@ class Node:
     """One operation between values. Those of an accelerated operation's file know how they are laid out, others read:
 
     lay_out     adds its steps to a layout; None: torch runs the call, for `reason`
-    is_heavy    worth to enter a program for; a run of nodes that holds none such would cost more than it saves
+    is_heavy    worth entering a program for; a run of nodes that holds none such would cost more than it saves
     is_view     call: permute, reshape, split and their kin, or identity; its results are not made but shown
     border      the value by which it pads as it goes, None where it does not: see `window`
     pads_by     of a pad alone, with window.pairs: the value

@@ -29,11 +29,13 @@ class Invocation:
         for leaf in leaves:
             if type(leaf) is Tensor or type(leaf) is nn.Parameter:
                 key += (leaf.shape, leaf.stride() if leaf.layout is torch.strided else None, leaf.dtype, leaf.device)
+                if leaf.is_neg():
+                    self.obstacle = "an input is a negative view of other numbers"
                 if leaf.layout is not torch.strided:
                     self.obstacle = f"an input is {leaf.layout}".replace("torch.", "")
             elif is_plain(leaf):
-                told_by_text = isinstance(leaf, (float, complex, slice))  # -0.0 equals 0.0, and a slice has no hash
-                key += (type(leaf), repr(leaf) if told_by_text else leaf)  # 1 equals True
+                by_text = isinstance(leaf, (float, complex, slice))  # -0.0 equals 0.0, and a slice has no hash
+                key += (type(leaf), repr(leaf) if by_text else leaf)  # 1 equals True
             else:
                 self.obstacle = f"an argument is a {type(leaf).__name__}, which may hold anything"
         self.memory = [*map(storage_of, self.tensors)]

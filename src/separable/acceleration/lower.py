@@ -12,6 +12,7 @@ from separable.acceleration.calls import Arguments, LeaveAloneError
 from separable.acceleration.graph import Node
 from separable.acceleration.operations import LOWERINGS
 from separable.acceleration.operations.pad import Pad
+from separable.acceleration.operations.relayout import MOST_DIMS
 from separable.acceleration.tape import Call, Ref, Tape, Value
 
 
@@ -69,6 +70,9 @@ def _lower_call(tape: Tape, call: Call) -> Node:
         lowering = LOWERINGS.get(call.name)
         if lowering is None:
             raise LeaveAloneError(f"there is no native kernel for {call.name}")
+        dims = [len(tape.values[n].shape) for n in (*reads, *results)]
+        if dims and not 0 < min(dims) <= max(dims) <= MOST_DIMS:
+            raise LeaveAloneError(f"it works on a single number, or on more than {MOST_DIMS} dimensions")
         wrong = [v for v in (tape.values[n] for n in (*reads, *results)) if v.dtype != torch.float32]
         if wrong:
             raise LeaveAloneError(f"it works on {wrong[0].dtype}".replace("torch.", ""))

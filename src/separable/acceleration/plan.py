@@ -23,7 +23,7 @@ from separable.acceleration.operations.relayout import copy
 from separable.acceleration.places import Memory, Place, Strides, contiguous, same_order
 from separable.acceleration.program import Program
 from separable.acceleration.shared import Shared
-from separable.acceleration.steps import Step, seen
+from separable.acceleration.steps import Step, as_view
 from separable.acceleration.tape import Ref, Tape
 from separable.inputs import own_copy
 
@@ -180,7 +180,8 @@ class Plan:
                 number, place = filled[memory]
                 shapes[i] = self.tape.values[number].shape, place.strides
                 values.append((self._slot(number), i))
-        program = Program(part.steps, inputs, outputs, self.dtype, self._shared, self._choices)
+        onednn = not self.tape.subnormal
+        program = Program(part.steps, inputs, outputs, self.dtype, self._shared, self._choices, onednn=onednn)
         self._programs.append(program)
         part.steps = program.steps
         given = [
@@ -205,7 +206,7 @@ class Plan:
         source, target, shape = self._slot(place.memory), self._slot(number), self.tape.values[number].shape
 
         def play(env: list[Any]) -> None:
-            env[target] = seen(env[source], shape, place.strides, place.offset)
+            env[target] = as_view(env[source], shape, place.strides, place.offset)
 
         return play
 

@@ -43,6 +43,7 @@ class Program:
         choices: which form of a kernel to take, where there are several; without it the direct one.
         shared: where packed weights are kept and workspaces come from.
         blank: pack no weights; what comes out is only to be timed.
+        onednn: whether a choice may fall on oneDNN, which takes no subnormal numbers for zeros.
     """
 
     def __init__(
@@ -54,12 +55,14 @@ class Program:
         shared: Shared | None = None,
         choices: Choices | None = None,
         blank: bool = False,
+        onednn: bool = True,
     ):
+        assert all(step.y_offset + step.floats_made <= step.y.floats for step in steps), "a step writes past its memory"
         self._shared = shared or Shared()
         product = 0 if dtype == torch.float32 else 2 if _native.has_matrix_tiles() else 1
         self.steps = steps = _shared_by_threads(steps, product)
         if choices is not None and product == 0:
-            choices.choose(steps, self._alone)
+            choices.choose(steps, self._alone, onednn)
         natives = [step for step in steps if not _is_by_onednn(step)]
         self._packed = _pack(natives, product, self._shared, blank)  # kept: the code holds their addresses
         self.scratch_bytes = _settle(steps, natives, product)
@@ -85,7 +88,7 @@ class Program:
                 torch.ops.separable.program_run.default(stage, workspace, self.floats, self.scratch_bytes, tensors)
             else:
                 stage.run(workspace, tensors)
-        self._shared.give(workspace)
+        self._shared.give(workspace)  # after an error it is left to be freed
 
     def _alone(self, step: Step) -> Callable[[], None]:
         """A call that runs one step of a program by itself."""
@@ -172,10 +175,10 @@ def _shared_by_threads(steps: list[Step], product: int) -> list[Step]:
     threads = torch.get_num_threads()
     if threads == 1:
         return steps
-    measures = _measure(_code(Writer(product), steps))
     found: list[Step] = []
-    for step, (units, *_) in zip(steps, measures, strict=True):
-        found += step.parts if step.parts and step.sums is None and units < threads else [step]
+    for step in steps:
+        apart = step.parts and step.sums is None and _measure(_code(Writer(product), [step]))[0][0] < threads
+        found += step.parts if apart else [step]
     return found
 
 

@@ -33,7 +33,7 @@ class Report:
     rows: list[Row]
     isa: str | None
     missing: str = ""
-    programs: int = 0  # native calls that one forward takes
+    programs: int = 0  # native ones that one forward runs; one stops for each convolution by oneDNN
     plans: int = 0  # of this network, for other inputs too
     bytes: int = 0  # that they take together: packed weights, which they share, code and workspaces
     budget_bytes: int = 0  # above which the plans that were used longest ago leave

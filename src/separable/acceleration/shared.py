@@ -9,6 +9,7 @@ import hashlib
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -40,11 +41,18 @@ class Shared:
         except IndexError:
             workspace = None
         if workspace is None or workspace.numel() < floats:
-            workspace = torch.empty(floats, dtype=torch.float32)
+            with torch.inference_mode(False):  # it is written in any mode
+                workspace = torch.empty(floats, dtype=torch.float32)
         return workspace
 
     def give(self, workspace: Tensor) -> None:
         self._idle.append(workspace)
+
+    def trim(self) -> None:
+        """Let all idle workspaces go but one: calls at once had one each."""
+        while len(self._idle) > 1:
+            with suppress(IndexError):  # another thread may just have taken it
+                self._idle.popleft()
 
     @property
     def bytes(self) -> int:

@@ -8,18 +8,21 @@ Not watched are code itself, what lies outside Python (files, clocks) and weight
 """
 
 import collections
+import dis
 import enum
 import functools
 import logging
 import random
 import sys
 import types
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter, itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils import _pytree as pytree
 
 _NOT_THE_USERS = sys.stdlib_module_names | {"torch", "numpy", "separable"}  # whose code is taken to keep no state
@@ -32,7 +35,9 @@ _CONTAINERS = (list, set, collections.deque, tuple, frozenset)
 _CALLED_UNNAMED = {"forward", "__call__", "__getitem__", "__getattr__", "__iter__", "__len__", "__enter__", "__exit__"}
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
 _MOST_OBJECTS, _MOST_BYTES = 50_000, 1 << 16
-_training, _version = itemgetter("training"), attrgetter("_version")
+_version = attrgetter("_version")
+
+_states: "weakref.WeakSet[State]" = weakref.WeakSet()
 
 Found = Iterator[tuple[Any, str]]  # what a value leads to, and how it is called
 
@@ -67,11 +72,16 @@ class State:
         self.tensors: list[Tensor] = []
         self._arrays: list[Any] = []
         self._mentioned, self._classes = set(_CALLED_UNNAMED), dict[type, set[str]]()
-        self._attributes = [a for a in map(vars, model.modules()) if "training" in a]
-        self._hooks = [a[key] for a in self._attributes for key in ("_forward_pre_hooks", "_forward_hooks")]
+        attributes = [a for a in map(vars, model.modules()) if "training" in a]
+        self._settings: list[tuple[Callable, list[str], dict[str, Any]]] = []  # of torch's own layers: getter, names
+        self._hooks = [a[key] for a in attributes for key in ("_forward_pre_hooks", "_forward_hooks")]
         of_all = (torch.nn.modules.module._global_forward_hooks, torch.nn.modules.module._global_forward_pre_hooks)
         self._reach([(model, ""), *((hooks, "the hooks of all modules") for hooks in of_all)])
         self._counting = [tensor for tensor in self.tensors if not tensor.is_inference()]  # those count no versions
+        self._placed = [t for t in self.tensors if type(t) in (Tensor, nn.Parameter) and _has_memory(t)]
+        self._modules = list(model.modules())
+        self.is_written = False  # by an optimizer that torch counts no version for
+        _states.add(self)
         own = [t for t in self._counting if keeps_values and not isinstance(t, nn.Parameter)]
         self._kept = [(tensor, tensor._version, tensor.clone()) for tensor in own]
         self._then = [copy_of(live) for live in self._live]
@@ -81,7 +91,7 @@ class State:
     def is_current(self) -> bool:
         """Whether everything watched is as it was."""
         try:
-            return self._live == self._then and self._others() == self._checked
+            return not self.is_written and self._live == self._then and self._others() == self._checked
         except Exception:  # of values that cannot be compared: they are not the same objects as before
             return False
 
@@ -116,10 +126,14 @@ class State:
         for live, then in zip(self._live, self._then, strict=True):
             if not _same(live, then):
                 _refill(live, then)
-        for (read, write, name), value in zip(self._single, self._checked[3], strict=True):
+        for (_, names, attributes), (_, values) in zip(self._settings, self._checked[0], strict=True):
+            for name in {*_settings_in(attributes)} - {*names}:
+                del attributes[name]
+            attributes.update(zip(names, values, strict=True))
+        for (read, write, name), value in zip(self._single, self._checked[5], strict=True):
             if read(name) is not value:
                 write(name, value)
-        for cell, value in zip(self._cells, self._checked[4], strict=True):
+        for cell, value in zip(self._cells, self._checked[6], strict=True):
             cell.cell_contents = value
         for tensor, version, values in self._kept:
             if tensor._version != version:
@@ -135,8 +149,10 @@ class State:
     def _others(self) -> tuple:
         hooks = [*map(len, self._hooks)] if any(self._hooks) else None
         return (
-            [*map(_training, self._attributes)],
+            [(len(attributes), read(attributes)) for read, _, attributes in self._settings],
             hooks,
+            [*map(type, self._modules)],
+            [*map(Tensor.data_ptr, self._placed)],
             [*map(_version, self._counting)],
             [read(name) for read, _, name in self._single],
             [*map(_contents, self._cells)],
@@ -179,12 +195,15 @@ class State:
         self._names.append(name)
 
     def _within_module(self, module: nn.Module, name: str) -> Found:
-        """Attributes of torch's own layers are settings, which nobody changes; those of others may be anything."""
+        """Attributes of torch's own layers that hold no others are settings; those of other modules may be anything."""
         attributes, prefix = vars(module), f"{name}." if name else ""
         own = not type(module).__module__.startswith("torch.")
         registered = ("_parameters", "_buffers", "_modules")
         if own or attributes.get("_modules"):
             self._watch(attributes, name)
+        elif "training" in attributes:
+            names = _settings_in(attributes)
+            self._settings.append((itemgetter(*names), names, attributes))
         for key in registered:
             entries = attributes.get(key)
             if isinstance(entries, dict) and entries:
@@ -203,20 +222,21 @@ class State:
         elif (function.__module__ or "").partition(".")[0] not in _NOT_THE_USERS:
             names = set(_names_in(function.__code__))
             self._mentioned |= names
+            global_names = set(_global_names_in(function.__code__))
             for free, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
                 self._cells.append(cell)
                 yield _contents(cell), free
             yield from ((defaults, name) for defaults in (function.__defaults__, function.__kwdefaults__))
-            yield from self._named_in(function.__globals__, names, "")
+            yield from self._named_in(function.__globals__, global_names, names, "")
 
-    def _named_in(self, space: dict[str, Any], names: set[str], prefix: str) -> Found:
-        """What code reads of a module by these names; of a module that it imports, what it may read there."""
-        for name in names & space.keys():
+    def _named_in(self, space: dict[str, Any], wanted: set[str], names: set[str], prefix: str) -> Found:
+        """What code reads of a module by the wanted names; of a module that it imports, what it may read there."""
+        for name in wanted & space.keys():
             value = space[name]
             if isinstance(value, types.ModuleType):
                 if value.__name__.partition(".")[0] not in _NOT_THE_USERS and id(value) not in self._seen:
                     self._seen[id(value)] = value
-                    yield from self._named_in(vars(value), names, f"{value.__name__}.")
+                    yield from self._named_in(vars(value), names, names, f"{value.__name__}.")
                 continue
             if not isinstance(value, (*_FUNCTIONS, type)):
                 self._single.append((space.get, space.__setitem__, name))
@@ -254,6 +274,11 @@ def copy_of(container: Any) -> Any:
     return dict(container) if isinstance(container, dict) else container.copy()
 
 
+def _settings_in(attributes: dict[str, Any]) -> list[str]:
+    """Their names, and "training" twice, so that there are always several."""
+    return ["training", "training", *(key for key in attributes if key not in _OF_EVERY_MODULE)]
+
+
 def _is_the_users(kind: type) -> bool:
     return kind.__module__.partition(".")[0] not in _NOT_THE_USERS
 
@@ -278,6 +303,31 @@ def _names_in(code: types.CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _names_in(constant)
+
+
+def _global_names_in(code: types.CodeType) -> Iterator[str]:
+    """Those that the code looks up in its module, and not as attributes of something."""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname.endswith(("_GLOBAL", "_NAME")):
+            yield instruction.argval
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _global_names_in(constant)
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_meta
+
+
+def _after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Fused optimizers write where torch counts no version."""
+    if any(group.get("fused") for group in optimizer.param_groups):
+        written = {id(tensor) for group in optimizer.param_groups for tensor in group["params"]}
+        for state in list(_states):
+            state.is_written |= not written.isdisjoint(map(id, state.tensors))
+
+
+register_optimizer_step_post_hook(_after_step)
 
 
 def _contents(cell: types.CellType) -> Any:

@@ -56,6 +56,15 @@ class Step:
     def reads(self) -> list[Memory]:
         return [m for m in (self.x, self.other, self.gate) if m is not None]
 
+    @property
+    def floats_read(self) -> int:
+        """Of `x`."""
+        raise NotImplementedError
+
+    @property
+    def floats_made(self) -> int:
+        raise NotImplementedError
+
     def run_as(self) -> "Step":
         """The step that the native library is given: another where another kernel computes the same faster."""
         return self
@@ -95,9 +104,17 @@ class RowStep(Step):
     x_stride: int = 0
     image_rows: int = 0
 
+    @property
+    def floats_read(self) -> int:
+        return self.rows * self.c_in
+
+    @property
+    def floats_made(self) -> int:
+        return self.rows * self.c_out
+
     def read_rows(self, runs: Runs) -> Tensor:
         """[rows, c_in]"""
-        return seen(runs[self.x], (self.rows, self.c_in), (self.x_stride or self.c_in, 1), self.x_offset)
+        return as_view(runs[self.x], (self.rows, self.c_in), (self.x_stride or self.c_in, 1), self.x_offset)
 
     def gated(self, runs: Runs, x: Tensor) -> Tensor:
         if self.gate is None:
@@ -121,6 +138,14 @@ class ImageStep(Step):
     x_strides: Strides = ()  # of [N, C, H, W]; (): channels last
 
     @property
+    def floats_read(self) -> int:
+        return self.batch * self.c_in * self.size[0] * self.size[1]
+
+    @property
+    def floats_made(self) -> int:
+        return self.batch * self.c_out * self.out[0] * self.out[1]
+
+    @property
     def window(self) -> list[int]:
         return [*self.kernel_size, *self.stride, *self.padding, *self.dilation]
 
@@ -139,7 +164,7 @@ class ImageStep(Step):
         """[N, C, H, W]"""
         height, width = self.size
         strides = self.x_strides or (height * width * self.c_in, 1, width * self.c_in, self.c_in)
-        return seen(runs[self.x], (self.batch, self.c_in, *self.size), strides, self.x_offset)
+        return as_view(runs[self.x], (self.batch, self.c_in, *self.size), strides, self.x_offset)
 
     def padded(self, x: Tensor, value: float) -> Tensor:
         """With the border that the windows need."""
@@ -153,7 +178,7 @@ class ImageStep(Step):
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, groups).permute(0, 2, 3, 1)
 
 
-def seen(run: Tensor, shape: tuple[int, ...], strides: Strides, offset: int) -> Tensor:
+def as_view(run: Tensor, shape: tuple[int, ...], strides: Strides, offset: int) -> Tensor:
     """A run of memory as a tensor of this shape, `offset` floats from its beginning, wherever in a storage that is."""
     return run.as_strided(shape, strides, int(run.storage_offset()) + offset)
 

@@ -4,6 +4,7 @@ Arithmetic is the best of many matrix products of several sizes; bandwidth the b
 once) of a buffer far larger than the caches, and of one that fits in them. Both run with the threads that torch has.
 """
 
+import functools
 import platform
 import time
 from dataclasses import asdict, dataclass
@@ -111,6 +112,7 @@ def _cache_bytes(device: torch.device) -> int:
     return max(sizes)
 
 
+@functools.cache
 def processor() -> str:
     """The processor's name; the kernel knows it where Python's `platform` does not."""
     try:

@@ -6,6 +6,7 @@ bits, for arithmetic and comparisons take subnormal ones for zeros where `torch.
 float16 is left out: torch computes with it in float32, where its smallest numbers are normal.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -122,7 +123,10 @@ def counted(tensor: Tensor, most: int | None = None) -> tuple[int, int]:
         return 0, 0
     flat = _in_memory_order(tensor.detach())
     if most is not None and flat.numel() > most:
-        flat = flat[:: flat.numel() // most | 1]  # an odd step meets every channel
+        step, channels = flat.numel() // most, tensor.shape[1] if tensor.dim() > 1 else 1
+        while math.gcd(step, channels) > 1:  # else some channels would never be met
+            step += 1
+        flat = flat[::step]
     return sum(int(_are_subnormal(part).count_nonzero()) for part in flat.split(_PART)), flat.numel()
 
 

@@ -7,8 +7,6 @@ worth it; they, and all calls under `torch.use_deterministic_algorithms(True)`, 
 known of such shapes in general. Ways agree but for rounding.
 """
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,14 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from separable.functional.measure import HOPELESS, Run, fastest, seconds_of
+
 SHORT = 2e-4  # seconds of a call below which the fixed way stays
 TRIAL = 8e-3  # seconds of one run in a measurement
 ROUNDS = 4
 GAIN = 0.95  # of the fixed way's time: what another way must stay below to be taken
-HOPELESS = 3.0  # times the fixed way's time, from which a way is run once only
-FIRST_CALL = 3e-3  # seconds that torch may spend on preparing a shape that it has not met
 
-Run = Callable[[], Any]
 Mask = tuple[bool, bool, bool]
 
 
@@ -87,8 +84,8 @@ class Choice:
         images, why = self._images(len(x), run(self.fixed, len(x)))
         if why:
             return self.fixed, why
-        least = fastest({way: run(way, images) for way in (self.fixed, other)})
-        return _faster(self.fixed, other, least), _told(least, images)
+        least = fastest({way: run(way, images) for way in (self.fixed, other)}, ROUNDS)
+        return _faster(self.fixed, other, least), _in_words(least, images)
 
     def _measure_backward(self, grad: Tensor, x: Tensor, weight: Tensor, mask: Mask) -> Ways:
         other = "reference" if self.fixed == "native" else "native"
@@ -100,28 +97,25 @@ class Choice:
         images, why = self._images(len(x), run(self.fixed, len(x), mask))
         if why:
             return Ways(self.fixed, self.fixed, why)
-        least = fastest({way: run(way, images, mask) for way in (self.fixed, other)})
+        least = fastest({way: run(way, images, mask) for way in (self.fixed, other)}, ROUNDS)
         whole = _faster(self.fixed, other, least)
-        told = _told(least, images)
+        words = _in_words(least, images)
         if not (mask[0] and any(mask[1:])) or len(least) == 1:
-            return Ways(whole, whole, told)
-        parts = [fastest({way: run(way, images, half) for way in (self.fixed, other)}) for half in halves]
+            return Ways(whole, whole, words)
+        parts = [fastest({way: run(way, images, half) for way in (self.fixed, other)}, ROUNDS) for half in halves]
         ways = [min(part, key=lambda way: part[way]) for part in parts]
         apart = sum(min(part.values()) for part in parts)
         if ways[0] != ways[1] and apart < GAIN * least[whole]:
-            told_apart = f"input's by {ways[0]} and weight's by {ways[1]} {apart * 1e3:.2f} ms"
-            return Ways(ways[0], ways[1], f"{told}; {told_apart}")
-        return Ways(whole, whole, told)
+            apart_in_words = f"input's by {ways[0]} and weight's by {ways[1]} {apart * 1e3:.2f} ms"
+            return Ways(ways[0], ways[1], f"{words}; {apart_in_words}")
+        return Ways(whole, whole, words)
 
     def _images(self, batch: int, run: Run) -> tuple[int, str]:
         """How many images to measure with; or why nothing is measured."""
         if not self.measures:
             return 0, self.rule()
         run()
-        clock = clock_of_work()
-        start = clock()
-        run()
-        taken = clock() - start
+        taken = seconds_of(run)
         if taken < SHORT:
             return 0, f"{self.rule()}; {taken * 1e3:.2f} ms are too short to measure"
         return max(1, min(batch, round(batch * TRIAL / taken))), ""
@@ -143,38 +137,11 @@ class Choice:
         )
 
 
-def fastest(ways: dict[str, Run]) -> dict[str, float]:
-    """The least seconds of each way, in turns after one run that is not counted; the first is what others must beat.
-
-    A way whose first run says that it has no hope is left out.
-    """
-    once: dict[str, float] = {}
-    clock = clock_of_work()
-    for name, run in ways.items():
-        start = clock()
-        run()
-        once[name] = clock() - start
-    fixed = next(iter(once.values()))
-    left = {name: run for name, run in ways.items() if once[name] <= HOPELESS * fixed + FIRST_CALL}
-    least = dict.fromkeys(left, float("inf"))
-    for _ in range(ROUNDS if len(left) > 1 else 0):
-        for name, run in left.items():
-            start = clock()
-            run()
-            least[name] = min(least[name], clock() - start)
-    return least if len(left) > 1 else {name: once[name] for name in left}
-
-
-def clock_of_work() -> Callable[[], float]:
-    """On one thread its processor time, which leaves out the turns of other programs."""
-    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-
-
 def _faster(fixed: str, other: str, least: dict[str, float]) -> str:
     return other if least.get(other, float("inf")) < GAIN * least[fixed] else fixed
 
 
-def _told(least: dict[str, float], images: int) -> str:
+def _in_words(least: dict[str, float], images: int) -> str:
     times = " and ".join(f"{way} {seconds * 1e3:.2f} ms" for way, seconds in least.items())
     lost = "" if len(least) > 1 else f", the other more than {HOPELESS:.0f} times as long"
     return f"measured: {times}{lost} for {images} image{'s' * (images > 1)}"

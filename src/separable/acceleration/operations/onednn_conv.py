@@ -10,7 +10,7 @@ from torch import Tensor
 
 from separable.acceleration.graph import ACTIVATIONS
 from separable.acceleration.places import channels_last
-from separable.acceleration.steps import ImageStep, Runs, seen
+from separable.acceleration.steps import ImageStep, Runs, as_view
 from separable.cost.subnormal import flushed
 
 
@@ -23,11 +23,18 @@ class OneDNNConv(ImageStep):
 
     @property
     def fits(self) -> bool:
-        """Whether this build of torch has it, and it pads alike on both sides of an image that lies channels last."""
+        """Whether this build of torch has it, and the image lies channels last and is padded alike on both sides.
+
+        oneDNN dies of images that a window misses and of those that are narrower than a stride.
+        """
         here = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
-        dims = zip(self.size, self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
-        made = tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in dims)
-        return here and made == self.out and self.x_strides[1] == 1
+        return here and self.x_strides[1] == 1 and all(map(self._fits_along, (0, 1)))
+
+    def _fits_along(self, i: int) -> bool:
+        n, stride, padding = self.size[i], self.stride[i], self.padding[i]
+        reach = self.dilation[i] * (self.kernel_size[i] - 1) + 1
+        meets = padding < reach and (self.out[i] - 1) * stride < n + padding and n >= stride
+        return meets and self.out[i] == (n + 2 * padding - reach) // stride + 1
 
     def plain_weight(self) -> Tensor:
         """[O, I/groups, kh, kw]; numbers below the smallest normal one are zeros, as in native programs."""
@@ -40,26 +47,23 @@ class OneDNNConv(ImageStep):
 
     def run(self, runs: Runs) -> None:
         """Fill runs[y]: oneDNN adds to what stands there, so that no memory is taken and nothing is copied."""
-        other = None if self.other is None else runs[self.other]
-        first = self.activation if other is None or not self.activation_last else None
-        y = runs[self.y]
-        if other is None or first is not None:
+        y, other = runs[self.y], None if self.other is None else runs[self.other]
+        adds_last = other is not None and self.activation is not None and not self.activation_last
+        if other is None or adds_last:
             y.zero_()
         else:
             y.copy_(other)
-        last = self.activation if first is None else None
-        fused = "relu" if "relu" in (first, last) else None
         shape = (self.batch, self.c_out, *self.out)
         torch.ops.mkldnn._convolution_pointwise_.binary(
-            *(seen(y, shape, channels_last(shape), 0), self.read_images(runs), self.packed, self.bias),
-            *(*self.moves, self.groups, "add", 1.0, fused, [], ""),
+            *(as_view(y, shape, channels_last(shape), 0), self.read_images(runs), self.packed, self.bias),
+            *(*self.moves, self.groups, "add", 1.0, None, [], ""),  # oneDNN's own ReLU makes zeros of what is no number
         )
-        if first is not None and fused is None:
-            y.copy_(ACTIVATIONS[first](y))
-        if first is not None and other is not None:
+        if self.activation == "relu":
+            y.relu_()
+        elif self.activation is not None:
+            y.copy_(ACTIVATIONS[self.activation](y))
+        if other is not None and adds_last:
             y.add_(other)
-        if last is not None and fused is None:
-            y.copy_(ACTIVATIONS[last](y))
 
     @property
     def moves(self) -> tuple[list[int], list[int], list[int]]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -9,7 +10,7 @@ from separable.acceleration.calls import Arguments, LeaveAloneError
 from separable.acceleration.graph import Node
 from separable.acceleration.layout import Layout
 from separable.acceleration.places import Strides, channels_last, contiguous, innermost_of
-from separable.acceleration.steps import Runs, Step
+from separable.acceleration.steps import Runs, Step, as_view
 from separable.acceleration.writer import Writer, bits
 from separable.functional.arguments import Window
 
@@ -28,6 +29,14 @@ class Pad(Step):
     x_strides: Strides = ()
     value: float = 0.0
 
+    @property
+    def floats_read(self) -> int:
+        return torch.Size(self.size).numel()
+
+    @property
+    def floats_made(self) -> int:
+        return torch.Size(self.out).numel()
+
     def fields(self, writer: Writer) -> list[int]:
         pointers = [writer.pointer(self.x, self.x_offset), writer.pointer(self.y)]
         return [*pointers, *self.size, *self.out, *self.before, *self.x_strides, bits(self.value)]
@@ -36,7 +45,7 @@ class Pad(Step):
         by: list[int] = []
         for size, out, before in zip(self.size, self.out, self.before, strict=True):
             by = [before, out - size - before, *by]
-        return F.pad(runs[self.x].as_strided(self.size, self.x_strides, self.x_offset), by, value=self.value)
+        return F.pad(as_view(runs[self.x], self.size, self.x_strides, self.x_offset), by, value=self.value)
 
 
 def _pad(a: Arguments) -> Node:

@@ -19,10 +19,10 @@ from separable.acceleration.places import (
     rows_follow,
     same_order,
 )
-from separable.acceleration.steps import RowStep, Runs, Step, seen
+from separable.acceleration.steps import RowStep, Runs, Step, as_view
 from separable.acceleration.writer import Writer
 
-_DIMS = 6  # of the kernel
+MOST_DIMS = 6  # of the kernel
 AnyRowStep = TypeVar("AnyRowStep", bound=RowStep)
 
 
@@ -34,16 +34,24 @@ class Relayout(Step):
     x_strides: Strides = ()
     y_strides: Strides = ()
 
+    @property
+    def floats_read(self) -> int:
+        return torch.Size(self.sizes).numel()
+
+    @property
+    def floats_made(self) -> int:
+        return torch.Size(self.sizes).numel()
+
     def fields(self, writer: Writer) -> list[int]:
-        missing = _DIMS - len(self.sizes)
+        missing = MOST_DIMS - len(self.sizes)
         sizes, x_strides, y_strides = [1] * missing, [0] * missing, [0] * missing
         pointers = [writer.pointer(self.x, self.x_offset), writer.pointer(self.y, self.y_offset)]
         return [*pointers, *sizes, *self.sizes, *x_strides, *self.x_strides, *y_strides, *self.y_strides]
 
     def run(self, runs: Runs) -> None:
         made = runs.setdefault(self.y, torch.empty(self.y.floats, dtype=torch.float32))
-        x = seen(runs[self.x], self.sizes, self.x_strides, self.x_offset)
-        seen(made, self.sizes, self.y_strides, self.y_offset).copy_(x)
+        x = as_view(runs[self.x], self.sizes, self.x_strides, self.x_offset)
+        as_view(made, self.sizes, self.y_strides, self.y_offset).copy_(x)
 
 
 def copy(

@@ -38,6 +38,14 @@ class SeparableConv(Step):
         return self.depthwise.batch if self.depthwise else 1
 
     @property
+    def floats_read(self) -> int:
+        return self.parts[0].floats_read
+
+    @property
+    def floats_made(self) -> int:
+        return self.parts[-1].floats_made
+
+    @property
     def reads(self) -> list[Memory]:
         inside = [part.y for part in self.parts]
         return [self.x, *(m for part in self.parts for m in part.reads if m not in inside)]

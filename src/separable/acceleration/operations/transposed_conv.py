@@ -113,7 +113,7 @@ def _lay_out(layout: Layout, node: Node) -> None:
     number = node.inputs[0]
     place = ordered(layout, number, channels_last(layout.shape(number)))
     step = layout.emit_images(node, TransposedConv, place)
-    step.x_strides, step.groups = place.strides, node.groups
+    step.x_strides, step.groups = channels_last(layout.shape(number)), node.groups
 
 
 TransposedConv.calls = {"aten::conv_transpose2d": _conv_transpose}
