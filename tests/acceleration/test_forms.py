@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from separable import _native, accelerate
+from separable.acceleration import accelerated
 from separable.acceleration.choose import Choices
 from separable.acceleration.operations import onednn_conv
 from separable.acceleration.operations.dense_conv import DIRECT, ONEDNN
@@ -184,3 +185,22 @@ def test_onednn_is_not_taken_where_numbers_are_subnormal():
     fast.choices = Choices(forms=Always(ONEDNN))
     fast(x)
     assert [row.kernel for row in fast.report.rows] == ["dense_conv"] * 2
+
+
+@torch.no_grad()
+def test_the_model_runs_where_torch_is_faster(monkeypatch):
+    monkeypatch.setattr(accelerated, "_SHORT_SECONDS", 1.0)
+    few, x = nn.Sequential(nn.Conv2d(3, 8, 1)).eval(), torch.randn(1, 3, 128, 128)  # laid out anew, twice, for little
+    many = nn.Sequential(*(nn.Conv2d(32, 32, 3, padding=1, groups=32) for _ in range(6))).eval()
+    left, taken, ruled = (
+        accelerate(few, x),
+        accelerate(many, torch.randn(1, 32, 28, 28)),
+        accelerate(few, x, tune=False),
+    )
+    assert "torch's own operations are faster here" in left.report.left_alone[0].reason
+    assert not taken.report.left_alone
+    assert not ruled.report.left_alone
+    for fast in (left, ruled):
+        torch.testing.assert_close(fast(x), few(x), rtol=1e-5, atol=1e-5)
+    few[0].weight.add_(1)
+    torch.testing.assert_close(left(x), few(x), rtol=1e-5, atol=1e-5)

@@ -1,10 +1,12 @@
 """The module that `accelerate` makes: it plans once for each shape of inputs, then runs the plan."""
 
+import math
 import threading
 import warnings
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,11 +24,14 @@ from separable.acceleration.tape import follow, storage_of
 from separable.acceleration.training import swap_layers
 from separable.cost.subnormal import subnormal_weights
 from separable.errors import InputError
+from separable.functional.measure import fastest, seconds_of
 from separable.inputs import own_copy
 
 # All plans together, least recently used leaving first, may take this many times what the largest takes alone; those of
 # small networks may take some megabytes.
 _MOST_SHARE, _LEAST_BYTES = 1.4, 8 << 20
+_SHORT_SECONDS = 2e-3  # of a call, above which torch's own operations are not tried
+_ROUNDS, _GAIN = 5, 0.9  # of trying them, and the share of the plan's time that they must stay below
 _MOST_CHANGES = 3  # of the network's state one after the other, none of its plans used between
 
 
@@ -50,9 +55,10 @@ def accelerate(
         recompute: with training, set `recompute` in its separable layers: less memory, a little more work.
         dtype: float32; torch.bfloat16 rounds the factors of matrix products to bfloat16 and sums in float32, on
             processors with AVX512-BF16; outputs then differ by about a percent of the largest.
-        tune: time the forms that a dense convolution can take on its real shape, up to a second in all, and keep the
-            fastest; the choice travels with pickles. False takes a fixed rule, which gives the same bits in every run;
-            so does torch.use_deterministic_algorithms.
+        tune: time the forms that a dense convolution can take on its real shape, about a second in all, and keep the
+            fastest; the choice travels with pickles. Calls of under 2 ms are timed beside torch's own operations, and
+            the model itself runs where those are faster. False takes a fixed rule, which gives the same bits in every
+            run; so does torch.use_deterministic_algorithms.
 
     Returns:
         A module that is called as the model is; outputs differ by less than 1e-4 of the largest in float32. Its
@@ -62,7 +68,7 @@ def accelerate(
         InputError: the model is none, or in training mode, or accelerated already; the dtype is not supported here;
             recompute without training, or a dtype with it.
 
-    >>> network = accelerate(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()).eval(), torch.zeros(1, 3, 8, 8))
+    >>> network = accelerate(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()).eval(), torch.zeros(1, 3, 8, 8), tune=False)
     >>> network(torch.ones(1, 3, 8, 8)).shape
     torch.Size([1, 8, 8, 8])
     >>> [row.operation for row in network.report.rows]
@@ -198,6 +204,8 @@ class Accelerated(nn.Module):
 
     def _as_it_is(self, call: Invocation) -> Any:
         output = self.model(*call.args, **call.kwargs)
+        if type(output) is Tensor:
+            return output.detach() if output.requires_grad else output
         leaves, structure = flatten(output)
         if not any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves):
             return output
@@ -232,8 +240,15 @@ class Accelerated(nn.Module):
             self._latest = self._plans[call.key] = f"it could not be planned: {error!r}"
             warnings.warn(f"accelerate runs the model as it is: {self._latest}", stacklevel=5)
             return followed.output
-        self._plans[call.key] = plan
         self._latest = report_of(plan)
+        if _native.path and not any(part.steps for part in plan.parts):
+            self._plans[call.key] = "nothing of it has a native kernel"
+            return followed.output
+        pure = not followed.has_effects and not any(made.kept_whole for made in followed.tape.calls)
+        if self._choices().tune and pure and _native.path and (reason := _reason_for_torch(plan, call)):
+            self._latest = self._plans[call.key] = reason
+            return followed.output
+        self._plans[call.key] = plan
         plan.drop_what_made_it()
         self._make_room(plan)
         return followed.output if followed.has_effects else _played(plan, call)
@@ -294,6 +309,18 @@ class Accelerated(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._start()
+
+
+def _reason_for_torch(plan: Plan, call: Invocation) -> str:
+    """Where torch's own operations take less time than the plan: a few small ones, or a layout that costs to change."""
+    by_torch = Plan(plan.tape, native=False)
+    with torch.random.fork_rng(devices=[]):
+        if seconds_of(lambda: _played(plan, call)) > _SHORT_SECONDS:
+            return ""
+        least = fastest({way: partial(_played, way, call) for way in (plan, by_torch)}, _ROUNDS)
+    if least.get(by_torch, math.inf) > _GAIN * least[plan]:
+        return ""
+    return f"torch's own operations are faster here: {least[by_torch] * 1e6:.0f} us and {least[plan] * 1e6:.0f}"
 
 
 def _played(plan: Plan, call: Invocation) -> Any:

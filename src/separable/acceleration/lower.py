@@ -16,9 +16,13 @@ from separable.acceleration.operations.relayout import MOST_DIMS
 from separable.acceleration.tape import Call, Ref, Tape, Value
 
 
-def lower(tape: Tape) -> list[Node]:
+def lower(tape: Tape, native: bool = True) -> list[Node]:
     """The nodes of `tape`, in its order; borders of zeros are part of the convolution that reads them."""
     nodes = [_lower_call(tape, call) for call in tape.calls]
+    if not native:
+        for node in nodes:
+            node.leave_alone("it is not asked for")
+        return nodes
     _leave_shown_views(nodes, tape)
     _merge_pads(nodes)
     return _needed(nodes, tape)

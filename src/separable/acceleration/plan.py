@@ -39,7 +39,7 @@ class Part:
 
 
 class Plan:
-    """`run(tensors)` gives the leaves of what the network returns."""
+    """`run(tensors)` gives the leaves of what the network returns; without `native`, all by torch's calls."""
 
     def __init__(
         self,
@@ -47,9 +47,10 @@ class Plan:
         dtype: torch.dtype = torch.float32,
         shared: Shared | None = None,
         choices: Choices | None = None,
+        native: bool = True,
     ):
         self.tape, self.dtype, self._shared, self._choices = tape, dtype, shared or Shared(), choices
-        self.parts = _cut(lower(tape))
+        self.parts = _cut(lower(tape)) if native else [Part([node], False) for node in lower(tape, native=False)]
         _Laying(tape, self.parts).run()
         self._env: dict[Any, int] = {}  # slot of each value and each run of memory
         self._programs: list[Program] = []
