@@ -192,6 +192,8 @@ OPERATORS = {
     "quotient by one number a channel": lambda x: x / (1 + x.mean((2, 3), keepdim=True).sigmoid()),
     "from a number": lambda x: 2.5 - x * 3,
     "rsub": lambda x: torch.rsub(x, 1),
+    "negative": lambda x: -x,
+    "dropout in place": nn.Dropout(0.5, inplace=True),
 }
 
 
@@ -201,6 +203,18 @@ def test_operators_and_activations(name, way):
     for channels in (1, 3, 17):
         for x in inputs(channels):
             judge(Between(channels, OPERATORS[name]), x, way, 1e-5)
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+@torch.no_grad()
+def test_pixels_made_of_channels(factor, way):
+    for channels in (1, 4):
+        network = nn.Sequential(
+            nn.Conv2d(3, channels * factor**2, 3), nn.PixelShuffle(factor), nn.Conv2d(channels, 2, 3)
+        )
+        for x in inputs(3):
+            judge(network.eval(), x, way)
+            judge(network[:2], x, way)
 
 
 @torch.no_grad()

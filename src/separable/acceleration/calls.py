@@ -50,10 +50,23 @@ class Arguments:
         return tensor.detach()
 
     def images(self, name: str) -> Value:
-        value = self.value(name)
-        if len(value.shape) != 4:
-            raise LeaveAloneError(f"its input has {len(value.shape)} dimensions, not [N, C, H, W]")
+        """Images, or sequences [N, C, L] where the operation is one of those."""
+        value, dims = self.value(name), 3 if "1d" in self.call.name else 4
+        if len(value.shape) != dims:
+            layout = "[N, C, L]" if dims == 3 else "[N, C, H, W]"
+            raise LeaveAloneError(f"its input has {len(value.shape)} dimensions, not {layout}")
         return value
+
+    def filters(self) -> Tensor:
+        """The weight of a convolution [O, I, kh, kw]; a kernel of a sequence has one row."""
+        weight = self.constant("weight")
+        assert weight is not None
+        return weight if weight.dim() == 4 else weight.unsqueeze(2)
+
+    def pair(self, name: str, one: int) -> tuple[int, int]:
+        """An argument for height and width; `one` for the row of a sequence."""
+        given = self.given.get(name, one)
+        return (one, pair(given)[0]) if "1d" in self.call.name else pair(given)
 
     def node(self, lay_out: LayOut, *inputs: str, **fields: Any) -> Node:
         return Node(lay_out, [self.number(name) for name in inputs], [self.result], self.call, **fields)

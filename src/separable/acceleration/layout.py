@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from separable.acceleration.graph import Node
-from separable.acceleration.places import Memory, Place, Strides, channels_last
+from separable.acceleration.places import Memory, Place, Strides, as_image, channels_last
 from separable.acceleration.steps import ImageStep, Step
 from separable.acceleration.tape import Tape
 
@@ -44,10 +44,11 @@ class Layout:
         return step
 
     def emit_images(self, node: Node, kind: type[AnyImageStep], x: Place) -> AnyImageStep:
-        """A step that makes a channels-last image of another by the node's window."""
-        shape, made, window = self.shape(node.inputs[0]), self.shape(node.output), node.window
+        """A step that makes a channels-last image of another by the node's window; a sequence is one row of pixels."""
+        strides, window = channels_last(self.shape(node.output)), node.window
+        shape, made = as_image(self.shape(node.inputs[0])), as_image(self.shape(node.output))
         assert window is not None
-        step = self.emit(node, kind, x, channels_last(made), batch=shape[0], c_in=shape[1], c_out=made[1])
+        step = self.emit(node, kind, x, strides, batch=shape[0], c_in=shape[1], c_out=made[1])
         step.size, step.out = (shape[2], shape[3]), (made[2], made[3])
         step.kernel_size = node.kernel if node.weight is None else tuple(node.weight.shape[2:])  # type: ignore[assignment]
         step.stride, step.dilation = window.stride, window.dilation  # type: ignore[assignment]

@@ -31,9 +31,18 @@ def contiguous(shape: tuple[int, ...]) -> Strides:
 
 
 def channels_last(shape: tuple[int, ...]) -> Strides:
-    """Of [N, C, H, W], channels innermost."""
-    _, channels, height, width = shape
-    return (height * width * channels, 1, width * channels, channels)
+    """Of [N, C, H, W] or [N, C, L], channels innermost."""
+    return innermost(shape, 1)
+
+
+def as_image(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """[N, C, L] as [N, C, 1, L]; images as they are."""
+    return shape if len(shape) == 4 else (*shape[:2], 1, *shape[2:])
+
+
+def strides_as_image(shape: tuple[int, ...], strides: Strides) -> Strides:
+    """Of the same."""
+    return strides if len(shape) == 4 else (*strides[:2], strides[2] * shape[2], strides[2])
 
 
 def innermost(shape: tuple[int, ...], dim: int) -> Strides:

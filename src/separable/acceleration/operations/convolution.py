@@ -1,6 +1,6 @@
 """Convolutions of every kind become nodes here; the first kernel that fits one lays it out."""
 
-from separable.acceleration.calls import Arguments, LeaveAloneError, pair
+from separable.acceleration.calls import Arguments, LeaveAloneError
 from separable.acceleration.graph import Node
 from separable.acceleration.layout import Layout
 from separable.acceleration.operations.dense_conv import DenseConv
@@ -12,14 +12,13 @@ _KERNELS = (DepthwiseConv, PointwiseConv, DenseConv)  # in the order in which th
 
 
 def _conv(a: Arguments) -> Node:
-    images, weight = a.images("input"), a.constant("weight")
-    assert weight is not None
-    stride, dilation = pair(a["stride"]), pair(a["dilation"])
+    images, weight = a.images("input"), a.filters()
+    stride, dilation = a.pair("stride", 1), a.pair("dilation", 1)
     if isinstance(a["padding"], str):
         totals = [d * (k - 1) if a["padding"] == "same" else 0 for d, k in zip(dilation, weight.shape[2:], strict=True)]
         pairs = tuple((total // 2, total - total // 2) for total in totals)
     else:
-        pairs = tuple((p, p) for p in pair(a["padding"]))
+        pairs = tuple((p, p) for p in a.pair("padding", 0))
     if 0 in images.shape[1:]:
         raise LeaveAloneError("its input is empty")
     node = a.node(lay_out, "input", weight=weight, bias=a.constant("bias"), window=Window(stride, pairs, dilation))
@@ -31,4 +30,4 @@ def lay_out(layout: Layout, node: Node) -> None:
     next(kernel for kernel in _KERNELS if kernel.fits(node)).lay_out(layout, node)
 
 
-CALLS = {"aten::conv2d": _conv}
+CALLS = {"aten::conv1d": _conv, "aten::conv2d": _conv}

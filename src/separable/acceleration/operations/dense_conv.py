@@ -12,7 +12,7 @@ from separable.acceleration.layout import Layout
 from separable.acceleration.operations.onednn_conv import OneDNNConv
 from separable.acceleration.operations.relayout import ordered
 from separable.acceleration.operations.winograd_conv import WinogradConv
-from separable.acceleration.places import channels_last
+from separable.acceleration.places import channels_last, strides_as_image
 from separable.acceleration.steps import ImageStep, Runs, Step, packed_alike
 from separable.acceleration.writer import CODES, Writer
 
@@ -37,7 +37,7 @@ class DenseConv(ImageStep):
         number, shape = node.inputs[0], layout.shape(node.inputs[0])
         place = layout.places[number] if shape[1] < _FEW_CHANNELS else ordered(layout, number, channels_last(shape))
         step = layout.emit_images(node, cls, place)
-        step.x_strides, step.groups = place.strides, node.groups
+        step.x_strides, step.groups = strides_as_image(shape, place.strides), node.groups
 
     @property
     def has_winograd_form(self) -> bool:

@@ -231,6 +231,10 @@ def _sub(a: Arguments) -> Node:
     return a.node(partial(_lay_out_sum, kind=Difference), "self", "other")
 
 
+def _neg(a: Arguments) -> Node:
+    return _affine_by(a, "self", torch.tensor(-1.0, dtype=torch.float64), "weight")
+
+
 def _rsub(a: Arguments) -> Node:
     by = _constant(a, "other")
     if by is None:
@@ -316,6 +320,7 @@ _CALLS = {
     "clamp_max": _clamp,
     "add": _add,
     "mul": _mul,
+    "neg": _neg,
     "sub": _sub,
     "div": _div,
 }

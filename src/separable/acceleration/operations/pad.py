@@ -55,8 +55,9 @@ def _pad(a: Arguments) -> Node:
     if len(shape) > _DIMS or 0 in (*shape, *a.made.shape):
         raise LeaveAloneError("it pads more than four dimensions, or what is empty")
     node = Node(_lay_out, [a.number("self")], [a.result], a.call, pads_by=float(a["value"] or 0.0))
-    if len(shape) == 4 and min(by) >= 0 and not any(by[4:]):
-        by = [*by, 0, 0][:4]
+    dims = len(shape) - 2
+    if dims in (1, 2) and min(by) >= 0 and not any(by[2 * dims :]):
+        by = [*by, 0, 0, 0, 0][: 2 * dims] + [0, 0] * (2 - dims)
         node.window = Window((1, 1), ((by[2], by[3]), (by[0], by[1])), (1, 1))
     return node
 

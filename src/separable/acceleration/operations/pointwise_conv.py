@@ -40,7 +40,7 @@ class PointwiseConv(RowStep):
         shape, made = layout.shape(node.inputs[0]), layout.shape(node.output)
         place, x_stride = rows(layout, node.inputs[0], 1)
         step = layout.emit(node, cls, place, channels_last(made), c_in=shape[1], c_out=made[1])
-        step.image_rows = shape[2] * shape[3]
+        step.image_rows = torch.Size(shape[2:]).numel()
         step.rows, step.x_stride = shape[0] * step.image_rows, x_stride
 
     @property

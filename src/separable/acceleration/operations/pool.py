@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from separable.acceleration.calls import Arguments, LeaveAloneError, pair
+from separable.acceleration.calls import Arguments, LeaveAloneError
 from separable.acceleration.graph import Node
 from separable.acceleration.layout import Layout
 from separable.acceleration.operations import view
 from separable.acceleration.operations.relayout import ordered
-from separable.acceleration.places import channels_last, contiguous
+from separable.acceleration.places import as_image, channels_last, contiguous
 from separable.acceleration.steps import ImageStep, Runs
 from separable.acceleration.writer import Writer, bits
 from separable.functional.arguments import Window
@@ -47,9 +47,10 @@ class Pool(ImageStep):
 
 
 def _mean(a: Arguments) -> Node:
-    shape = a.images("self").shape
-    if {d % 4 for d in a.given.get("dim") or ()} != {2, 3} or 0 in shape:
-        raise LeaveAloneError("it is no mean over height and width")
+    shape = a.value("self").shape
+    dims = {d % len(shape) for d in a.given.get("dim") or ()}
+    if len(shape) not in (3, 4) or dims != {*range(2, len(shape))} or 0 in shape:
+        raise LeaveAloneError("it is no mean over height and width, or over a sequence")
     return a.node(_lay_out_mean, "self", is_heavy=True)
 
 
@@ -57,10 +58,10 @@ def _adaptive_mean(a: Arguments) -> Node:
     images = a.images("self")
     if 0 in images.shape[1:]:
         raise LeaveAloneError("its input is empty")
-    size = pair(a["output_size"])
+    size = a.pair("output_size", 1)
     if size == (1, 1):
         return a.node(_lay_out_mean, "self", is_heavy=True)
-    if size == images.shape[2:]:
+    if size == as_image(images.shape)[2:]:
         return view.identity(a)
     raise LeaveAloneError("it averages to more than one place")
 
@@ -68,19 +69,20 @@ def _adaptive_mean(a: Arguments) -> Node:
 def _lay_out_mean(layout: Layout, node: Node) -> None:
     shape, made = layout.shape(node.inputs[0]), layout.shape(node.output)
     place = ordered(layout, node.inputs[0], channels_last(shape))
-    strides = channels_last(made) if len(made) == 4 else contiguous(made)
+    strides = channels_last(made) if len(made) == len(shape) else contiguous(made)
+    shape = as_image(shape)
     step = layout.emit(node, Pool, place, strides, batch=shape[0], c_in=shape[1], c_out=shape[1])
     step.size, step.kernel_size, step.average = (shape[2], shape[3]), (shape[2], shape[3]), True
 
 
 def _pool(a: Arguments) -> Node:
-    shape, made = a.images("self").shape, a.made.shape
-    kernel = pair(a["kernel_size"])
-    stride, dilation = pair(a["stride"] or kernel), pair(a.given.get("dilation", 1))
-    average = a.call.name == "aten::avg_pool2d"
+    shape, made = as_image(a.images("self").shape), as_image(a.made.shape)
+    kernel, dilation = a.pair("kernel_size", 1), a.pair("dilation", 1)
+    stride = a.pair("stride", 1) if a["stride"] else kernel
+    average = a.call.name.startswith("aten::avg_pool")
     if dilation != (1, 1) or a.given.get("divisor_override") or 0 in shape:
         raise LeaveAloneError("it is dilated, divides by a number of its own, or is empty")
-    before = pair(a["padding"])
+    before = a.pair("padding", 0)
     ends = [(o - 1) * s + k - n - p for o, s, k, n, p in zip(made[2:], stride, kernel, shape[2:], before, strict=True)]
     if a["ceil_mode"] and average and any(e > p for e, p in zip(ends, before, strict=True)):
         raise LeaveAloneError("its last windows reach beyond the padding")
@@ -102,7 +104,10 @@ def _lay_out(layout: Layout, node: Node) -> None:
 
 Pool.calls = {
     "aten::mean": _mean,
+    "aten::adaptive_avg_pool1d": _adaptive_mean,
     "aten::adaptive_avg_pool2d": _adaptive_mean,
+    "aten::max_pool1d": _pool,
     "aten::max_pool2d": _pool,
+    "aten::avg_pool1d": _pool,
     "aten::avg_pool2d": _pool,
 }

@@ -1,6 +1,7 @@
 """Copies: values in another order, and several joined in one; csrc/relayout.h."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -116,7 +117,7 @@ def _cat(a: Arguments) -> Node:
 
 def _lay_out_cat(layout: Layout, node: Node) -> None:
     made, first = layout.shape(node.output), layout.shape(node.inputs[0])
-    image = len(made) == 4 and same_order(first, layout.places[node.inputs[0]].strides, channels_last(first))
+    image = len(made) in (3, 4) and same_order(first, layout.places[node.inputs[0]].strides, channels_last(first))
     strides = channels_last(made) if image else contiguous(made)
     memory, at = Memory(torch.Size(made).numel()), 0
     for number in node.inputs:
@@ -127,4 +128,20 @@ def _lay_out_cat(layout: Layout, node: Node) -> None:
     layout.places[node.output] = Place(memory, 0, strides)
 
 
-Relayout.calls = {"aten::cat": _cat}
+def _pixel_shuffle(a: Arguments) -> Node:
+    if 0 in a.images("self").shape:
+        raise LeaveAloneError("its input is empty")
+    return a.node(partial(_lay_out_pixel_shuffle, factor=a["upscale_factor"]), "self")
+
+
+def _lay_out_pixel_shuffle(layout: Layout, node: Node, factor: int) -> None:
+    place, made = layout.places[node.inputs[0]], layout.shape(node.output)
+    (image, channel, row, pixel), (batch, channels, height, width) = place.strides, made
+    step = layout.emit(node, Relayout, place, channels_last(made))
+    step.sizes = (batch, channels, height // factor, factor, width // factor, factor)
+    step.x_strides = (image, channel * factor**2, row, channel * factor, pixel, channel)
+    image, channel, row, pixel = channels_last(made)
+    step.y_strides = (image, channel, row * factor, row, pixel * factor, pixel)
+
+
+Relayout.calls = {"aten::cat": _cat, "aten::pixel_shuffle": _pixel_shuffle}

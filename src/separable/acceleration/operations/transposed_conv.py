@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from separable.acceleration.calls import Arguments, LeaveAloneError, pair
+from separable.acceleration.calls import Arguments, LeaveAloneError
 from separable.acceleration.graph import Node
 from separable.acceleration.layout import Layout
 from separable.acceleration.operations import convolution
 from separable.acceleration.operations.relayout import ordered
-from separable.acceleration.places import channels_last
+from separable.acceleration.places import as_image, channels_last
 from separable.acceleration.steps import ImageStep, Runs
 from separable.acceleration.writer import CODES, Writer
 from separable.functional.arguments import Window
@@ -83,15 +83,14 @@ def _swapped(weight: Tensor, groups: int) -> Tensor:
 
 
 def _conv_transpose(a: Arguments) -> Node:
-    images, weight = a.images("input"), a.constant("weight")
-    assert weight is not None
+    images, weight = a.images("input"), a.filters()
     if 0 in images.shape[1:] or 0 in a.made.shape[1:]:
         raise LeaveAloneError("it is empty")
     channels, filters, groups = images.shape[1], a.made.shape[1], a["groups"]
     few = groups > 1 and min(channels, filters) < _FEW_OF_A_GROUP * groups
     if few and not _filters_alone(groups, channels, filters):
         raise LeaveAloneError("its groups are of few channels")
-    stride, padding, dilation = pair(a["stride"]), pair(a["padding"]), pair(a["dilation"])
+    stride, padding, dilation = a.pair("stride", 1), a.pair("padding", 0), a.pair("dilation", 1)
     node = a.node(_lay_out, "input", weight=_swapped(weight, groups), bias=a.constant("bias"))
     node.groups, node.is_heavy = groups, True
     before = [d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True)]
@@ -113,7 +112,7 @@ def _lay_out(layout: Layout, node: Node) -> None:
     number = node.inputs[0]
     place = ordered(layout, number, channels_last(layout.shape(number)))
     step = layout.emit_images(node, TransposedConv, place)
-    step.x_strides, step.groups = channels_last(layout.shape(number)), node.groups
+    step.x_strides, step.groups = channels_last(as_image(layout.shape(number))), node.groups
 
 
-TransposedConv.calls = {"aten::conv_transpose2d": _conv_transpose}
+TransposedConv.calls = {"aten::conv_transpose1d": _conv_transpose, "aten::conv_transpose2d": _conv_transpose}

@@ -68,8 +68,7 @@ def _seen(node: Node, shape: tuple[int, ...], place: Place) -> list[Place] | Non
 _VIEWS = ("permute", "reshape", "view", "_unsafe_view", "flatten", "unflatten", "transpose", "squeeze", "unsqueeze")
 _PIECES = ("slice", "select", "narrow", "split", "split_with_sizes", "chunk", "unbind")
 CALLS = {
-    "aten::dropout": _dropout,
-    "aten::feature_dropout": _dropout,
+    **{f"aten::{name}": _dropout for name in ("dropout", "dropout_", "feature_dropout", "feature_dropout_")},
     "aten::contiguous": identity,
     "aten::clone": identity,
     "aten::to": _to,
