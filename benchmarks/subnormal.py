@@ -46,7 +46,7 @@ def pair(name: str) -> dict[str, nn.Module]:
 
 def runs_of(way: str, models: dict[str, nn.Module], x: Tensor) -> dict[str, Callable[[], Tensor]]:
     if way == "accelerate":
-        fast = {side: accelerate(model, x, tune=False) for side, model in models.items()}
+        fast = {side: accelerate(model, x) for side, model in models.items()}
         return {side: lambda model=model: model(x) for side, model in fast.items()}
     return {side: lambda model=model: model(x) for side, model in models.items()}
 
