@@ -204,3 +204,18 @@ def test_the_model_runs_where_torch_is_faster(monkeypatch):
         torch.testing.assert_close(fast(x), few(x), rtol=1e-5, atol=1e-5)
     few[0].weight.add_(1)
     torch.testing.assert_close(left(x), few(x), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_cannot_be_planned_runs_as_it_is_and_says_so(monkeypatch):
+    class Failing:
+        def __init__(self, *_):
+            raise ArithmeticError("a fault of ours")
+
+    monkeypatch.setattr(accelerated, "Plan", Failing)
+    network, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval(), torch.randn(1, 3, 9, 9)
+    with pytest.warns(UserWarning, match="a fault of ours"):
+        fast = accelerate(network, x)
+    for _ in range(2):
+        torch.testing.assert_close(fast(x), network(x), rtol=0, atol=0)
+    assert "could not be planned" in fast.report.left_alone[0].reason
