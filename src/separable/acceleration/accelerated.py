@@ -48,7 +48,8 @@ def accelerate(
 
     Args:
         model: in evaluation mode. It is kept, not copied, as `.model` of the result. Each call looks whether its
-            weights, attributes and hooks are as they were; only weights written through `.data` are not seen.
+            weights, attributes and hooks are as they were; only numbers that torch counts no version for are not seen:
+            written through `.data` or numpy, or of a network made under torch.inference_mode.
         example: an input, or a tuple of them, to plan for at once; else the first call plans. It stays as it is.
         training: swap its depthwise convolutions and batch norms for layers with native forward and backward, in a
             copy, and nothing else; the copy trains, saves and loads as the model does.
