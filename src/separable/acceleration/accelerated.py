@@ -314,10 +314,10 @@ class Accelerated(nn.Module):
 
 def _reason_for_torch(plan: Plan, call: Invocation) -> str:
     """Where torch's own operations take less time than the plan: a few small ones, or a layout that costs to change."""
-    by_torch = Plan(plan.tape, native=False)
     with torch.random.fork_rng(devices=[]):
         if seconds_of(lambda: _played(plan, call)) > _SHORT_SECONDS:
             return ""
+        by_torch = Plan(plan.tape, native=False)
         least = fastest({way: partial(_played, way, call) for way in (plan, by_torch)}, _ROUNDS)
     if least.get(by_torch, math.inf) > _GAIN * least[plan]:
         return ""

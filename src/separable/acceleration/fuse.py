@@ -87,17 +87,24 @@ def _mapped(weight: Tensor | None, bias: Tensor | None, step: Step) -> tuple[Ten
     return weight, bias
 
 
+def _read_through(step: Step, before: Step) -> None:
+    """Give a convolution the scale and the offset [I] of what it reads."""
+    assert step.weight is not None
+    weight = step.weight.double().reshape(step.c_out, step.c_in, -1)
+    if before.bias is not None:
+        shift = weight.sum(2) @ before.bias.double()
+        step.bias = (shift if step.bias is None else step.bias.double() + shift).float()
+    if before.weight is not None:
+        step.weight = (weight * before.weight.double()[:, None]).float().view_as(step.weight)
+
+
 def _norm_into_pointwise(fusion: Fusion, step: Step) -> bool:
     if not isinstance(step, PointwiseConv) or not step.reads_dense_rows:
         return False
     norm = fusion.made_for(step, step.x)
     if not isinstance(norm, LayerNorm) or step.weight is None:
         return False
-    weight = step.weight.reshape(step.c_out, step.c_in).double()
-    if norm.bias is not None:
-        shift = weight @ norm.bias.double()
-        step.bias = (shift if step.bias is None else step.bias.double() + shift).float()
-    step.weight = (weight if norm.weight is None else weight * norm.weight.double()).float()
+    _read_through(step, norm)
     step.normalize, step.eps, step.x, step.x_offset = True, norm.eps, norm.x, norm.x_offset
     step.covers = norm.covers + step.covers
     fusion.remove(norm)
@@ -116,14 +123,7 @@ def _affine_into_reader(fusion: Fusion, step: Step) -> bool:
         return False
     if affine.bias is not None and (affine.bias.abs() > _MOST_SHIFT).any():  # the sums would lose what it cancels
         return False
-    weight = (
-        step.weight.double().flatten(2) if step.weight.dim() > 2 else step.weight.double()[:, :, None]
-    )  # [O, I, taps]
-    if affine.bias is not None:
-        shift = weight.sum(2) @ affine.bias.double()
-        step.bias = (shift if step.bias is None else step.bias.double() + shift).float()
-    if affine.weight is not None:
-        step.weight = (weight * affine.weight.double()[:, None]).float().view_as(step.weight)
+    _read_through(step, affine)
     step.x, step.x_offset = affine.x, affine.x_offset
     step.covers = affine.covers + step.covers
     fusion.remove(affine)

@@ -16,13 +16,9 @@ from separable.acceleration.operations.relayout import MOST_DIMS
 from separable.acceleration.tape import Call, Ref, Tape, Value
 
 
-def lower(tape: Tape, native: bool = True) -> list[Node]:
+def lower(tape: Tape) -> list[Node]:
     """The nodes of `tape`, in its order; borders of zeros are part of the convolution that reads them."""
     nodes = [_lower_call(tape, call) for call in tape.calls]
-    if not native:
-        for node in nodes:
-            node.leave_alone("it is not asked for")
-        return nodes
     _leave_shown_views(nodes, tape)
     _merge_pads(nodes)
     return _needed(nodes, tape)
@@ -62,10 +58,15 @@ def _needed(nodes: list[Node], tape: Tape) -> list[Node]:
     return [node for node in nodes if node.call.name not in Pad.calls or any(n in read for n in node.outputs)]
 
 
-def _lower_call(tape: Tape, call: Call) -> Node:
+def left_to_torch(tape: Tape, call: Call) -> Node:
+    """A call as it is."""
     results = [number for number in call.results if number is not None]
-    reads = [number for number in call.reads if tape.values[number].constant is None]
-    left_alone = Node(None, reads, results, call)
+    return Node(None, [number for number in call.reads if tape.values[number].constant is None], results, call)
+
+
+def _lower_call(tape: Tape, call: Call) -> Node:
+    left_alone = left_to_torch(tape, call)
+    reads, results = left_alone.inputs, left_alone.outputs
     try:
         if call.kept_whole:
             raise LeaveAloneError(f"the module {call.kept_whole}")

@@ -18,7 +18,7 @@ from separable.acceleration.choose import Choices
 from separable.acceleration.fuse import Fusion, settle_sums
 from separable.acceleration.graph import Node
 from separable.acceleration.layout import Layout
-from separable.acceleration.lower import lower
+from separable.acceleration.lower import left_to_torch, lower
 from separable.acceleration.operations.relayout import copy
 from separable.acceleration.places import Memory, Place, Strides, contiguous, same_order
 from separable.acceleration.program import Program
@@ -50,7 +50,7 @@ class Plan:
         native: bool = True,
     ):
         self.tape, self.dtype, self._shared, self._choices = tape, dtype, shared or Shared(), choices
-        self.parts = _cut(lower(tape)) if native else [Part([node], False) for node in lower(tape, native=False)]
+        self.parts = _cut(lower(tape)) if native else [Part([left_to_torch(tape, call)], False) for call in tape.calls]
         _Laying(tape, self.parts).run()
         self._env: dict[Any, int] = {}  # slot of each value and each run of memory
         self._programs: list[Program] = []

@@ -15,7 +15,6 @@ from separable.acceleration.choose import Choices
 from separable.acceleration.fuse import settle_sums
 from separable.acceleration.memory import lay_out
 from separable.acceleration.operations import NUMBERS
-from separable.acceleration.operations.dense_conv import ONEDNN, DenseConv
 from separable.acceleration.operations.onednn_conv import OneDNNConv
 from separable.acceleration.places import Memory
 from separable.acceleration.shared import LINE, Shared, first_line
@@ -139,7 +138,7 @@ def _run_at(address: int, floats: int, workspace: Tensor, tensors: list[Tensor])
 
 
 def _is_by_onednn(step: Step) -> bool:
-    return isinstance(step, DenseConv) and step.form == ONEDNN
+    return isinstance(step.run_as(), OneDNNConv)
 
 
 def _settle(steps: list[Step], natives: list[Step], product: int) -> int:

@@ -3,8 +3,8 @@
 A plan repeats what the network's Python did once, so it holds only as long as that Python would do the same again.
 Watched are the attributes of modules and of other objects, containers, classes, the globals and closures that the code
 names, hooks, and the versions of all tensors: shallow copies, compared again at each call (benchmarks/overhead.py).
-Not watched are code itself, what lies outside Python (files, clocks) and weights written where torch counts no version
-(`.data`).
+Not watched are code itself, what lies outside Python (files, clocks) and numbers that torch counts no version for:
+written through `.data` or numpy, or of a network made under torch.inference_mode.
 """
 
 import collections
@@ -18,7 +18,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter, itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,19 @@ def flatten(value: Any) -> tuple[list[Any], Any]:
 def is_plain(value: Any) -> bool:
     """Whether it can never change: a number, a text, a dtype and their kin."""
     return isinstance(value, _PLAIN)
+
+
+class _Others(NamedTuple):
+    """What is watched beside dicts, lists and sets."""
+
+    settings: list
+    hooks: list | None
+    types: list
+    addresses: list
+    versions: list
+    single: list
+    cells: list
+    arrays: list
 
 
 class State:
@@ -126,14 +139,14 @@ class State:
         for live, then in zip(self._live, self._then, strict=True):
             if not _same(live, then):
                 _refill(live, then)
-        for (_, names, attributes), (_, values) in zip(self._settings, self._checked[0], strict=True):
+        for (_, names, attributes), (_, values) in zip(self._settings, self._checked.settings, strict=True):
             for name in {*_settings_in(attributes)} - {*names}:
                 del attributes[name]
             attributes.update(zip(names, values, strict=True))
-        for (read, write, name), value in zip(self._single, self._checked[5], strict=True):
+        for (read, write, name), value in zip(self._single, self._checked.single, strict=True):
             if read(name) is not value:
                 write(name, value)
-        for cell, value in zip(self._cells, self._checked[6], strict=True):
+        for cell, value in zip(self._cells, self._checked.cells, strict=True):
             cell.cell_contents = value
         for tensor, version, values in self._kept:
             if tensor._version != version:
@@ -146,9 +159,9 @@ class State:
         """Whether the network itself keeps this very object."""
         return id(value) in self._seen
 
-    def _others(self) -> tuple:
+    def _others(self) -> "_Others":
         hooks = [*map(len, self._hooks)] if any(self._hooks) else None
-        return (
+        return _Others(
             [(len(attributes), read(attributes)) for read, _, attributes in self._settings],
             hooks,
             [*map(type, self._modules)],

@@ -15,7 +15,9 @@ from separable.acceleration.calls import Arguments
 from separable.acceleration.graph import ACTIVATIONS, Node
 from separable.acceleration.places import Memory, Strides
 from separable.acceleration.tape import Call
-from separable.acceleration.writer import Writer
+from separable.acceleration.writer import CODES, Writer
+
+_FEW_FACTORS = 64  # of a sum, as a stem's on three channels: rounding them saves nothing
 
 Lowering = Callable[[Arguments], Node]
 Runs = dict[Memory, Tensor]  # flat float32 tensors
@@ -176,6 +178,21 @@ class ImageStep(Step):
         assert self.weight is not None
         x = self.padded(self.read_images(runs), 0.0)
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, groups).permute(0, 2, 3, 1)
+
+
+@dataclass(eq=False)
+class GroupedConv(ImageStep):
+    """A convolution of all channels together, or of groups of them."""
+
+    groups: int = 1
+
+    def fields(self, writer: Writer) -> list[int]:
+        pointers = [writer.pointer(self.x, self.x_offset), writer.weight(), writer.constants.vector(self.bias)]
+        pointers += [writer.pointer(self.other), writer.pointer(self.y)]
+        images = [self.batch, self.c_in, self.c_out, self.groups, *self.size, *self.out, *self.x_strides]
+        exact = self.c_in * self.kernel_size[0] * self.kernel_size[1] < _FEW_FACTORS or self.groups > 1
+        ends = [CODES[self.activation], int(self.activation_last), 0 if exact else writer.product]
+        return [*pointers, *images, *self.window, *ends]
 
 
 def as_view(run: Tensor, shape: tuple[int, ...], strides: Strides, offset: int) -> Tensor:

@@ -13,19 +13,16 @@ from separable.acceleration.operations.onednn_conv import OneDNNConv
 from separable.acceleration.operations.relayout import ordered
 from separable.acceleration.operations.winograd_conv import WinogradConv
 from separable.acceleration.places import channels_last, strides_as_image
-from separable.acceleration.steps import ImageStep, Runs, Step, packed_alike
-from separable.acceleration.writer import CODES, Writer
+from separable.acceleration.steps import GroupedConv, ImageStep, Runs, Step, packed_alike
 
-_FEW_FACTORS = 64  # of a sum, as a stem's on three channels: rounding them saves nothing
 _FEW_CHANNELS = 16  # read as they lie; of more, channels side by side are worth a copy
 DIRECT, ONEDNN = 0, -1  # forms; those between are the outputs of a Winograd tile in each direction
 
 
 @dataclass(eq=False)
-class DenseConv(ImageStep):
+class DenseConv(GroupedConv):
     kernel = "dense_conv"
     takes_factors = takes_activation = takes_residual = True
-    groups: int = 1
     form: int = DIRECT  # one of `forms`
 
     @staticmethod
@@ -53,13 +50,13 @@ class DenseConv(ImageStep):
         return self if self.form == DIRECT else self._by_onednn() if self.form == ONEDNN else self._by_winograd()
 
     def _by_onednn(self) -> OneDNNConv:
-        return OneDNNConv(**self._alike(), groups=self.groups)
+        return OneDNNConv(**self._alike(GroupedConv))
 
     def _by_winograd(self) -> WinogradConv:
-        return WinogradConv(**self._alike(), tile=self.form)
+        return WinogradConv(**self._alike(ImageStep), tile=self.form)
 
-    def _alike(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(ImageStep)}
+    def _alike(self, kind: type[ImageStep]) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(kind)}
 
     @property
     def name(self) -> str:
@@ -73,14 +70,6 @@ class DenseConv(ImageStep):
         if self.x_strides[3] == 1 and self.groups == 1:
             return packed_alike(self.weight)
         return [self.weight.permute(0, 2, 3, 1).to(torch.float32).contiguous()]
-
-    def fields(self, writer: Writer) -> list[int]:
-        pointers = [writer.pointer(self.x, self.x_offset), writer.weight(), writer.constants.vector(self.bias)]
-        pointers += [writer.pointer(self.other), writer.pointer(self.y)]
-        images = [self.batch, self.c_in, self.c_out, self.groups, *self.size, *self.out, *self.x_strides]
-        exact = self.c_in * self.kernel_size[0] * self.kernel_size[1] < _FEW_FACTORS or self.groups > 1
-        ends = [CODES[self.activation], int(self.activation_last), 0 if exact else writer.product]
-        return [*pointers, *images, *self.window, *ends]
 
     def compute(self, runs: Runs) -> Tensor:
         return self.convolved(runs, self.groups)

@@ -10,15 +10,14 @@ from torch import Tensor
 
 from separable.acceleration.graph import ACTIVATIONS
 from separable.acceleration.places import channels_last
-from separable.acceleration.steps import ImageStep, Runs, as_view
+from separable.acceleration.steps import GroupedConv, Runs, as_view
 from separable.cost.subnormal import flushed
 
 
 @dataclass(eq=False)
-class OneDNNConv(ImageStep):
+class OneDNNConv(GroupedConv):
     kernel = "onednn_conv"
 
-    groups: int = 1
     packed: Tensor | None = None
 
     @property

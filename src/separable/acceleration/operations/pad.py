@@ -1,6 +1,7 @@
 """Borders of one number, and parts cut off: csrc/pad.h. What pads by that number as it goes takes them in."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -54,18 +55,17 @@ def _pad(a: Arguments) -> Node:
         raise LeaveAloneError("it pads by other values than one constant")
     if len(shape) > _DIMS or 0 in (*shape, *a.made.shape):
         raise LeaveAloneError("it pads more than four dimensions, or what is empty")
-    node = Node(_lay_out, [a.number("self")], [a.result], a.call, pads_by=float(a["value"] or 0.0))
+    node = Node(partial(_lay_out, by=by), [a.number("self")], [a.result], a.call, pads_by=float(a["value"] or 0.0))
     dims = len(shape) - 2
     if dims in (1, 2) and min(by) >= 0 and not any(by[2 * dims :]):
-        by = [*by, 0, 0, 0, 0][: 2 * dims] + [0, 0] * (2 - dims)
-        node.window = Window((1, 1), ((by[2], by[3]), (by[0], by[1])), (1, 1))
+        left, right, top, bottom = [*by, 0, 0][:4]
+        node.window = Window((1, 1), ((top, bottom), (left, right)), (1, 1))
     return node
 
 
-def _lay_out(layout: Layout, node: Node) -> None:
+def _lay_out(layout: Layout, node: Node, by: list[int]) -> None:
     shape, made, place = layout.shape(node.inputs[0]), layout.shape(node.output), layout.places[node.inputs[0]]
-    by = next(argument for argument in (*node.call.args[1:2], node.call.kwargs.get("pad")) if argument is not None)
-    before = [0] * (len(shape) - len(by) // 2) + list(by[0::2])[::-1]
+    before = [0] * (len(shape) - len(by) // 2) + by[0::2][::-1]
     image = len(shape) == _DIMS and innermost_of(shape, place.strides) == 1
     order = [0, 2, 3, 1] if image else list(range(len(shape)))
     step = layout.emit(node, Pad, place, channels_last(made) if image else contiguous(made))

@@ -45,19 +45,17 @@ class Resample(ImageStep):
 
 
 def _upsample(a: Arguments) -> Node:
-    shape, made = a.images("input" if "input" in a.given else "self").shape, a.made.shape
+    name = "input" if "input" in a.given else "self"
+    shape, made = a.images(name).shape, a.made.shape
     if 0 in (*shape, *made):
         raise LeaveAloneError("it is empty")
-    if (
-        max(shape[3], made[3]) * min(shape[1], _FEW_CHANNELS) >= _MOST_NUMBERS
-        or max(shape[2], made[2]) >= _MOST_NUMBERS
-    ):
+    if max(shape[2], made[2], max(shape[3], made[3]) * min(shape[1], _FEW_CHANNELS)) >= _MOST_NUMBERS:
         raise LeaveAloneError("its rows are too long")
     scales = (a.given.get("scales_h"), a.given.get("scales_w"))
     if a.given.get("scale_factors") and not a.given.get("output_size"):
         scales = tuple(a["scale_factors"])
     lay_out = partial(_lay_out, scales=scales, align_corners=a.given.get("align_corners"))
-    return a.node(lay_out, "input" if "input" in a.given else "self")
+    return a.node(lay_out, name)
 
 
 def _lay_out(layout: Layout, node: Node, scales: Scales, align_corners: bool | None) -> None:
@@ -112,10 +110,7 @@ def _weighted(size: int, out: int, scale: float | None, align_corners: bool) -> 
     if size == out:
         return torch.stack([at, at, torch.zeros_like(at)])
     if align_corners:
-        step = (
-            torch.tensor(size - 1, dtype=torch.float32) / (out - 1) if out > 1 else torch.zeros((), dtype=torch.float32)
-        )
-        place = at * step
+        place = at * (torch.tensor(size - 1, dtype=torch.float32) / max(out - 1, 1))
     else:
         ratio = 1.0 / scale if scale is not None and scale > 0 else size / out
         place = ((at + 0.5) * torch.tensor(ratio, dtype=torch.float32) - 0.5).clamp(min=0)

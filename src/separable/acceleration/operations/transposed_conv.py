@@ -13,21 +13,18 @@ from separable.acceleration.layout import Layout
 from separable.acceleration.operations import convolution
 from separable.acceleration.operations.relayout import ordered
 from separable.acceleration.places import as_image, channels_last
-from separable.acceleration.steps import ImageStep, Runs
-from separable.acceleration.writer import CODES, Writer
+from separable.acceleration.steps import GroupedConv, Runs
 from separable.functional.arguments import Window
 
-_FEW_FACTORS = 64  # of a sum: rounding them saves nothing
 _FEW_OF_A_GROUP = 8  # channels: less than a vector, which torch multiplies faster
 
 
 @dataclass(eq=False)
-class TransposedConv(ImageStep):
+class TransposedConv(GroupedConv):
     """Its weight is [O, I/groups, kh, kw], as that of a convolution; `padding` is cut off before the first result."""
 
     kernel = "transposed_conv"
     takes_factors = takes_activation = True
-    groups: int = 1
 
     @property
     def takes_residual(self) -> bool:  # type: ignore[override]
@@ -52,14 +49,6 @@ class TransposedConv(ImageStep):
             [kernel - 1 - k for k in taps if (phase + self.padding[i] - k * dilation) % stride == 0]
             for phase in range(stride)
         ]
-
-    def fields(self, writer: Writer) -> list[int]:
-        pointers = [writer.pointer(self.x, self.x_offset), writer.weight(), writer.constants.vector(self.bias)]
-        pointers += [writer.pointer(self.other), writer.pointer(self.y)]
-        images = [self.batch, self.c_in, self.c_out, self.groups, *self.size, *self.out, *self.x_strides]
-        exact = self.c_in * self.kernel_size[0] * self.kernel_size[1] < _FEW_FACTORS or self.groups > 1
-        ends = [CODES[self.activation], int(self.activation_last), 0 if exact else writer.product]
-        return [*pointers, *images, *self.window, *ends]
 
     def compute(self, runs: Runs) -> Tensor:
         assert self.weight is not None
