@@ -61,6 +61,7 @@ def agrees(body, x):
             fast = accelerate(network, x, tune=tune)
             for _ in range(2):
                 torch.testing.assert_close(fast(x), expected.float(), rtol=1e-4, atol=1e-5)
+            assert "could not be planned" not in str(fast.report)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
