@@ -14,7 +14,9 @@ STEPS = [
     ["functional"],
     ["layers"],
     ["models", "cost", "store", "report"],
-    ["conversion", "acceleration", "export"],
+    ["acceleration", "export"],
+    ["runtimes"],
+    ["conversion"],
     ["recipes", "apps"],
     ["commands"],
     ["cli"],
@@ -65,6 +67,7 @@ def test_imports_point_left_only(path):
         ("recipes", "from separable import apps"),
         ("cost", "from separable.report import page"),
         ("errors", "from separable.data import images"),
+        ("runtimes", "from separable.conversion import plan"),
         ("layers", "def f():\n    import separable.models.xception"),
     ],
 )

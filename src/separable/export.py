@@ -76,7 +76,7 @@ def _to_proto(model: nn.Module, inputs: Sequence[Tensor], name: str) -> Any:
     batch = torch.export.Dim("batch", min=1, max=2**20)
     names = ["input"] if len(inputs) == 1 else [f"input_{i}" for i in range(len(inputs))]
     try:
-        with _silence():
+        with silence():
             program = torch.onnx.export(
                 model,
                 tuple(inputs),
@@ -87,12 +87,12 @@ def _to_proto(model: nn.Module, inputs: Sequence[Tensor], name: str) -> Any:
                 verbose=False,
             )
     except Exception as error:  # torch wraps whatever stops an export in types of its own
-        raise InputError("model", name, f"cannot be exported: {_reason(error)}") from error
+        raise InputError("model", name, f"cannot be exported: {innermost_reason(error)}") from error
     assert program is not None
     return program.model_proto
 
 
-def _reason(error: BaseException) -> str:
+def innermost_reason(error: BaseException) -> str:
     """The first line of the innermost error."""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -100,10 +100,11 @@ def _reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """The exporter talks on every channel there is; what matters it raises."""
-    before = logging.root.manager.disable
+def silence() -> Iterator[None]:
+    """The exporters talk on every channel there is, the older one from C++ as well; what matters they raise."""
+    before, from_c = logging.root.manager.disable, getattr(torch._C, "_jit_onnx_log", None)
     logging.disable(logging.CRITICAL)
+    torch._C._jit_onnx_log = lambda *_: None
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -111,6 +112,8 @@ def _silence() -> Iterator[None]:
                 yield
     finally:
         logging.disable(before)
+        if from_c is not None:
+            torch._C._jit_onnx_log = from_c
 
 
 def _check_standard(proto: Any, name: str) -> None:
@@ -138,7 +141,8 @@ def _check_outputs(model: nn.Module, inputs: Sequence[Tensor], file: Path, runti
     try:
         session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no type of their own
-        raise InputError("model", name, f"was exported, but onnxruntime cannot run it: {_reason(error)}") from error
+        rule = f"was exported, but onnxruntime cannot run it: {innermost_reason(error)}"
+        raise InputError("model", name, rule) from error
     for batch in BATCHES:
         given = at_batch(inputs, batch)
         with torch.no_grad():
@@ -148,7 +152,7 @@ def _check_outputs(model: nn.Module, inputs: Sequence[Tensor], file: Path, runti
         try:
             actual = [torch.from_numpy(array) for array in session.run(None, feeds)]
         except Exception as error:
-            rule = f"was exported, but onnxruntime cannot run it at batch {batch}: {_reason(error)}"
+            rule = f"was exported, but onnxruntime cannot run it at batch {batch}: {innermost_reason(error)}"
             raise InputError("model", name, rule) from error
         problem = first_difference(expected, actual, _ORDER_OF_SUMS)
         if problem:
