@@ -9,34 +9,24 @@ leaves out the turns of others. "accelerate" and "functional" (`separable_conv2d
 read and write channels-last memory, as eager channels-last does; "accelerate, default layout" copies on the way in and
 out. The allocator keeps freed memory, for all peers alike: else each would pay the pages of its result anew. One row a
 shape and peer in results/fused.csv; the limit is the shape's multiply-adds at the rate of the largest matrix product,
-measured in the same run. OpenVINO is timed where it can be imported; its waiting threads count in the processor time,
-so its rows are upper bounds.
+measured in the same run. Peers that cannot be used here are left out; OpenVINO's waiting threads count in the processor
+time, so its rows are upper bounds.
 """
 
 import argparse
 import datetime
-import importlib.util
 import math
 import statistics
 import time
+from collections.abc import Callable
 
 import measured
 import torch
-from networks import (
-    Run,
-    compiled,
-    difference,
-    eager,
-    eager_channels_last,
-    onnxruntime,
-    openvino_f32,
-    ours,
-    peak_macs_a_ms,
-)
+from networks import peak_macs_a_ms
 from torch import Tensor, nn
 
 import separable
-from separable import _native, cost
+from separable import _native, cost, runtimes
 from separable.cost import processor
 from separable.functional import separable_conv2d
 
@@ -50,12 +40,13 @@ SEPARABLE = [  # C_in, C_out, H, stride
     (1024, 1024, 7, 1),
 ]
 BOTTLENECK = [(24, 56, 1), (32, 28, 1), (64, 14, 1), (96, 14, 2), (160, 7, 1)]  # C, H, stride; six times as wide inside
-PEERS = {
-    "eager": eager,
-    "eager channels-last": eager_channels_last,
-    "compile with freezing": compiled,
-    "onnxruntime": onnxruntime,
-    "openvino f32": openvino_f32,
+Run = Callable[[], Tensor]
+PEERS = {  # their names in the rows, and the runtimes'
+    "eager": "torch",
+    "eager channels-last": "torch channels-last",
+    "compile with freezing": "compile",
+    "onnxruntime": "onnxruntime",
+    "openvino f32": "openvino",
 }
 CALLS = 5  # timed in each turn
 BARS = {"separable": (1.1, 1.5), "bottleneck": (1.1, 1.4)}  # each shape, geometric mean: times the best peer
@@ -87,14 +78,9 @@ def separable_layer(c_in: int, c_out: int, stride: int) -> nn.Module:
 
 def functional(model: nn.Module, x: Tensor) -> Run:
     depthwise, _, pointwise, _ = model
-    x = x.contiguous(memory_format=torch.channels_last)
     tensors = (depthwise.weight, pointwise.weight, depthwise.bias, pointwise.bias)
     options = {"stride": depthwise.stride, "padding": 1, "inner_activation": "relu6", "activation": "relu6"}
     return lambda: separable_conv2d(x, *tensors, **options)
-
-
-def ours_channels_last(model: nn.Module, x: Tensor) -> Run:
-    return ours(model, x.contiguous(memory_format=torch.channels_last))
 
 
 def shapes(only: list[str]) -> list[tuple[str, str, nn.Module, Tensor]]:
@@ -127,10 +113,15 @@ def timed(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
 
 def measure(kind: str, name: str, model: nn.Module, x: Tensor, rounds: int, peers: dict) -> list[dict]:
     expected = model(x)
-    own = {"accelerate": ours_channels_last, "accelerate, default layout": ours}
-    makers = {**own, **({"functional": functional} if kind == "separable" else {}), **peers}
-    runs = {peer: make(model, x) for peer, make in makers.items()}
-    errors = {peer: difference(run(), expected) for peer, run in runs.items()}
+    x_last = x.contiguous(memory_format=torch.channels_last)
+    runs = {
+        "accelerate": runtimes.prepare("accelerate", model, x_last),
+        "accelerate, default layout": runtimes.prepare("accelerate", model, x),
+    }
+    if kind == "separable":
+        runs["functional"] = functional(model, x_last)
+    runs |= {peer: runtimes.prepare(runtime, model, x) for peer, runtime in peers.items()}
+    errors = {peer: runtimes.relative_error(run(), expected) for peer, run in runs.items()}
     assert max(errors.values()) < 1e-4, errors
     times = timed(runs, rounds)
     medians = {peer: statistics.median(samples) for peer, samples in times.items()}
@@ -180,11 +171,11 @@ def main() -> None:
     torch.set_num_threads(1)
     measured.keep_freed_memory()
     peers = dict(PEERS)
-    if importlib.util.find_spec("openvino") is None:
-        del peers["openvino f32"]
-        print("OpenVINO cannot be imported here: it is left out.")
-    if options.without_compile:
-        del peers["compile with freezing"]
+    for peer, runtime in PEERS.items():
+        reason = "not asked for" if runtime == "compile" and options.without_compile else runtimes.why_not(runtime)
+        if reason:
+            del peers[peer]
+            print(f"{peer} is left out: {reason}")
     rows = []
     for kind, name, model, x in shapes(options.only):
         rows += measure(kind, name, model, x, options.rounds, peers)

@@ -4,19 +4,16 @@
 
 Two kinds, each with geometric means of its own: separable networks at batch 1, and dense and grouped ones.
 
-Random weights, random batch norms; outputs are compared with eager's before anything is timed. The peers take turns,
-every other round backwards; the first call of a turn, which finds the caches as another peer left them, is not timed.
-With one thread the processor time of the whole process is taken, which on a shared machine leaves out the turns of
-others; with more, the clock. One row a network, peer and number of threads in results/networks.csv.
-The floor is the network's multiply-adds at the rate of the largest matrix product, measured in the same run.
-OpenVINO is timed where it can be imported, and the table says where it cannot.
+Random weights, random batch norms; outputs are compared with eager's before anything is timed. The peers take turns in
+`separable.runtimes.compare`, every other round backwards; the first call of a turn, which finds the caches as another
+peer left them, is not timed. With one thread the processor time of the whole process is taken, which on a shared
+machine leaves out the turns of others; with more, the clock. One row a network, peer and number of threads in
+results/networks.csv. The floor is the network's multiply-adds at the rate of the largest matrix product, measured in
+the same run. Peers that cannot be used here are left out.
 """
 
 import argparse
-import copy
 import datetime
-import importlib.util
-import io
 import math
 import statistics
 import subprocess
@@ -26,13 +23,12 @@ from collections.abc import Callable
 
 import measured
 import torch
-from torch import Tensor, nn
+from torch import nn
 from vgg_unet import VGGUNet
 
 import separable
-from separable import _native, accelerate, cost, models
+from separable import _native, cost, models, runtimes
 from separable.cost import processor
-from separable.errors import InputError
 
 NETWORKS = {  # kind of each, batch, height and width
     "mobilenetv1_100": ("separable", 1, 224),
@@ -48,9 +44,17 @@ NETWORKS = {  # kind of each, batch, height and width
     "regnetx_008": ("dense", 1, 224),
     "vgg_unet": ("dense", 1, 256),
 }
+PEERS = {  # their names in the rows, and the runtimes'
+    "accelerate": "accelerate",
+    "accelerate bf16": "accelerate bfloat16",
+    "eager": "torch",
+    "eager channels-last": "torch channels-last",
+    "compile with freezing": "compile",
+    "onnxruntime": "onnxruntime",
+    "openvino f32": "openvino",
+    "openvino default": "openvino default",
+}
 FLOAT32_PEERS = ("eager", "eager channels-last", "compile with freezing", "onnxruntime", "openvino f32")
-CALLS = 3  # timed in each turn
-Run = Callable[[], Tensor]
 
 
 def network(name: str) -> nn.Module:
@@ -69,86 +73,6 @@ def network(name: str) -> nn.Module:
     return made
 
 
-def ours(model: nn.Module, x: Tensor) -> Run:
-    fast = accelerate(model, x)
-    if fast.report.left_alone:
-        print(fast.report)
-    return lambda: fast(x)
-
-
-def ours_bfloat16(model: nn.Module, x: Tensor) -> Run:
-    fast = accelerate(model, x, dtype=torch.bfloat16)
-    return lambda: fast(x)
-
-
-def eager(model: nn.Module, x: Tensor) -> Run:
-    return lambda: model(x)
-
-
-def eager_channels_last(model: nn.Module, x: Tensor) -> Run:
-    model = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    x = x.contiguous(memory_format=torch.channels_last)
-    return lambda: model(x)
-
-
-def compiled(model: nn.Module, x: Tensor) -> Run:
-    import torch._inductor.config as inductor
-
-    inductor.freezing = True
-    torch._dynamo.reset()
-    fast = torch.compile(copy.deepcopy(model).to(memory_format=torch.channels_last))
-    x = x.contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():
-        fast(x)
-    return lambda: fast(x)
-
-
-def _onnx(model: nn.Module, x: Tensor) -> bytes:
-    file = io.BytesIO()
-    torch.onnx.export(model, (x,), file, dynamo=False, opset_version=17)
-    return file.getvalue()
-
-
-def onnxruntime(model: nn.Module, x: Tensor) -> Run:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = ort.InferenceSession(_onnx(model, x), options, providers=["CPUExecutionProvider"])
-    name, given = session.get_inputs()[0].name, x.numpy()
-    return lambda: torch.from_numpy(session.run(None, {name: given})[0])
-
-
-def openvino_f32(model: nn.Module, x: Tensor) -> Run:
-    return _openvino(model, x, {"INFERENCE_PRECISION_HINT": "f32"})
-
-
-def openvino_default(model: nn.Module, x: Tensor) -> Run:
-    return _openvino(model, x, {})
-
-
-def _openvino(model: nn.Module, x: Tensor, options: dict) -> Run:
-    import openvino as ov
-
-    core = ov.Core()
-    options = {**options, "INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
-    request = core.compile_model(core.read_model(_onnx(model, x)), "CPU", options).create_infer_request()
-    given = x.numpy()
-    return lambda: torch.from_numpy(request.infer([given])[0])
-
-
-PEERS: dict[str, Callable[[nn.Module, Tensor], Run]] = {
-    "accelerate": ours,
-    "accelerate bf16": ours_bfloat16,
-    "eager": eager,
-    "eager channels-last": eager_channels_last,
-    "compile with freezing": compiled,
-    "onnxruntime": onnxruntime,
-    "openvino f32": openvino_f32,
-    "openvino default": openvino_default,
-}
-
-
 def peak_macs_a_ms(clock: Callable[[], float]) -> float:
     """Of a matrix product whose factors stay in cache, by as many threads; the best of many, for this is a limit."""
     a, b, out = torch.randn(768, 384), torch.randn(384, 384), torch.empty(768, 384)
@@ -160,39 +84,23 @@ def peak_macs_a_ms(clock: Callable[[], float]) -> float:
     return a.numel() * b.shape[1] / (min(times) * 1e3)
 
 
-def difference(actual: Tensor, expected: Tensor) -> float:
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
-
-
 def measure(name: str, rounds: int, compile_too: bool) -> list[dict]:
     """One row a peer; a wrong output has no speed."""
     threads = torch.get_num_threads()
     clock = time.process_time if threads == 1 else time.perf_counter
     kind, batch, size = NETWORKS[name]
     model, x = network(name), torch.randn(batch, 3, size, size)
-    expected, runs, errors = model(x), {}, {}
-    for peer, make in PEERS.items():
-        if peer.startswith("openvino") and importlib.util.find_spec("openvino") is None:
+    peers = {runtime: peer for peer, runtime in PEERS.items() if compile_too or runtime != "compile"}
+    usable = [runtime for runtime in peers if runtimes.why_not(runtime) is None]
+    compared = runtimes.compare({name: model}, x, names=usable, rounds=rounds)
+    times: dict[str, list[float]] = {}
+    errors: dict[str, float | None] = {}
+    for row in compared.rows:
+        assert row.error is None or not row.problem, (row.runtime, row.problem)
+        if row.problem:
+            print(f"{name}: {row.runtime}: {row.problem}")
             continue
-        if peer.startswith("compile") and not compile_too:
-            continue
-        try:
-            runs[peer] = make(model, x)
-        except InputError as error:
-            print(f"{name}: {peer}: {error}")
-            continue
-        errors[peer] = difference(runs[peer](), expected)
-        exact = "bf16" not in peer and "default" not in peer
-        assert not exact or errors[peer] < 1e-4, (peer, errors[peer])
-    times: dict[str, list[float]] = {peer: [] for peer in runs}
-    turns = list(runs.items())
-    for i in range(rounds):
-        for peer, run in turns if i % 2 else reversed(turns):
-            run()
-            for _ in range(CALLS):
-                started = clock()
-                run()
-                times[peer].append((clock() - started) * 1e3)
+        times[peers[row.runtime]], errors[peers[row.runtime]] = row.times_ms, row.error
     macs, peak = cost.count(model, x).macs, peak_macs_a_ms(clock)
     medians = {peer: statistics.median(samples) for peer, samples in times.items()}
     best = min(medians[peer] for peer in FLOAT32_PEERS if peer in medians)

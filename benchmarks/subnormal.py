@@ -21,11 +21,11 @@ from collections.abc import Callable
 
 import measured
 import torch
-from networks import difference, network
+from networks import network
 from torch import Tensor, nn
 
 import separable
-from separable import _native, accelerate, cost
+from separable import _native, accelerate, cost, runtimes
 from separable.cost import processor
 
 NETWORKS, SHARE = ("resnet18", "mobilenetv1_100"), 0.7
@@ -60,7 +60,7 @@ def measure(name: str, way: str) -> dict:
     torch.set_flush_denormal(way.endswith("set_flush_denormal"))
     try:
         runs = runs_of(way, models, x)
-        errors = {side: difference(run(), expected) for side, run in runs.items()}
+        errors = {side: runtimes.relative_error(run(), expected) for side, run in runs.items()}
         assert max(errors.values()) < 1e-4, errors
         times: dict[str, list[float]] = {side: [] for side in runs}
         for i in range(ROUNDS[way]):

@@ -1,15 +1,22 @@
 """A network in each runtime: the same outputs however they are held, nothing changed, one sentence where it cannot."""
 
 import copy
+import io
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from separable import _native, runtimes
 from separable.errors import InputError
 from separable.inputs import own_copy
+from separable.runtimes import comparison
 
 QUICK = tuple(name for name in runtimes.NAMES if name != "compile")  # which takes seconds for each network
 
@@ -148,3 +155,107 @@ def test_what_a_runtime_refuses_is_said_and_nothing_is_printed(capfd):
     with pytest.raises(InputError, match=r"Odd: cannot be run by onnxruntime"):
         runtimes.prepare(usable("onnxruntime"), Odd().eval(), torch.randn(4, 4))
     assert capfd.readouterr() == ("", "")
+
+
+def test_networks_are_compared_in_every_runtime_that_is_here():
+    x, names = torch.randn(2, 3, 9, 9), [name for name in QUICK if runtimes.why_not(name) is None]
+    half = nn.Sequential(*small()[:3]).eval()
+    found = runtimes.compare({"a": small(), "b": half}, x, names=names, threads=1, rounds=3)
+    assert [(row.network, row.runtime) for row in found.rows] == [(n, r) for n in ("a", "b") for r in names]
+    for row in found.rows:
+        low, high = row.quartiles_ms
+        assert len(row.times_ms) == 9
+        assert 0 < low <= row.ms <= high
+        assert row.error <= (1e-4 if row.runtime in runtimes.FLOAT32 else 0.1)
+    first = found.fastest("a")
+    assert first.runtime in runtimes.FLOAT32
+    assert first.ms == min(row.ms for row in found.rows if row.network == "a" and row.runtime in runtimes.FLOAT32)
+    assert found.times_as_fast(found.of("b", "torch")) == first.ms / found.of("b", "torch").ms
+    told = json.loads(json.dumps(found.to_json()))
+    assert (told["threads"], told["clock"], told["fastest"]["a"]) == (1, "processor", first.runtime)
+    assert told["unusable"] == {}
+
+
+def test_a_wrong_output_has_no_time_and_others_keep_theirs(monkeypatch):
+    from separable.runtimes import prepared
+
+    def doubled(case):
+        return lambda: case.model(*case.inputs) * 2
+
+    monkeypatch.setitem(prepared._PREPARE, "torch channels-last", doubled)
+    found = runtimes.compare({"a": small()}, torch.randn(1, 3, 9, 9), names=["torch", "torch channels-last"], rounds=1)
+    wrong = found.of("a", "torch channels-last")
+    assert wrong.ms is None
+    assert wrong.error == pytest.approx(1.0)
+    assert found.fastest("a").runtime == "torch"
+    shown = io.StringIO()
+    Console(file=shown, width=160).print(found.table())
+    assert "a in torch channels-last: gives another output: off by 1.0e+00 of the largest number" in shown.getvalue()
+
+
+def test_a_network_that_one_runtime_refuses_is_timed_in_the_others():
+    row = nn.Linear(4, 4).eval()
+    found = runtimes.compare({"row": row}, torch.randn(2, 4), names=["torch channels-last", "torch"], rounds=1)
+    assert "has no channels-last form" in found.of("row", "torch channels-last").problem
+    assert found.of("row", "torch").ms > 0
+
+
+def test_each_network_may_have_an_example_of_its_own():
+    networks = {"image": small(), "row": nn.Linear(4, 4).eval()}
+    inputs = {"image": torch.randn(1, 3, 9, 9), "row": torch.randn(1, 4)}
+    found = runtimes.compare(networks, inputs, names=["torch"], rounds=1)
+    assert all(row.ms for row in found.rows)
+    with pytest.raises(InputError, match="each under its name"):
+        runtimes.compare(networks, {"image": inputs["image"]}, names=["torch"])
+
+
+def test_a_runtime_left_out_is_named_and_one_asked_for_is_an_error(monkeypatch):
+    monkeypatch.setattr(_native, "missing", "libseparable.so was not built")
+    network, x = {"a": small()}, torch.randn(1, 3, 9, 9)
+    _, unusable = comparison.choose(None)
+    assert {"accelerate", "accelerate bfloat16"} <= set(unusable)
+    with pytest.raises(InputError, match=r"runtime = accelerate: cannot be used here: .*was not built"):
+        runtimes.compare(network, x, names=["torch", "accelerate"])
+    with pytest.raises(InputError, match="networks = "):
+        runtimes.compare({}, x)
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "error"),
+    [
+        ([1.0, -2.0], [1.0, -2.0], 0.0),
+        ([1.0, -2.2], [1.0, -2.0], 0.1),
+        ([float("nan"), 1.0], [float("nan"), 1.0], 0.0),
+        ([float("inf"), 1.0], [float("inf"), 2.0], 0.5),
+        ([float("nan"), 1.0], [1.0, 1.0], float("inf")),
+        ([1.0], [1.0, 1.0], float("inf")),
+        ([0, 1, 2, 3], [0, 1, 2, 4], 0.25),
+        ([], [], 0.0),
+    ],
+)
+def test_errors_are_a_share_of_the_largest_number(actual, expected, error):
+    assert runtimes.relative_error(torch.tensor(actual), torch.tensor(expected)) == pytest.approx(error)
+
+
+def test_memory_is_told_of_a_process_without_other_threads_alone():
+    """Weights, what stands between layers, and no more than that and the runtime itself."""
+    code = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from separable import runtimes\n"
+        "net = torch.nn.Sequential(torch.nn.Conv2d(64, 64, 3, padding=1), torch.nn.ReLU()).eval()\n"
+        "large = torch.nn.Linear(4000, 4000).eval()\n"
+        "print(runtimes.peak_bytes('torch', net, torch.zeros(8, 64, 128, 128)))\n"
+        "print(runtimes.peak_bytes('torch', large, torch.zeros(1, 4000)))\n"
+        "print(runtimes.peak_bytes('torch', large, torch.zeros(1, 3)))\n"
+        "torch.set_num_threads(2); large(torch.zeros(9, 4000))\n"
+        "print(runtimes.peak_bytes('torch', large, torch.zeros(1, 4000)))\n"
+    )
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    maps, weights, *rest = done.stdout.split()
+    if maps == "None":
+        pytest.skip("memory is told on Linux, of a process that starts without threads")
+    assert 1.0 < int(maps) / (2 * 8 * 64 * 128 * 128 * 4) < 2.5
+    assert 1.0 < int(weights) / (4000 * 4000 * 4) < 1.6
+    assert rest == ["None", "None"]

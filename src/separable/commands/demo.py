@@ -5,7 +5,6 @@ test on, drawn by the seed. The test images are read once, at the end.
 """
 
 import copy
-import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,16 +16,17 @@ import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor, nn
 
-from separable import atomic, conversion, cost, report, store
+from separable import atomic, conversion, cost, report, runtimes, store
 from separable.commands.evaluate import accuracy
 from separable.commands.result import Result
-from separable.errors import need
+from separable.errors import InputError, need
 from separable.export import export_onnx
 from separable.progress import say, track
 
 BUDGET = {"macs": 0.2}
 EPOCHS, DISTILL_EPOCHS, BATCH_SIZE, LEARNING_RATE = 10, 10, 64, 5e-3
 CALIBRATION_IMAGES = 512
+TIMED_IN = ("torch", "onnxruntime")
 PREPARATION = {"size": [28, 28], "mean": [0.0], "std": [1.0], "channels": 1}
 
 
@@ -74,7 +74,7 @@ def run(out: Path, overwrite: bool, seed: int) -> Result:
     networks = {"dense": dense, "separable": calibrated, "separable, distilled": distilled}
     with atomic.folder_beside(out, overwrite=overwrite, mark="report.html", argument="--out") as beside:
         rows = {name: measure(name, network, test, beside) for name, network in networks.items()}
-        for name, ms in latencies(networks, test.images[:1], beside).items():
+        for name, ms in latencies(networks, test.images[:1]).items():
             rows[name]["latency_ms"] = ms
         data = {
             "budget": BUDGET,
@@ -148,33 +148,16 @@ def measure(name: str, network: nn.Module, test: Split, folder: Path) -> dict[st
     return {"top1": measured.top1, "params": counted.params, "macs": counted.macs, "file_bytes": file_bytes}
 
 
-def latencies(networks: dict[str, nn.Module], example: Tensor, folder: Path) -> dict[str, dict[str, float]]:
+def latencies(networks: dict[str, nn.Module], example: Tensor) -> dict[str, dict[str, float]]:
     """Milliseconds for one image on one thread, in torch and in ONNX Runtime, all of them taken in turn."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     say("Measuring milliseconds for one image on one thread")
-    try:
-        calls: dict[str, Callable[[], object]] = {}
-        for name, network in networks.items():
-            calls[f"{name}/torch"] = functools.partial(network, example)
-            calls[f"{name}/onnxruntime"] = onnx_call(
-                folder / name.replace(", ", "-") / "model.onnx", example, threads=1
-            )
-        with torch.inference_mode():
-            taken = cost.interleaved_ms(calls)
-    finally:
-        torch.set_num_threads(threads)
-    return {name: {way: taken[f"{name}/{way}"] for way in ("torch", "onnxruntime")} for name in networks}
-
-
-def onnx_call(file: Path, example: Tensor, threads: int) -> Callable[[], object]:
-    """A call that runs an ONNX file in ONNX Runtime."""
-    runtime = need("onnxruntime", "deploy", "to time an exported network")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    inputs = {session.get_inputs()[0].name: example.numpy()}
-    return lambda: session.run(None, inputs)
+    taken = runtimes.compare(networks, example, names=TIMED_IN, threads=1, rounds=20)
+    found: dict[str, dict[str, float]] = {name: {} for name in networks}
+    for row in taken.rows:
+        if row.ms is None:
+            raise InputError("runtime", row.runtime, f"cannot run the {row.network} network: {row.problem}")
+        found[row.network][row.runtime] = row.ms
+    return found
 
 
 def table_of(rows: dict[str, dict[str, Any]]) -> Table:

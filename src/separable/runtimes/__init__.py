@@ -1,9 +1,22 @@
 """A network in each runtime that can run it here: torch in both layouts, compiled, accelerated, and over ONNX.
 
-`prepare` gives one call of one network in one runtime.
+`prepare` gives one call of one network in one runtime; `compare` puts networks side by side in all of them;
+`peak_bytes` says how much memory one takes.
 """
 
+from separable.runtimes.comparison import Comparison, Timed, compare, relative_error
+from separable.runtimes.memory import peak_bytes
 from separable.runtimes.names import FLOAT32, NAMES, why_not
 from separable.runtimes.prepared import prepare
 
-__all__ = ["FLOAT32", "NAMES", "prepare", "why_not"]
+__all__ = [
+    "FLOAT32",
+    "NAMES",
+    "Comparison",
+    "Timed",
+    "compare",
+    "peak_bytes",
+    "prepare",
+    "relative_error",
+    "why_not",
+]
