@@ -173,6 +173,72 @@ def test_profile_counts_a_timm_network_exactly():
     assert (result["macs"], result["params"]) == (300_774_272, 3_504_872)
 
 
+def test_benchmark_puts_networks_side_by_side_in_fresh_processes(place, tmp_path):
+    page = tmp_path / "page.html"
+    done = run(
+        "benchmark", f"{place}/net.py:network", place / "out", "--batch", "3", "--threads", "1", "2", "--rounds", "2",
+        "--runtimes", "torch", "onnxruntime", "--data", place / "images", "--split", "test", "--out", page, "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    dense, converted = result["networks"]
+    assert (dense["name"], converted["name"]) == ("network", "out")
+    assert converted["macs"] < 0.7 * dense["macs"]
+    assert converted["file_bytes"] == (place / "out" / "model.safetensors").stat().st_size
+    evaluated = json.loads(run("evaluate", place / "out", place / "images", "--split", "test", "--json").stdout)
+    assert converted["accuracy"] == {"top1": evaluated["top1"], "images": 12, "skipped": 0}
+    assert [(part["threads"], part["batch"]) for part in result["measured"]] == [(1, 3), (2, 3)]
+    for part in result["measured"]:
+        assert [(row["network"], row["runtime"]) for row in part["rows"]] == [
+            (name, runtime) for name in ("network", "out") for runtime in ("torch", "onnxruntime")
+        ]
+        assert all(0 < row["low_ms"] <= row["ms"] <= row["high_ms"] and row["error"] < 1e-4 for row in part["rows"])
+        assert not sys.platform.startswith("linux") or all(row["memory_bytes"] > 0 for row in part["rows"])
+    first, second = result["conclusions"]
+    beside = r"out (is|takes) [\d.]+ times as (fast|long) as the fastest network here"
+    assert re.match(beside + r" \(.*batch 3, one thread\); (the same accuracy|[\d.]+ points (lost|gained))", first)
+    told = page.read_text()
+    assert told.count("<svg") == 2
+    assert second in told
+
+
+def test_benchmark_of_one_network_of_several_inputs_ends_with_its_fastest_runtime(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "class pair(nn.Module):\n"
+        "    def forward(self, image, row):\n"
+        "        return {'image': image * 2, 'row': row.softmax(1)}\n"
+    )
+    done = run("benchmark", f"{tmp_path}/net.py:pair", "--shape", "1,3,4,4", "--shape", "1,5", "--batch", "1", "2",
+               "--runtimes", "torch,onnxruntime", "--rounds", "1")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "one thread, batch 2" in done.stdout
+    for batch, line in enumerate(done.stdout.splitlines()[-2:], 1):
+        end = rf"pair takes [\d.]+ ms in (torch|onnxruntime), its fastest here \(batch {batch}, one thread\)"
+        assert re.fullmatch(end, line)
+
+
+def test_benchmark_refuses_a_runtime_that_was_asked_for_and_is_not_here(place, monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    done = run("benchmark", place / "out", "--runtimes", "torch", "openvino default")
+    reason = "openvino is not installed; add it with: pip install openvino"
+    assert done.returncode == 2
+    assert done.stderr == f"separable: --runtimes = openvino default: cannot be used here: {reason}\n"
+
+
+def test_benchmark_takes_several_values_after_an_option_and_leaves_sources_alone():
+    import typer.main
+
+    command = typer.main.get_command(cli.app).commands["benchmark"]
+    words = ["--batch", "1", "8", "a", "--threads", "2", "b", "--batch", "16", "--runtimes", "torch",
+             "openvino default", "c"]  # fmt: skip
+    read = command.make_context("benchmark", words).params
+    assert (read["batch"], read["threads"], read["sources"]) == ([1, 8, 16], [2], ["a", "b", "c"])
+    assert read["runtimes"] == ["torch", "openvino default"]
+
+
 def test_export_writes_onnx_from_a_saved_folder(place, tmp_path):
     done = start("export", place / "out", "--out", tmp_path / "net.onnx", "--json")
     assert done.returncode == 0, done.stderr
@@ -270,7 +336,7 @@ def test_doctor_and_profile_name_layers_with_subnormal_numbers(place, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "profile", "convert", "evaluate", "predict", "export", "demo", "doctor", "train"]
+    "command", ["", "profile", "convert", "benchmark", "evaluate", "predict", "export", "demo", "doctor", "train"]
 )
 def test_help_names_every_command_and_imports_no_torch(command):
     code = (
@@ -343,6 +409,14 @@ MISTAKES = {
     "setting left out": (["train", "text", "--train", "a.csv"], "--out"),
     "setting not a number": (["train", "tokens", "--out", "{tmp}/o", "--epochs", "few"], "epochs = few"),
     "no such training data": (["train", "tokens", "--out", "{tmp}/o", "--train", "nowhere"], "nowhere"),
+    "no such runtime": (["benchmark", "{place}/out", "--runtimes", "tensorrt"], "--runtimes = tensorrt: must be one"),
+    "weights left over": (["benchmark", "{place}/out", "--weights", "{place}/out/model.safetensors"], "left over"),
+    "a split of no data": (["benchmark", "{place}/out", "--split", "test"], "--split = test: goes with --data"),
+    "no shape to run": (["benchmark", "{place}/out", "{place}/bare.py:network"], "--shape = not given: network does"),
+    "a shape that one refuses": (["benchmark", "{place}/out", "{place}/net.py:colour", "--size", "8"], "layer '0'"),
+    "a batch of none": (["benchmark", "{place}/out", "--batch", "1", "0"], "--batch = "),
+    "a page that is a folder": (["benchmark", "{place}/out", "--out", "{tmp}"], "--out = "),
+    "one to benchmark that is not there": (["benchmark", "{place}/out", "smal"], "SOURCE = smal"),
     "export over a file": (["export", "{place}/out", "--out", "{place}/net.py"], "exists already"),
 }  # fmt: skip
 

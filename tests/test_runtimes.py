@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from separable import _native, runtimes
 from separable.errors import InputError
 from separable.inputs import own_copy
-from separable.runtimes import comparison
+from separable.runtimes.comparison import notes
 
 QUICK = tuple(name for name in runtimes.NAMES if name != "compile")  # which takes seconds for each network
 
@@ -212,8 +212,11 @@ def test_each_network_may_have_an_example_of_its_own():
 def test_a_runtime_left_out_is_named_and_one_asked_for_is_an_error(monkeypatch):
     monkeypatch.setattr(_native, "missing", "libseparable.so was not built")
     network, x = {"a": small()}, torch.randn(1, 3, 9, 9)
-    _, unusable = comparison.choose(None)
+    _, unusable = runtimes.choose(None)
     assert {"accelerate", "accelerate bfloat16"} <= set(unusable)
+    found = runtimes.compare(network, x, names=["torch"], rounds=1)
+    found.unusable = unusable
+    assert any("accelerate: there are no native kernels: libseparable" in note for note in notes(found.to_json()))
     with pytest.raises(InputError, match=r"runtime = accelerate: cannot be used here: .*was not built"):
         runtimes.compare(network, x, names=["torch", "accelerate"])
     with pytest.raises(InputError, match="networks = "):

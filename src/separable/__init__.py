@@ -38,6 +38,7 @@ _ROOMS = [
     "acceleration",
     "data",
     "report",
+    "runtimes",
     "store",
     "export",
     "errors",
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
         models,
         progress,
         report,
+        runtimes,
         store,
     )
     from separable.acceleration import accelerate

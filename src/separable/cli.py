@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from separable.errors import InputError, first_line
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
+SEVERAL = ("--batch", "--threads", "--runtimes")  # options whose values stand one after the other
 IMAGES, TEXT, SOUND = "Images", "Sentences", "Sounds"  # headings of the help
 SOURCE = "A saved folder, timm:NAME, torchvision:NAME, or FILE.py:FACTORY."
 Source = Annotated[str, typer.Argument(help=SOURCE)]
@@ -33,6 +35,20 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 Out = Annotated[Path, typer.Option(help="Where to write; must not exist or be empty.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace what stands there already.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; torch's own choice where not given.")]
+
+
+class Several(TyperCommand):
+    """A command some of whose options take several values: `--batch 1 8` says what `--batch 1 --batch 8` does."""
+
+    def parse_args(self, ctx, args):
+        spelled, option = [], ""
+        for i, word in enumerate(args):
+            if option and args[i - 1] != option and _is_value(option, word):
+                spelled.append(option)
+            elif args[i - 1] != option:
+                option = word if word in SEVERAL else ""
+            spelled.append(word)
+        return super().parse_args(ctx, spelled)
 
 
 @app.callback()
@@ -82,6 +98,35 @@ def convert(
         source, data, out, budget, weights, split, test, test_split, samples, distill, images, seed, overwrite
     )
     show(job.run(options), json)
+
+
+@app.command(cls=Several)
+def benchmark(
+    sources: Annotated[list[str], typer.Argument(metavar="A [B ...]", help=f"{SOURCE} B is compared with A.")],
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Sizes, as 1 8; 1 where not given.")] = None,
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="Numbers, as 1 2; 1 where not given.")] = None,
+    runtimes: Annotated[list[str] | None, typer.Option(help="Which, as docs/runtimes.md names them; all.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each network in each runtime.")] = 15,
+    data: Annotated[str | None, typer.Option(help="Labelled images to measure top-1 on.")] = None,
+    split: Split = None,
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="Shape of the input, batch first; again for each further input.")
+    ] = None,
+    weights: Annotated[
+        list[Path] | None, typer.Option(help="A file for each network that is no saved folder, in their order.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write one self-contained page with plots.")] = None,
+    json: Json = False,
+):
+    """Time networks side by side in every runtime: milliseconds, memory, size, and accuracy where data is given."""
+    from separable.commands import benchmark as job
+
+    several = (weights or [], batch or [], threads or [], shape or [], runtimes or [])
+    images = {"size": size, "mean": mean, "std": std}
+    show(job.run(job.Options(sources, *several, rounds, images, data, split, out)), json)
 
 
 @app.command()
@@ -213,6 +258,15 @@ def doctor(
         raise InputError("--explain", explain, "is of one layer, which needs no SOURCE")
     else:
         show(job.network(source, weights, shape), json)
+
+
+def _is_value(option: str, word: str) -> bool:
+    """Whether a word that follows an option's values is one more of them, and not a SOURCE."""
+    if option == "--runtimes":
+        from separable.runtimes import NAMES
+
+        return word in NAMES
+    return word.isdigit()
 
 
 def one_of(given: str | None, data: str | None) -> str:

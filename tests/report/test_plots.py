@@ -37,6 +37,17 @@ def test_bars_show_each_value_with_its_unit():
     assert "the longest is a with 1 ms" in svg
 
 
+def test_bars_draw_a_span_beside_its_value_and_make_room_for_it(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "figure", lambda fig, *_: drawn.append(fig))
+    plots.bars(["a", "b"], [1.0, 0.25], unit="ms", title="Time", spans=[(0.5, 4.0), (0.2, 0.3)])
+    (axes,) = drawn[0].axes
+    assert [tuple(line.get_xdata()) for line in axes.lines] == [(0.5, 4.0), (0.2, 0.3)]
+    assert axes.get_xlim()[1] > 4.0
+    with pytest.raises(InputError, match="spans"):
+        plots.bars(["a", "b"], [1.0, 0.25], unit="ms", title="Time", spans=[(0.5, 4.0)])
+
+
 def test_curves_say_where_they_end():
     svg = plots.curves({"train": ([1, 2, 3], [0.9, 0.5, 0.25])}, x="epoch", y="loss", title="Loss")
     assert "<desc>loss over epoch: train ends at 0.25.</desc>" in svg

@@ -39,12 +39,7 @@ def evaluate(
 ) -> Evaluated:
     """Accuracy, rows of each class, confusion and the surest mistakes, on images prepared as was saved with it."""
     network = open_network(source, weights)
-    preparation = preparation_of(network, size, mean, std)
-    if data.startswith("torchvision:"):
-        test = image_sets.open_set(data, "test", preparation, network.classes or None)
-    else:
-        test = open_images(data, preparation, split, classes=network.classes or None)
-    test.require_labels()
+    test = open_test(network, data, split, size, mean, std)
     chances, labels, seconds = _outputs(network, test, batch_size)
     if strict and test.skipped:
         name, reason = test.skipped[0]
@@ -74,6 +69,19 @@ def evaluate(
         section = partial(image_reports.section, name, dict(part), pictures)
         del part["confusion"]
     return Evaluated(part, image_reports.text(part), image_reports.TITLE, section, image_reports.headline(name, part))
+
+
+def open_test(
+    network: Network, data: str, split: str | None, size: str | None, mean: str | None, std: str | None
+) -> ImageSet:
+    """Labelled images, prepared as was saved with the network or as asked."""
+    preparation = preparation_of(network, size, mean, std)
+    if data.startswith("torchvision:"):
+        test = image_sets.open_set(data, "test", preparation, network.classes or None)
+    else:
+        test = open_images(data, preparation, split, classes=network.classes or None)
+    test.require_labels()
+    return test
 
 
 @torch.inference_mode()

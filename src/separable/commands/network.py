@@ -93,8 +93,7 @@ def preparation_of(network: Network, size: str | None, mean: str | None, std: st
     """How images reach the network: --size, --mean and --std over what its source says."""
     given: dict[str, Any] = {}
     if size is not None:
-        sides = numbers("--size", size.replace("x", ","), int)
-        given["size"] = sides[0] if len(sides) == 1 else sides
+        given["size"] = sides_of(size)
     for option, text in (("mean", mean), ("std", std)):
         if text is not None:
             given[option] = numbers(f"--{option}", text)
@@ -110,6 +109,14 @@ def preparation_of(network: Network, size: str | None, mean: str | None, std: st
         rule = "cannot change a part of what the function `preprocess` does; give --size, --mean and --std, or none"
         raise InputError(", ".join(f"--{option}" for option in given), "given", rule)
     return known
+
+
+def sides_of(size: str) -> tuple[int, int]:
+    """224 or 240x320 as height and width."""
+    sides = numbers("--size", size.replace("x", ","), int)
+    if len(sides) > 2 or min(sides) < 1:
+        raise InputError("--size", size, "must be one side or height x width, as 224 or 240x320")
+    return sides[0], sides[-1]
 
 
 def numbers(option: str, text: str, kind: type = float) -> list:

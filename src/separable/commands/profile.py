@@ -12,9 +12,8 @@ from separable.errors import InputError, need
 
 
 def run(source: str, weights: Path | None, shape: str | None, html: Path | None, threads: int | None) -> Result:
-    if threads is not None and threads > 4 * (os.cpu_count() or 1):
-        raise InputError("--threads", threads, f"is far more than the {os.cpu_count()} processors here")
     if threads is not None:
+        check_threads(threads)
         torch.set_num_threads(threads)
     if html is not None:
         check_page(html)
@@ -31,11 +30,16 @@ def run(source: str, weights: Path | None, shape: str | None, html: Path | None,
     return Result(data, [profile.table()], closing)
 
 
-def check_page(html: Path) -> None:
+def check_threads(threads: int) -> None:
+    if threads > 4 * (os.cpu_count() or 1):
+        raise InputError("--threads", threads, f"is far more than the {os.cpu_count()} processors here")
+
+
+def check_page(html: Path, option: str = "--html") -> None:
     """Refuse before the measuring, not after it, a page that cannot be made or written."""
     for package in ("jinja2", "matplotlib"):
         need(package, "deploy", "for pages")
     if html.is_dir():
-        raise InputError("--html", html, "is a folder; name the file to write")
+        raise InputError(option, html, "is a folder; name the file to write")
     if not os.access(html.parent, os.W_OK):
-        raise InputError("--html", html, "is not in a folder that can be written to")
+        raise InputError(option, html, "is not in a folder that can be written to")

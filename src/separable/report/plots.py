@@ -88,14 +88,18 @@ def bars(
     marks: Sequence[float] | None = None,
     mark_name: str = "",
     groups: Sequence[str] | None = None,
+    spans: Sequence[tuple[float, float]] | None = None,
 ) -> Markup:
-    """Horizontal bars, one a label, top down; `marks` puts a second value of each as a stroke across its bar."""
+    """Horizontal bars, one a label, top down; `marks` puts a second value of each as a stroke across its bar.
+
+    `spans` draws a line from a lower to an upper value of each along its bar.
+    """
     _check_some("values", values)
     groups = groups or [""] * len(labels)
-    if not len(labels) == len(values) == len(groups) == len(marks if marks is not None else values):
-        raise InputError(
-            "values", len(values), f"must be as many as the labels, {len(labels)}, as must marks and groups"
-        )
+    beside = [groups, values if marks is None else marks, values if spans is None else spans]
+    if any(len(given) != len(labels) for given in (values, *beside)):
+        rule = f"must be as many as the labels, {len(labels)}, as must marks, groups and spans"
+        raise InputError("values", len(values), rule)
     fig, axes = _figure(_WIDTH, 0.26 * len(labels) + 1.3)
     names, tips = sorted(set(groups)), {}  # the same colours on every page
     for i, (label, value, group) in enumerate(zip(labels, values, groups, strict=True)):
@@ -106,12 +110,16 @@ def bars(
         end = value
         if marks is not None and value <= marks[i] < value + 0.1 * max(*values, *marks):
             end = marks[i]  # the stroke would cover the number
+        if spans is not None:
+            axes.plot(spans[i], (i, i), color=INK, lw=1.6, solid_capstyle="butt", zorder=4)
+            end = max(end, spans[i][1])
         axes.annotate(f"{value:.3g}", (end, i), xytext=(5, 0), textcoords="offset points", va="center", color=QUIET)
         tips[gid] = f"{label}: {value:.4g} {unit}"
     if marks is not None:
         axes.plot(marks, range(len(labels)), "|", color=INK, ms=13, mew=2, ls="", label=mark_name, zorder=4)
     axes.set_yticks(range(len(labels)), labels)
-    axes.set(xlabel=unit, ylim=(len(labels) - 0.4, -0.6), xlim=(0, max(*values, *(marks or [0]), 1e-12) * 1.08))
+    furthest = max(*values, *(marks or [0]), *(high for _, high in spans or []), 1e-12)
+    axes.set(xlabel=unit, ylim=(len(labels) - 0.4, -0.6), xlim=(0, furthest * 1.08))
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     if len(names) > 1 or mark_name:

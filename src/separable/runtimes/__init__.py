@@ -4,7 +4,7 @@
 `peak_bytes` says how much memory one takes.
 """
 
-from separable.runtimes.comparison import Comparison, Timed, compare, relative_error
+from separable.runtimes.comparison import Comparison, Timed, choose, compare, relative_error, table_of
 from separable.runtimes.memory import peak_bytes
 from separable.runtimes.names import FLOAT32, NAMES, why_not
 from separable.runtimes.prepared import prepare
@@ -14,9 +14,11 @@ __all__ = [
     "NAMES",
     "Comparison",
     "Timed",
+    "choose",
     "compare",
     "peak_bytes",
     "prepare",
     "relative_error",
+    "table_of",
     "why_not",
 ]

@@ -14,11 +14,14 @@ from importlib import metadata
 from typing import Any
 
 import torch
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from separable import __version__, _native
 from separable.cost import processor
+from separable.cost.timing import spread
 from separable.errors import InputError
 from separable.progress import track
 from separable.runtimes.names import FLOAT32, NAMES, why_not
@@ -28,6 +31,7 @@ EXACT, ROUGH = (
     1e-4,
     0.1,
 )  # of the largest number: how far outputs may be off, in float32 and where a runtime rounds more
+_BUSY = 0.2  # a middle half that spans this share of the median says that other work ran
 _CALLS, _LONG_S = 3, 0.1  # clocked in a turn; of calls longer than this, one
 Inputs = Tensor | tuple[Tensor, ...]
 
@@ -95,12 +99,19 @@ class Comparison:
         first = self.fastest(self.networks[0])
         return first.ms / row.ms if first and first.ms and row.ms else None
 
+    @property
+    def busy(self) -> bool:
+        """Other work disturbed the measurement: take its times as rough."""
+        best = [row for row in map(self.fastest, self.networks) if row is not None]
+        return any(spread(row.times_ms) > _BUSY for row in best)
+
     def to_json(self) -> dict[str, Any]:
         fastest = {network: self.fastest(network) for network in self.networks}
         return {
             "threads": self.threads,
             "clock": "processor" if self.threads == 1 else "wall",
             "rounds": self.rounds,
+            "busy": self.busy,
             "processor": processor(),
             "isa": _native.isa(),
             "versions": versions(),
@@ -109,7 +120,7 @@ class Comparison:
             "rows": [row.to_json() | {"times_as_fast": self.times_as_fast(row)} for row in self.rows],
         }
 
-    def table(self) -> Table:
+    def table(self) -> Group:
         return table_of(self.to_json())
 
 
@@ -242,11 +253,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def table_of(data: Mapping[str, Any]) -> Table:
-    """A comparison for people, from its plain data: a row for each runtime and network."""
-    threads = f"{data['threads']} thread{'s' if data['threads'] > 1 else ''}"
+def table_of(data: Mapping[str, Any], where: str = "") -> Group:
+    """A comparison for people, from its plain data: a row for each runtime and network, and what to know of them."""
+    threads = ("one thread" if data["threads"] == 1 else f"{data['threads']} threads") + (where and f", {where}")
     best = set(data["fastest"].items())
-    table = Table(title=f"Milliseconds a call, {threads}", title_justify="left", caption_justify="left")
+    table = Table(title=f"Milliseconds a call, {threads}", title_justify="left")
     for heading in ("runtime", "network", "ms", "middle half", "times as fast", "peak MB"):
         table.add_column(heading, justify="left" if heading in ("runtime", "network") else "right")
     for runtime in dict.fromkeys(row["runtime"] for row in data["rows"]):
@@ -255,8 +266,7 @@ def table_of(data: Mapping[str, Any]) -> Table:
             style = "bold" if (row["network"], runtime) in best else None
             table.add_row(runtime if row is rows[0] else "", row["network"], *cells(row), style=style)
         table.add_section()
-    table.caption = "\n".join(notes(data))
-    return table
+    return Group(table, *map(Text, notes(data)))
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
@@ -273,5 +283,7 @@ def notes(data: Mapping[str, Any]) -> list[str]:
     network = data["rows"][0]["network"]
     fastest = data["fastest"][network]
     said = [f"Times as fast: as {network} in its fastest float32 runtime, {fastest}."] if fastest else []
+    if data["busy"]:
+        said.append("The machine was busy: take times as rough, and measure again when it is not.")
     said += [f"{row['network']} in {row['runtime']}: {row['problem']}" for row in data["rows"] if row["problem"]]
     return said + [f"Without {name}: {reason}" for name, reason in data["unusable"].items()]

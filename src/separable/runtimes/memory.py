@@ -11,6 +11,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable
+from multiprocessing import util
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -40,6 +41,7 @@ def peak_bytes(
     weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
     def measure() -> int:
+        os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # else torch.compile starts a pool of processes
         before = _resident("VmRSS")
         with torch_threads(threads):
             run = Case(model, inputs, threads).prepare(name)
@@ -79,6 +81,7 @@ def _in_a_fork(measure: Callable[[], int]) -> int | None:
         try:
             os.close(read)
             os.write(write, str(measure()).encode())
+            util._run_finalizers()  # type: ignore[attr-defined] # semaphores made here would be reported as leaked
         finally:
             os._exit(0)  # without cleaning up, nor a word of an error: what is open belongs to the other process
     os.close(write)
