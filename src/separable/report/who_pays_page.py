@@ -134,9 +134,10 @@ def _group_row(group: Mapping[str, Any], measure: str) -> list[Any]:
 
 def _group_text(measure: str, one: str, many: int) -> str:
     if measure == "accuracy":
+        number = f"{many} {'classes' if one == 'class' else 'slices'}" if many > 1 else f"one {one}"
         return (
             "Intervals are of the paired difference (Tango 1998): what counts are examples that one network alone gets "
-            f"right. p is McNemar's exact test, corrected for {many} {'classes' if one == 'class' else 'slices'} "
+            f"right. p is McNemar's exact test, corrected for {number} "
             "(Holm): the worst of many groups looks bad by chance alone, so a loss is called beyond chance only where "
             f"p is below {_CHANCE:g}."
         )

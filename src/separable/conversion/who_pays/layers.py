@@ -172,7 +172,12 @@ class _Drawn:
 
 
 def _layer(
-    name: str, modules: list[str], trial: _Trial, answers: Answers, drawn: _Drawn, groups: Sequence[tuple]
+    name: str,
+    modules: list[str],
+    trial: _Trial,
+    answers: Answers,
+    drawn: _Drawn,
+    groups: Sequence[tuple[str, str, Tensor]],
 ) -> Layer:
     if trial.note or not trial.distance:
         return Layer(name, modules, note=trial.note)
@@ -188,10 +193,16 @@ def _layer(
         layer.regained, layer.broken = (drawn.weight[one].sum().item() for one in (gain > 0, gain < 0))
         layer.low, layer.high = drawn.interval(gain)
     layer.recovered = drawn.share(gain)
-    parts = [
-        {"kind": kind, "name": group, "recovered": float((drawn.weight * gain)[mask[drawn.rows]].sum() / mask.sum())}
-        for kind, group, mask in groups
-    ]
-    parts = [part for part in parts if part["recovered"] > 0]
-    layer.groups = sorted(parts, key=lambda part: -part["recovered"])[:_MOST_GROUPS]
+    layer.groups = _parts(drawn, gain, groups)
     return layer
+
+
+def _parts(drawn: _Drawn, gain: Tensor, groups: Sequence[tuple[str, str, Tensor]]) -> list[dict[str, Any]]:
+    """The groups that recover most, where they recover more than twice what chance would give or take."""
+    weighted = drawn.weight * gain
+    found: list[dict[str, Any]] = []
+    for kind, name, mask in groups:
+        inside = weighted[mask[drawn.rows]]
+        if float(inside.sum()) > 2 * float(inside.square().sum().sqrt()):
+            found.append({"kind": kind, "name": name, "recovered": float(inside.sum() / mask.sum())})
+    return sorted(found, key=lambda one: -one["recovered"])[:_MOST_GROUPS]
