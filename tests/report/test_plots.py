@@ -48,6 +48,27 @@ def test_bars_draw_a_span_beside_its_value_and_make_room_for_it(monkeypatch):
         plots.bars(["a", "b"], [1.0, 0.25], unit="ms", title="Time", spans=[(0.5, 4.0)])
 
 
+def test_intervals_show_each_value_and_where_it_lies():
+    labels, values, spans = ["cat", "d<o>g", "none"], [5.0, -2.0, 1.0], [(1.0, 9.5), (-4.0, 0.5), None]
+    svg = plots.intervals(
+        labels, values, spans, unit="points", title="Loss", groups=["sure", "", ""], kinds=["", "sure"]
+    )
+    assert titles(svg) == ["Loss", "cat: 5 (1 to 9.5) points", "d&lt;o&gt;g: -2 (-4 to 0.5) points", "none: 1 points"]
+    assert "the largest is cat with 5 points" in svg
+    assert "sure</text>" in svg
+
+
+def test_intervals_leave_room_for_negative_values_and_draw_bars_from_zero(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "figure", lambda fig, *_: drawn.append(fig))
+    plots.intervals(["a", "b"], [-3.0, 2.0], [(-5.0, -1.0), (1.0, 4.0)], unit="points", title="t", bars=True)
+    axes = drawn[0].axes[0]
+    low, high = axes.get_xlim()
+    assert low < -5
+    assert high > 4
+    assert sorted((bar.get_x(), bar.get_width()) for bar in axes.patches) == [(0, -3.0), (0, 2.0)]
+
+
 def test_curves_say_where_they_end():
     svg = plots.curves({"train": ([1, 2, 3], [0.9, 0.5, 0.25])}, x="epoch", y="loss", title="Loss")
     assert "<desc>loss over epoch: train ends at 0.25.</desc>" in svg
@@ -79,6 +100,7 @@ def test_no_stand_in_colour_reaches_a_page():
         plots.bars([f"{i}" for i in range(8)], range(1, 9), unit="ms", title="t", groups=list("abcdefgh")),
         plots.curves({str(i): ([0, 1], [i, i]) for i in range(8)}, x="x", y="y", title="t"),
         plots.confusion([[1]], ["a"]),
+        plots.intervals(["a"], [1.0], [(0.0, 2.0)], unit="ms", title="t", bars=True),
     )
     for svg in every:
         assert "#0101" not in svg
@@ -93,6 +115,8 @@ def test_no_stand_in_colour_reaches_a_page():
         (lambda: plots.bars([], [], unit="ms", title="t"), "values = "),
         (lambda: plots.bars(["a"], [1, 2], unit="ms", title="t"), "as many as the labels, 1"),
         (lambda: plots.bars(["a"], [1], unit="ms", title="t", marks=[1, 2]), "as many as the labels, 1"),
+        (lambda: plots.intervals([], [], [], unit="ms", title="t"), "values = "),
+        (lambda: plots.intervals(["a"], [1], [], unit="ms", title="t"), "as many as the labels, 1"),
         (lambda: plots.curves({"a": ([1], [])}, x="x", y="y", title="t"), "series = a"),
         (lambda: plots.confusion([[1, 2]], ["a", "b"]), "must be 2 x 2"),
     ],

@@ -129,6 +129,58 @@ def bars(
     return figure(fig, title, said, tips)
 
 
+def intervals(
+    labels: Sequence[str],
+    values: Sequence[float],
+    spans: Sequence[tuple[float, float] | None],
+    *,
+    unit: str,
+    title: str,
+    bars: bool = False,
+    groups: Sequence[str] | None = None,
+    kinds: Sequence[str] = (),
+) -> Markup:
+    """A point for each label with the interval that it lies in, top down, against zero; `bars` fills from zero to it.
+
+    Args:
+        spans: (low, high) around each value; None where nothing is known.
+        groups: what each label belongs to, told by colour and mark.
+        kinds: all groups there can be, so that each has its colour though others are missing.
+    """
+    _check_some("values", values)
+    groups = groups or [""] * len(labels)
+    if not len(labels) == len(values) == len(spans) == len(groups):
+        raise InputError("values", len(values), f"must be as many as the labels, {len(labels)}, the spans and groups")
+    fig, axes = _figure(_WIDTH, 0.28 * len(labels) + 1.3)
+    axes.axvline(0, color=QUIET, lw=1.2, zorder=1)
+    names, tips = list(kinds) if any(groups) and kinds else sorted(set(groups)), {}
+    for i, (label, value, span, group) in enumerate(zip(labels, values, spans, groups, strict=True)):
+        gid, kind = f"interval-{i}", names.index(group)
+        colour, first = SERIES[kind % len(SERIES)], groups.index(group) == i
+        if bars:
+            axes.barh(i, value, 0.62, color=colour, alpha=0.35, zorder=2)
+        if span is not None:
+            axes.plot(span, (i, i), color=colour, lw=2, solid_capstyle="butt", zorder=3)
+        mark = MARKS[kind % len(MARKS)]
+        axes.plot(
+            value, i, mark, color=colour, ms=7, mec=PAPER, mew=0.8, gid=gid, zorder=4, label=group if first else None
+        )
+        right = max(value, span[1] if span else value, 0.0)  # beside what is drawn, never across it
+        axes.annotate(f"{value:.3g}", (right, i), xytext=(7, 0), textcoords="offset points", va="center", color=QUIET)
+        tips[gid] = f"{label}: {value:.4g}" + (f" ({span[0]:.4g} to {span[1]:.4g})" if span else "") + f" {unit}"
+    ends = [0.0, *values, *(end for span in spans if span for end in span)]
+    room = max(max(ends) - min(ends), 1e-12)
+    axes.set_yticks(range(len(labels)), [_short(label) for label in labels])
+    axes.set(xlabel=unit, ylim=(len(labels) - 0.4, -0.6), xlim=(min(ends) - 0.02 * room, max(ends) + 0.09 * room))
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    if any(groups):
+        _legend(axes)
+    top = max(range(len(values)), key=lambda i: values[i])
+    said = f"{len(values)} values with their intervals; the largest is {labels[top]} with {values[top]:.3g} {unit}."
+    return figure(fig, title, said, tips)
+
+
 def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, title: str) -> Markup:
     """Lines of (x values, y values), one a name."""
     _check_some("series", series)

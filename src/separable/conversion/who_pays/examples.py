@@ -1,0 +1,153 @@
+"""What people pass as data, as inputs of any number with labels and names, an example at a time where it must be."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from separable.conversion.batches import BATCH_EXAMPLES, describe
+from separable.errors import InputError, first_line
+from separable.inputs import own_copy
+
+_LAYOUT = (
+    "each batch must be a tensor [N, ...], (inputs, labels) or (inputs, labels, files); several inputs are a tuple"
+)
+
+
+@dataclass
+class Inputs:
+    """What a network is called with for some examples: every tensor in it has them in its first dimension."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.tensors()[0])
+
+    def tensors(self) -> list[Tensor]:
+        return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
+        def apply(value: Any) -> Any:
+            return change(value) if isinstance(value, Tensor) else value
+
+        return Inputs(tuple(map(apply, self.args)), {name: apply(value) for name, value in self.kwargs.items()})
+
+    def example(self, i: int) -> "Inputs":
+        """One of the examples, in memory of its own."""
+        return self.map(lambda tensor: tensor[i : i + 1].clone())
+
+    def shapes(self) -> tuple[torch.Size, ...]:
+        return tuple(tensor.shape[1:] for tensor in self.tensors())
+
+
+@dataclass
+class Batch:
+    """Some examples. labels: as they were given; files: a name for each. Either may be missing."""
+
+    inputs: Inputs
+    labels: Tensor | None
+    files: list[str] | None
+
+    def class_labels(self) -> Tensor | None:
+        """Class numbers [N], negative where there is none; None where labels are of another kind, or all missing."""
+        labels = self.labels
+        if labels is None or labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
+            return None
+        return labels.long() if bool((labels >= 0).any()) else None
+
+    def only(self, kept: Tensor) -> "Batch":
+        """The examples for which `kept` [N] is true."""
+        files = None if self.files is None else [file for file, keep in zip(self.files, kept, strict=True) if keep]
+        inputs = self.inputs.map(lambda tensor: tensor[kept.to(tensor.device)])
+        return Batch(inputs, None if self.labels is None else self.labels[kept.to(self.labels.device)], files)
+
+
+def batches(data: Any) -> Iterator[Batch]:
+    """The batches of `data`, at most 64 examples each.
+
+    Raises:
+        InputError: something that is no batch, labels or files that are not as many as the inputs, no example at all.
+    """
+    if isinstance(data, (str, bytes, dict)) or not isinstance(data, Iterable):
+        raise InputError("data", describe(data), f"must be a tensor or an iterable of batches; {_LAYOUT}")
+    found = False
+    for given in [data] if isinstance(data, Tensor) else data:
+        whole = _read(given)
+        for start in range(0, len(whole.inputs), BATCH_EXAMPLES):
+            found = True
+            yield _part(whole, slice(start, start + BATCH_EXAMPLES))
+    if not found:
+        raise InputError("data", describe(data), "holds no examples")
+
+
+def join(many: Sequence[Inputs]) -> Inputs:
+    """Inputs of the same shapes as one batch."""
+    first = many[0]
+
+    def joined(values: list[Any]) -> Any:
+        return torch.cat(values) if isinstance(values[0], Tensor) else values[0]
+
+    args = tuple(joined([inputs.args[i] for inputs in many]) for i in range(len(first.args)))
+    return Inputs(args, {name: joined([inputs.kwargs[name] for inputs in many]) for name in first.kwargs})
+
+
+def fitting(network: nn.Module, inputs: Inputs) -> Inputs:
+    """`inputs` on the device and in the floating type of the network's parameters."""
+    place = next((p for p in network.parameters() if p.is_floating_point()), None)
+    if place is None:
+        return inputs
+    return inputs.map(lambda t: t.to(place.device, place.dtype if t.is_floating_point() else None))
+
+
+def call(network: nn.Module, inputs: Inputs, who: str) -> Any:
+    """What the network gives. It may write into its inputs: it gets a copy."""
+    args, kwargs = own_copy((inputs.args, inputs.kwargs))
+    try:
+        return network(*args, **kwargs)
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        shown = ", ".join(describe(tensor) for tensor in inputs.tensors())
+        raise InputError("data", shown, f"{who} network cannot read it: {first_line(error)}") from error
+
+
+def _read(given: Any) -> Batch:
+    labels, files = None, None
+    if isinstance(given, dict):  # as loaders of language models give them
+        inputs = {name: value for name, value in given.items() if name != "labels"}
+        return _checked(Inputs((), inputs), given.get("labels"), None)
+    if isinstance(given, (tuple, list)):
+        if not 1 <= len(given) <= 3:
+            raise InputError("data", f"a {type(given).__name__} of {len(given)}", _LAYOUT)
+        given, labels, files = (*given, None, None)[:3]
+    if isinstance(given, dict):
+        return _checked(Inputs((), dict(given)), labels, files)
+    return _checked(Inputs(tuple(given) if isinstance(given, (tuple, list)) else (given,), {}), labels, files)
+
+
+def _checked(inputs: Inputs, labels: Any, files: Any) -> Batch:
+    tensors = inputs.tensors()
+    if not tensors or any(tensor.dim() == 0 or tensor.is_meta for tensor in tensors):
+        raise InputError("data", describe((*inputs.args, *inputs.kwargs.values())), f"holds no inputs; {_LAYOUT}")
+    examples = len(tensors[0])
+    if any(len(tensor) != examples for tensor in tensors):
+        shapes = [list(tensor.shape) for tensor in tensors]
+        raise InputError("data", shapes, "inputs of one batch must have as many examples, in their first dimension")
+    if any(tensor.is_floating_point() and not tensor.isfinite().all() for tensor in tensors):
+        raise InputError("data", describe(tensors[0]), "holds NaN or infinite values")
+    if labels is not None:
+        labels = torch.as_tensor(labels)
+        if labels.dim() == 0 or len(labels) != examples:
+            raise InputError("data", f"labels, a {describe(labels)}", f"must be as many as the inputs, {examples}")
+    if files is not None and (isinstance(files, (str, Tensor)) or len(files) != examples):
+        raise InputError("data", describe(files), f"the third of a batch must be {examples} names, one an example")
+    return Batch(inputs, labels, None if files is None else [str(file) for file in files])
+
+
+def _part(batch: Batch, part: slice) -> Batch:
+    labels = None if batch.labels is None else batch.labels[part]
+    files = None if batch.files is None else batch.files[part]
+    return Batch(batch.inputs.map(lambda tensor: tensor[part]), labels, files)
