@@ -1,0 +1,90 @@
+"""The look at both networks before the first step, on some examples: what to match, and the scale of everything."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from separable.conversion import distill_features as features
+from separable.conversion import distill_steps as steps
+from separable.conversion.batches import describe
+from separable.conversion.distill_data import Batch, Source
+from separable.conversion.distill_loss import Objective
+from separable.conversion.distill_networks import Pair
+from separable.conversion.distill_processes import Processes
+from separable.errors import InputError
+
+_BATCHES, _EXAMPLES = 4, 64  # at most
+
+
+@dataclass
+class Look:
+    """What was seen. A checkpoint keeps it, for a loader may give other examples first the next time."""
+
+    objective: Objective
+    features: features.Features
+    scales: dict[str, float]  # of each parameter that is trained
+
+    def variances(self) -> dict[str, Tensor]:
+        """By what they are of."""
+        rules = self.objective.rules.items()
+        outputs = {f"output {name}": rule.variance for name, rule in rules if rule.variance is not None}
+        return {**outputs, **{f"feature {name}": found for name, found in self.features.variance.items()}}
+
+    def state(self) -> dict[str, dict]:
+        return {"scales": self.scales, "variances": self.variances()}
+
+    def take_up(self, state: dict[str, dict]) -> None:
+        self.scales = state["scales"]
+        for name, tensor in self.variances().items():
+            tensor.copy_(state["variances"][name])
+
+    def share(self, processes: Processes) -> None:
+        """What the first process saw, for all."""
+        for tensor in self.variances().values():
+            processes.broadcast(tensor)
+        self.scales = {name: processes.same(scale) for name, scale in self.scales.items()}
+
+
+@torch.no_grad()
+def look(
+    pair: Pair, train: Source, validation: Source | None, objective: Objective, asked: bool | Sequence[str]
+) -> Look:
+    """Run both networks; give each output its rule, choose the modules to match, measure variances and scales.
+
+    asked: the argument `features` of `distill`.
+    """
+    theirs, ours = features.Watch(pair.teacher), features.Watch(pair.student)
+    spread, batches, targets, maps = steps.Spread(pair.student), _first(train, pair), [], []
+    pair.student.eval()
+    with theirs.open(), ours.open(), spread.open():
+        for batch in batches:
+            theirs.clear()
+            ours.clear()
+            targets.append(pair.teach(batch, "train"))
+            pair.give(pair.student, batch, "train")
+            maps.append(theirs.once())
+    labels = [batch.labels for batch in batches]
+    if validation is not None:
+        labels += [batch.labels for batch in _first(validation, pair)]
+    objective.look(targets, labels)
+    names: list[str] = []
+    if asked is True:
+        names = features.choose(pair.student, pair.teacher, ours, theirs)
+    elif asked:
+        names = features.check(asked, pair.student, pair.teacher, ours, theirs)
+    matched = features.Features(names, pair.twin, pair.teacher)
+    matched.look(maps)
+    return Look(objective, matched, steps.scales(pair.student, spread))
+
+
+def _first(source: Source, pair: Pair) -> list[Batch]:
+    found: list[Batch] = []
+    for raw in source.first(_BATCHES):
+        left = _EXAMPLES - sum(batch.examples for batch in found)
+        if left > 0:
+            found.append(pair.read(raw, source).cut(left))
+    if not found:
+        raise InputError(source.name, describe(source.data), "holds no examples")
+    return found

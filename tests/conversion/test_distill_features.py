@@ -1,0 +1,123 @@
+"""Which modules are matched follows from names; matching them brings the inside of the student to the teacher's."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from separable.conversion import distill
+from separable.conversion.distill_features import Watch, choose
+from separable.errors import InputError
+from separable.layers import SeparableConv2d
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return torch.relu(x + self.norm(self.conv(x)))
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.stage = nn.Sequential(Block(), Block(), Block())
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.stage(self.stem(x)).mean((2, 3)))
+
+
+def plain():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )  # fmt: skip
+
+
+def chain(rank=4):
+    return nn.Sequential(
+        nn.Conv2d(8, rank, 1, bias=False),
+        nn.Conv2d(rank, rank, 3, padding=1, groups=rank, bias=False),
+        nn.Conv2d(rank, 8, 1),
+    )
+
+
+def chosen(student, teacher):
+    ours, theirs, x = Watch(student), Watch(teacher), torch.randn(2, 3, 8, 8)
+    with ours.open(), theirs.open(), torch.no_grad():
+        student(x)
+        teacher(x)
+    return choose(student, teacher, ours, theirs)
+
+
+def residual():
+    torch.manual_seed(0)
+    teacher = Residual().eval()
+    student = copy.deepcopy(teacher)
+    student.stage[0].conv, student.stage[2].conv = chain(), SeparableConv2d(8, 8, 3, padding=1)
+    return student, teacher
+
+
+def test_blocks_that_hold_a_replaced_layer_are_matched():
+    assert chosen(*residual()) == ["stage.0", "stage.2"]
+
+
+def test_without_blocks_what_runs_after_a_replaced_layer_is_matched():
+    teacher = plain()
+    student = copy.deepcopy(teacher)
+    student[2] = chain()
+    assert chosen(student, teacher) == ["3"]
+
+
+def test_nothing_is_matched_where_nothing_was_replaced_or_names_do_not_correspond():
+    assert chosen(Residual(), Residual()) == []
+    assert chosen(plain(), Residual()) == []
+
+
+def test_features_bring_the_inside_to_the_teachers():
+    student, teacher = residual()
+    x = torch.randn(256, 3, 8, 8)
+
+    def apart(network):
+        with torch.no_grad():
+            y = network.eval().stem(x)
+            z = teacher.stem(x)
+            return float((network.stage[0](y) - teacher.stage[0](z)).square().mean())
+
+    before = apart(student)
+    distill(student, teacher, x, epochs=4, features=True)
+    assert apart(student) < 0.5 * before
+    assert not student.stage[0]._forward_hooks
+    assert not teacher.stage[0]._forward_hooks
+
+
+def test_modules_can_be_named():
+    student, teacher = residual()
+    x = torch.randn(64, 3, 8, 8)
+    losses = [
+        distill(copy.deepcopy(student), teacher, x, epochs=1, features=names, feature_weight=100.0)[1][-1].loss
+        for names in (["stage"], ["stem", "stage.1"], False)
+    ]
+    assert losses[0] != losses[1]
+    assert min(losses[:2]) > losses[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("stages", "^features = stages: names no module of the student"),
+        ("head", "^features = head: must be called once in the student and give a map"),
+        ("stage.0.conv", "^features = stage.0.conv: gives maps of other shapes"),
+    ],
+)
+def test_names_that_cannot_be_matched_are_refused(name, sentence):
+    student, teacher = residual()
+    student.stage[0].conv = nn.Sequential(nn.Conv2d(8, 8, 3, padding=2), nn.ReLU())
+    student.stage[0].norm = nn.Sequential(nn.BatchNorm2d(8), nn.AvgPool2d(3, 1))
+    with pytest.raises(InputError, match=sentence):
+        distill(student, teacher, torch.randn(8, 3, 8, 8), features=[name])
