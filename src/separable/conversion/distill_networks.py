@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from separable.acceleration import accelerate
+from separable.acceleration import Accelerated, accelerate
+from separable.conversion.batches import describe
 from separable.conversion.distill_data import Batch, Source, read
 from separable.conversion.distill_loss import by_name
 from separable.conversion.distill_processes import Processes
@@ -21,12 +22,15 @@ from separable.errors import InputError, first_line
 from separable.inputs import own_copy
 from separable.progress import say
 
+_MISFITS = (RuntimeError, ValueError, TypeError, IndexError, KeyError)  # of a network and what it is given
+
 
 class Pair:
     """Student and teacher on the same batches."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, twin: nn.Module):
         self.student, self.teacher, self.twin, self.guide = student, teacher, twin, teacher
+        self._planned: set[str] = set()
 
     def prepare(self, are_features_read: bool) -> None:
         """Let the teacher run in native kernels, unless features inside it are read."""
@@ -44,10 +48,20 @@ class Pair:
     @torch.no_grad()
     def teach(self, batch: Batch, source: str) -> Any:
         """What the teacher gives."""
+        self._plan(batch)
         target = _run(self.guide, batch, source, "the teacher")
         if not all(bool(torch.isfinite(tensor).all()) for _, tensor in by_name(target)):
             raise InputError("teacher", type(self.teacher).__name__, f"gives NaN or infinite values for {source}")
         return target
+
+    def _plan(self, batch: Batch) -> None:
+        """An accelerated network may answer its first call by torch, in other bits: a resumed run must not see them."""
+        if isinstance(self.guide, Accelerated):
+            shapes = str([describe(value) for value in (*batch.args, *batch.named.values())])
+            if shapes not in self._planned:
+                self._planned.add(shapes)
+                with suppress(*_MISFITS):  # which the call itself will tell
+                    self.guide.plan(*batch.args, **batch.named)
 
     def give(self, network: nn.Module, batch: Batch, source: str) -> Any:
         """What the student gives, run as `network`."""
@@ -61,7 +75,7 @@ def _run(network: nn.Module, batch: Batch, source: str, who: str) -> Any:
         return network(*args, **named)
     except InputError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+    except _MISFITS as error:
         raise InputError(source, batch.what, f"{who} cannot read it: {first_line(error)}") from error
 
 

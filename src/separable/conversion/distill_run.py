@@ -1,5 +1,6 @@
 """The loop of `distill`: step after step, validate, keep the best, write checkpoints, end in time."""
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from separable.conversion import distill_networks as networks
 from separable.conversion import distill_state as state
@@ -21,7 +21,6 @@ from separable.conversion.distill_processes import Processes
 from separable.errors import InputError
 from separable.progress import say, track
 
-_GRADIENT_NORM = 5.0
 _CHECKPOINT_EVERY_S = 120.0
 _CURVE_EVERY = 20  # steps between two points
 _NO_LABELS = "needs batches of (inputs, labels), some not negative"
@@ -122,19 +121,19 @@ class Run:
                 self.processes.seed()
             self.epoch_random = state.random_state()
             networks.set_training(self.pair.twin, self.settings.freeze_norms)
-            for number, raw in enumerate(self.train.epoch(self.epoch)):
-                if number < skipped:
-                    continue
-                if found and skipped:
-                    state.set_random_state(found["random"])
-                found = None
+            batches = self.train.epoch(self.epoch)
+            for _ in itertools.islice(batches, skipped):
+                pass
+            if found and skipped:
+                state.set_random_state(found["random"])
+            found = None
+            for raw in batches:
                 if self._is_time_up():
                     self.is_over = True
                     break
                 yield raw
                 if time.monotonic() - self.kept.written > _CHECKPOINT_EVERY_S:
                     self._keep()
-            found = None
             self._end_epoch()
 
     def _is_time_up(self) -> bool:
@@ -154,7 +153,6 @@ class Run:
             self._refuse_loss()
         self.optimizer.zero_grad()
         (loss * self.processes.weight(batch.examples)).backward()
-        nn.utils.clip_grad_norm_(self.pair.twin.parameters(), _GRADIENT_NORM)
         rate = self.settings.learning_rate * self._factor()
         steps.set_rate(self.optimizer, rate)
         self.optimizer.step()

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 _SCALE = 0.1  # of a tensor that takes the learning rate as it is given
 _WARM_UP = 0.05  # of the whole, linear
-_BETAS = (0.9, 0.999)
+_EPS = 1e-12  # far below any gradient that means something, so that the loss's unit does not matter either
 
 
 class Spread:
@@ -83,7 +83,7 @@ def optimizer(network: nn.Module, scale_of: dict[str, float], learning_rate: flo
     made = [{"params": group, "scale": scale, "lr": learning_rate * scale} for scale, group in groups.items()]
     kinds = {(p.device.type, p.dtype) for group in groups.values() for p in group}
     fused = kinds <= {(device, dtype) for device in ("cpu", "cuda") for dtype in (torch.float32, torch.float64)}
-    return torch.optim.Adam(made, lr=learning_rate, betas=_BETAS, fused=fused or None)
+    return torch.optim.Adam(made, lr=learning_rate, eps=_EPS, fused=fused or None)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
