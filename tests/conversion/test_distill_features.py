@@ -90,7 +90,7 @@ def test_features_bring_the_inside_to_the_teachers():
             ours, theirs = network.eval().stage(network.stem(x)), teacher.stage(teacher.stem(x))
         return float((ours - theirs).square().mean())
 
-    assert apart(features=True) < 0.5 * apart()
+    assert apart(features=True, feature_weight=10.0) < 0.5 * apart()
     assert not student.stage[0]._forward_hooks
     assert not teacher.stage[0]._forward_hooks
 

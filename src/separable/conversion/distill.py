@@ -20,6 +20,7 @@ from separable.conversion.distill_loss import Loss, softened_divergence
 from separable.conversion.distill_networks import Pair, modes_kept, twin
 from separable.conversion.distill_processes import joined
 from separable.conversion.distill_run import Run, Settings
+from separable.conversion.distill_state import repeatable
 from separable.cost.count import uncompiled
 from separable.errors import InputError
 
@@ -67,7 +68,7 @@ def distill(
             parts of others "boxes", "0", "maps.1". Without it, [N, classes] and maps with labels are matched as
             classes, all others as values.
         features: match inside as well: True for the blocks that hold replaced layers, or names of modules of both.
-        feature_weight: of the features in the loss.
+        feature_weight: of the features in the loss; at 1 they weigh as much as the outputs.
         minutes: a time limit, validation included; the schedule then ends in time, if the epochs do not end before.
         patience: stop after so many epochs without a better one on validation.
         checkpoint: a folder for checkpoints, at least every two minutes, and for TensorBoard's curves.
@@ -110,7 +111,7 @@ def distill(
     _check(student, teacher, settings, validation)
     given, student, teacher = student, uncompiled(student), uncompiled(teacher)
     sources = Source(train, "train"), None if validation is None else Source(validation, "validation")
-    with joined() as processes, modes_kept(student, teacher), processes.quiet():
+    with joined() as processes, processes.quiet(), repeatable(), modes_kept(student, teacher):
         teacher.eval()
         with twin(student) as faster:
             return given, Run(Pair(student, teacher, faster), *sources, settings, processes)()

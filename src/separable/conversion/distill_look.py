@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class Look:
     objective: Objective
     features: features.Features
     scales: dict[str, float]  # of each parameter that is trained
+    size: float  # of the loss of outputs: what `Objective.size` gives
 
     def variances(self) -> dict[str, Tensor]:
         """By what they are of."""
@@ -32,11 +34,11 @@ class Look:
         outputs = {f"output {name}": rule.variance for name, rule in rules if rule.variance is not None}
         return {**outputs, **{f"feature {name}": found for name, found in self.features.variance.items()}}
 
-    def state(self) -> dict[str, dict]:
-        return {"scales": self.scales, "variances": self.variances()}
+    def state(self) -> dict[str, Any]:
+        return {"scales": self.scales, "size": self.size, "variances": self.variances()}
 
-    def take_up(self, state: dict[str, dict]) -> None:
-        self.scales = state["scales"]
+    def take_up(self, state: dict[str, Any]) -> None:
+        self.scales, self.size = state["scales"], state["size"]
         for name, tensor in self.variances().items():
             tensor.copy_(state["variances"][name])
 
@@ -45,6 +47,7 @@ class Look:
         for tensor in self.variances().values():
             processes.broadcast(tensor)
         self.scales = {name: processes.same(scale) for name, scale in self.scales.items()}
+        self.size = processes.same(self.size)
 
 
 @torch.no_grad()
@@ -76,7 +79,7 @@ def look(
         names = features.check(asked, pair.student, pair.teacher, ours, theirs)
     matched = features.Features(names, pair.twin, pair.teacher)
     matched.look(maps)
-    return Look(objective, matched, steps.scales(pair.student, spread))
+    return Look(objective, matched, steps.scales(pair.student, spread), objective.size(targets))
 
 
 def _first(source: Source, pair: Pair) -> list[Batch]:

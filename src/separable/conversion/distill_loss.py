@@ -7,6 +7,7 @@ Source of the first: Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in
 section 2: T² keeps the gradient's size when T changes. The second is 1 - R², so that outputs in any unit weigh alike.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -129,6 +130,16 @@ class Objective:
                 self.rules[name] = rule
         if not self.rules and self.whole is None:
             raise InputError("loss", "none for any output", "must leave an output to match")
+
+    def size(self, outputs: list[Any]) -> float:
+        """The loss of a student that gives the teacher's mean whatever it is shown: 1 for each output of values."""
+        if self.whole is not None:
+            return 1.0
+        total = 0.0
+        for name, rule in self.rules.items():
+            seen = torch.cat([dict(by_name(output))[name] for output in outputs])
+            total += float(_scalar(rule.distance(seen.mean(0, keepdim=True).expand_as(seen), seen, self.temperature)))
+        return total if 0 < total < math.inf else 1.0
 
     def pairs(self, given: Any, target: Any) -> dict[str, tuple[Tensor, Tensor]]:
         """Student's and teacher's tensor of each output that has a rule."""

@@ -148,7 +148,7 @@ class Run:
             given = self.pair.give(self.caller, batch, "train")
             loss, has_labels = self.look.objective.of(given, target, batch.labels)
             if self.look.features.names:
-                loss = loss + self.settings.feature_weight * self.look.features.loss()
+                loss = loss + self.settings.feature_weight * self.look.size * self.look.features.loss()
         if not torch.isfinite(loss):
             self._refuse_loss()
         self.optimizer.zero_grad()
