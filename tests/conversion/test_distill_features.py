@@ -9,7 +9,6 @@ from torch import nn
 from separable.conversion import distill
 from separable.conversion.distill_features import Watch, choose
 from separable.errors import InputError
-from separable.layers import SeparableConv2d
 
 
 class Block(nn.Module):
@@ -39,12 +38,12 @@ def plain():
     )  # fmt: skip
 
 
-def chain(rank=4):
-    return nn.Sequential(
-        nn.Conv2d(8, rank, 1, bias=False),
-        nn.Conv2d(rank, rank, 3, padding=1, groups=rank, bias=False),
-        nn.Conv2d(rank, 8, 1),
-    )
+def chain(conv):
+    """Two convolutions near to one."""
+    made = nn.Sequential(copy.deepcopy(conv), nn.Conv2d(8, 8, 1, bias=False))
+    with torch.no_grad():
+        made[1].weight.copy_((torch.eye(8) + 0.1 * torch.randn(8, 8)).view(8, 8, 1, 1))
+    return made
 
 
 def chosen(student, teacher):
@@ -59,7 +58,7 @@ def residual():
     torch.manual_seed(0)
     teacher = Residual().eval()
     student = copy.deepcopy(teacher)
-    student.stage[0].conv, student.stage[2].conv = chain(), SeparableConv2d(8, 8, 3, padding=1)
+    student.stage[0].conv, student.stage[2].conv = (chain(student.stage[i].conv) for i in (0, 2))
     return student, teacher
 
 
@@ -70,13 +69,17 @@ def test_blocks_that_hold_a_replaced_layer_are_matched():
 def test_without_blocks_what_runs_after_a_replaced_layer_is_matched():
     teacher = plain()
     student = copy.deepcopy(teacher)
-    student[2] = chain()
+    student[2] = chain(student[2])
     assert chosen(student, teacher) == ["3"]
 
 
-def test_nothing_is_matched_where_nothing_was_replaced_or_names_do_not_correspond():
+def test_nothing_is_matched_where_nothing_was_replaced_or_nothing_corresponds():
     assert chosen(Residual(), Residual()) == []
     assert chosen(plain(), Residual()) == []
+    student, teacher = residual()
+    for parameter in student.parameters():
+        nn.init.normal_(parameter)
+    assert chosen(student, teacher) == []
 
 
 def test_features_bring_the_inside_to_the_teachers():

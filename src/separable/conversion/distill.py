@@ -39,7 +39,7 @@ def distill(
     label_weight: float = 0.0,
     freeze_norms: bool = False,
     loss: Loss | None = None,
-    features: bool | Sequence[str] = False,
+    features: bool | Sequence[str] = True,
     feature_weight: float = 1.0,
     minutes: float | None = None,
     patience: int | None = None,
@@ -67,7 +67,7 @@ def distill(
             None to leave it out; or one function of both networks' whole outputs. A lone tensor is named "output", the
             parts of others "boxes", "0", "maps.1". Without it, [N, classes] and maps with labels are matched as
             classes, all others as values.
-        features: match inside as well: True for the blocks that hold replaced layers, or names of modules of both.
+        features: match inside as well: the blocks that hold replaced layers; or names of modules of both, or False.
         feature_weight: of the features in the loss; at 1 they weigh as much as the outputs.
         minutes: a time limit, validation included; the schedule then ends in time, if the epochs do not end before.
         patience: stop after so many epochs without a better one on validation.

@@ -3,7 +3,8 @@
 A converted network is a copy of the dense one in which convolutions were replaced under their names, so a module of the
 same name and class means the same in both. Matched are the maps that residual blocks and the like give: for each layer
 that was replaced, the smallest block that holds it (not a container such as nn.Sequential, and not the whole network);
-where there is none, the first module run after it that both networks have. The loss is the mean over the matched of
+where there is none, the first module run after it that both networks have. A map that the student misses by more than
+the teacher's whole variance before training is no copy's and is not matched. The loss is the mean over the matched of
 E (student - teacher)² / Var(teacher), channel by channel, as for an output of values.
 Source: Romero et al. 2015, "FitNets", arXiv:1412.6550; here without a regressor, because channels correspond.
 """
@@ -62,7 +63,10 @@ def choose(student: nn.Module, teacher: nn.Module, ours: Watch, theirs: Watch) -
     common = [
         name
         for name in theirs.calls  # in the order in which they were done: what holds others comes after them
-        if name in same and name in maps and type(mine[name]) is type(others[name]) and _alike(maps[name], same[name])
+        if name in same
+        and name in maps
+        and type(mine[name]) is type(others[name])
+        and _resemble(maps[name], same[name])
     ]
     order = list(theirs.calls)
     chosen: dict[str, None] = {}
@@ -83,7 +87,7 @@ def check(names: Sequence[str], student: nn.Module, teacher: nn.Module, ours: Wa
                 raise InputError("features", name, f"names no module of the {who}")
             if name not in watch.once():
                 raise InputError("features", name, f"must be called once in the {who} and give a map [N, C, ...]")
-        if not _alike(ours.given[name], theirs.given[name]):
+        if ours.given[name].shape != theirs.given[name].shape:
             shapes = f"{list(ours.given[name].shape)} in the student, {list(theirs.given[name].shape)} in the teacher"
             raise InputError("features", name, f"gives maps of other shapes: {shapes}")
     return list(names)
@@ -109,8 +113,8 @@ class Features:
         """Of the latest call of both; forgets what they gave."""
         total = torch.zeros(())
         for name in self.names:
-            given, target = self.student.given[name], self.teacher.given[name]
-            total = total + ((given - target).square() / self.variance[name]).mean() / len(self.names)
+            error = _error(self.student.given[name], self.teacher.given[name], self.variance[name])
+            total = total + error / len(self.names)
         self.clear()
         return total
 
@@ -119,8 +123,13 @@ class Features:
         self.teacher.clear()
 
 
-def _alike(given: Tensor, target: Tensor) -> bool:
-    return given.shape == target.shape
+def _error(given: Tensor, target: Tensor, variance: Tensor) -> Tensor:
+    return ((given - target).square() / variance).mean()
+
+
+def _resemble(given: Tensor, target: Tensor) -> bool:
+    """Whether channels correspond: nearer than the mean of each channel is."""
+    return given.shape == target.shape and float(_error(given, target, channel_variance([target], 1))) < 1
 
 
 def _changed(mine: dict[str, nn.Module], others: dict[str, nn.Module]) -> list[str]:
