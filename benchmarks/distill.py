@@ -71,7 +71,7 @@ def main() -> None:
     dense = resnet20()
     dense.load_state_dict(load_file(DATA / "resnet20.safetensors"))
     dense.eval()
-    for budget in options.budgets:
+    for budget in options.budgets if options.student is None else [None]:
         for seed in options.seeds:
             with progress.shown():
                 row = run(dense, images, test, budget, seed, options)
@@ -80,8 +80,10 @@ def main() -> None:
                 measured.write("distill", [row], ("network", "seed", "epochs"))
 
 
-def run(dense: nn.Module, images: Tensor, test: tuple[Tensor, Tensor], budget: float, seed: int, options) -> dict:
-    """One student, from conversion to test; goes on where an earlier call was killed."""
+def run(
+    dense: nn.Module, images: Tensor, test: tuple[Tensor, Tensor], budget: float | None, seed: int, options
+) -> dict:
+    """The row of one student, from conversion to test; goes on where an earlier call was killed."""
     name = options.student.stem if options.student else f"convert, macs={budget}"
     epochs = options.epochs if options.minutes is None else f"at most {options.minutes:g} min"
     work = options.work / f"{name}-{seed}-{len(images)}-{epochs}"
@@ -112,7 +114,7 @@ def run(dense: nn.Module, images: Tensor, test: tuple[Tensor, Tensor], budget: f
     }
 
 
-def converted(dense: nn.Module, images: Tensor, budget: float, seed: int, work: Path) -> nn.Module:
+def converted(dense: nn.Module, images: Tensor, budget: float | None, seed: int, work: Path) -> nn.Module:
     """The student of a draw, kept in `work`."""
     file = work / "student.pt"
     if not file.exists():

@@ -32,12 +32,16 @@ class Batch:
     examples: int
     what: str  # for sentences about it
 
-    def cut(self, examples: int) -> "Batch":
-        """Its first examples."""
-        if self.examples <= examples:
-            return self
-        args, named, labels = _mapped((self.args, self.named, self.labels), lambda value: _first_rows(value, examples))
-        return Batch(args, named, labels, examples, self.what)
+    def rows(self, first: int, last: int) -> "Batch":
+        """The part of it from one example to another."""
+        args, named, labels = _mapped((self.args, self.named, self.labels), lambda value: _rows(value, first, last))
+        return Batch(args, named, labels, min(last, self.examples) - first, self.what)
+
+    @property
+    def example_values(self) -> int:
+        """Numbers in the inputs of one example."""
+        tensors = [value for value in _leaves((self.args, self.named)) if isinstance(value, Tensor)]
+        return sum(tensor.numel() for tensor in tensors) // max(1, self.examples)
 
 
 def read(batch: Any, source: str, device: torch.device, dtype: torch.dtype, share: tuple[int, int] = (0, 1)) -> Batch:
@@ -156,8 +160,8 @@ def _mapped(value: Any, change: Any) -> Any:
     return change(value)
 
 
-def _first_rows(value: Any, rows: int) -> Any:
-    return value[:rows] if isinstance(value, Tensor) else value
+def _rows(value: Any, first: int, last: int) -> Any:
+    return value[first:last] if isinstance(value, Tensor) else value
 
 
 def _count(data: Any) -> int:

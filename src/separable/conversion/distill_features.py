@@ -9,25 +9,37 @@ E (student - teacher)² / Var(teacher), channel by channel, as for an output of 
 Source: Romero et al. 2015, "FitNets", arXiv:1412.6550; here without a regressor, because channels correspond.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from separable.conversion.distill_loss import channel_variance
+from separable.conversion.distill_loss import ChannelMoments
 from separable.errors import InputError
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-class Watch:
-    """What modules gave in the latest call, by name; in the order of their calls."""
+def shape_of(tensor: Tensor) -> torch.Size:
+    return tensor.shape
 
-    def __init__(self, network: nn.Module, names: Sequence[str] | None = None):
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+class Watch:
+    """What modules gave in the latest call, by name; in the order of their calls.
+
+    keep: what is noted of a map [N, C, ...]: the map itself, or its shape alone.
+    """
+
+    def __init__(self, network: nn.Module, names: Sequence[str] | None = None, keep: Callable[[Tensor], Any] = _itself):
         self.modules = {n: m for n, m in network.named_modules() if n and (names is None or n in names)}
-        self.given: dict[str, Tensor] = {}
+        self.keep = keep
+        self.given: dict[str, Any] = {}
         self.calls: dict[str, int] = {}
 
     @contextmanager
@@ -43,7 +55,7 @@ class Watch:
         def ran(module: nn.Module, args: Any, output: Any) -> None:
             self.calls[name] = self.calls.get(name, 0) + 1
             if isinstance(output, Tensor) and output.is_floating_point() and output.dim() > 2:
-                self.given[name] = output
+                self.given[name] = self.keep(output)
 
         return ran
 
@@ -51,30 +63,23 @@ class Watch:
         self.given.clear()
         self.calls.clear()
 
-    def once(self) -> dict[str, Tensor]:
-        """Of modules that were called once and gave a map [N, C, ...]."""
-        return {name: tensor for name, tensor in self.given.items() if self.calls[name] == 1}
+    def once(self) -> dict[str, Any]:
+        """Of modules that were called once and gave a map."""
+        return {name: noted for name, noted in self.given.items() if self.calls[name] == 1}
 
 
 def choose(student: nn.Module, teacher: nn.Module, ours: Watch, theirs: Watch) -> list[str]:
     """Names of the modules to match by the rule above; none where names do not correspond. Both have run once."""
     mine, others = dict(student.named_modules()), dict(teacher.named_modules())
-    maps, same = ours.once(), theirs.once()
-    common = [
-        name
-        for name in theirs.calls  # in the order in which they were done: what holds others comes after them
-        if name in same
-        and name in maps
-        and type(mine[name]) is type(others[name])
-        and _resemble(maps[name], same[name])
-    ]
-    order = list(theirs.calls)
+    shapes, wanted = ours.once(), theirs.once()
+    order = list(theirs.calls)  # in which they were done: what holds others comes after them
+    common = [n for n in order if n in wanted and wanted[n] == shapes.get(n) and type(mine[n]) is type(others[n])]
+    units = [name for name in common if not isinstance(others[name], _CONTAINERS)]
     chosen: dict[str, None] = {}
     for changed in _changed(mine, others):
-        blocks = [n for n in common if changed.startswith(f"{n}.") and not isinstance(others[n], _CONTAINERS)]
+        blocks = [name for name in units if changed.startswith(f"{name}.")]
         later = order[order.index(changed) + 1 :] if changed in order else []
-        after = [n for n in later if n in common and not isinstance(others[n], _CONTAINERS)]
-        for name in [max(blocks, key=len)] if blocks else after[:1]:
+        for name in [max(blocks, key=len)] if blocks else [name for name in later if name in units][:1]:
             chosen[name] = None
     return [name for name in order if name in chosen]
 
@@ -87,8 +92,8 @@ def check(names: Sequence[str], student: nn.Module, teacher: nn.Module, ours: Wa
                 raise InputError("features", name, f"names no module of the {who}")
             if name not in watch.once():
                 raise InputError("features", name, f"must be called once in the {who} and give a map [N, C, ...]")
-        if ours.given[name].shape != theirs.given[name].shape:
-            shapes = f"{list(ours.given[name].shape)} in the student, {list(theirs.given[name].shape)} in the teacher"
+        if ours.given[name] != theirs.given[name]:
+            shapes = f"{list(ours.given[name])} in the student, {list(theirs.given[name])} in the teacher"
             raise InputError("features", name, f"gives maps of other shapes: {shapes}")
     return list(names)
 
@@ -100,9 +105,26 @@ class Features:
         self.names = list(names)
         self.student, self.teacher = Watch(student, self.names), Watch(teacher, self.names)
         self.variance: dict[str, Tensor] = {}
+        self.teachers = {name: ChannelMoments() for name in self.names}
+        self.missed = {name: ChannelMoments() for name in self.names}
 
-    def look(self, seen: list[dict[str, Tensor]]) -> None:
-        self.variance = {name: channel_variance([one[name] for one in seen], 1) for name in self.names}
+    def look(self) -> None:
+        """Take in the latest call of both, before training."""
+        for name in self.names:
+            given, target = self.student.given[name], self.teacher.given[name]
+            self.teachers[name].add(target, 1)
+            self.missed[name].add(given - target, 1)
+        self.clear()
+
+    def settle(self, only_alike: bool) -> None:
+        """End the look: variances are known. only_alike: leave out what the student misses by more than all of it."""
+        self.variance = {name: self.teachers[name].variance() for name in self.names}
+        if only_alike:
+            self.names = [name for name in self.names if self._missed_share(name) < 1]
+
+    def _missed_share(self, name: str) -> float:
+        missed = self.missed[name]
+        return float((missed.square / missed.count / self.variance[name].flatten()).mean())
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -113,23 +135,14 @@ class Features:
         """Of the latest call of both; forgets what they gave."""
         total = torch.zeros(())
         for name in self.names:
-            error = _error(self.student.given[name], self.teacher.given[name], self.variance[name])
-            total = total + error / len(self.names)
+            error = (self.student.given[name] - self.teacher.given[name]).square() / self.variance[name]
+            total = total + error.mean() / len(self.names)
         self.clear()
         return total
 
     def clear(self) -> None:
         self.student.clear()
         self.teacher.clear()
-
-
-def _error(given: Tensor, target: Tensor, variance: Tensor) -> Tensor:
-    return ((given - target).square() / variance).mean()
-
-
-def _resemble(given: Tensor, target: Tensor) -> bool:
-    """Whether channels correspond: nearer than the mean of each channel is."""
-    return given.shape == target.shape and float(_error(given, target, channel_variance([target], 1))) < 1
 
 
 def _changed(mine: dict[str, nn.Module], others: dict[str, nn.Module]) -> list[str]:

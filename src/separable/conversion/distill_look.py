@@ -17,6 +17,7 @@ from separable.conversion.distill_processes import Processes
 from separable.errors import InputError
 
 _BATCHES, _EXAMPLES = 4, 64  # at most
+_VALUES = 1 << 19  # of inputs run at once
 
 
 @dataclass
@@ -58,36 +59,51 @@ def look(
 
     asked: the argument `features` of `distill`.
     """
-    theirs, ours = features.Watch(pair.teacher), features.Watch(pair.student)
-    spread, batches, targets, maps = steps.Spread(pair.student), _first(train, pair), [], []
-    pair.student.eval()
-    with theirs.open(), ours.open(), spread.open():
+    batches = _first(train, pair)
+    matched, only_alike = _matched(pair, batches[0].rows(0, 1), asked), asked is True
+    spread, targets = steps.Spread(pair.student), []
+    with matched.open(), spread.open():
         for batch in batches:
-            theirs.clear()
-            ours.clear()
             targets.append(pair.teach(batch, "train"))
             pair.give(pair.student, batch, "train")
-            maps.append(theirs.once())
+            matched.look()
+    matched.settle(only_alike)
     labels = [batch.labels for batch in batches]
     if validation is not None:
         labels += [batch.labels for batch in _first(validation, pair)]
     objective.look(targets, labels)
+    names = matched.names
+    trained = features.Features(names, pair.twin, pair.teacher)
+    trained.variance = {name: matched.variance[name] for name in names}
+    return Look(objective, trained, steps.scales(pair.student, spread), objective.size(targets))
+
+
+def _matched(pair: Pair, one: Batch, asked: bool | Sequence[str]) -> features.Features:
+    """The modules whose outputs may be matched, from a run on one example."""
+    pair.student.eval()
+    ours, theirs = (features.Watch(network, keep=features.shape_of) for network in (pair.student, pair.teacher))
     names: list[str] = []
-    if asked is True:
-        names = features.choose(pair.student, pair.teacher, ours, theirs)
-    elif asked:
-        names = features.check(asked, pair.student, pair.teacher, ours, theirs)
-    matched = features.Features(names, pair.twin, pair.teacher)
-    matched.look(maps)
-    return Look(objective, matched, steps.scales(pair.student, spread), objective.size(targets))
+    if asked:
+        with theirs.open(), ours.open():
+            pair.teach(one, "train")
+            pair.give(pair.student, one, "train")
+        if asked is True:
+            names = features.choose(pair.student, pair.teacher, ours, theirs)
+        else:
+            names = features.check(asked, pair.student, pair.teacher, ours, theirs)
+    return features.Features(names, pair.student, pair.teacher)
 
 
 def _first(source: Source, pair: Pair) -> list[Batch]:
+    """Some examples from the beginning, in pieces so small that what both networks give inside fits into memory."""
     found: list[Batch] = []
+    left = _EXAMPLES
     for raw in source.first(_BATCHES):
-        left = _EXAMPLES - sum(batch.examples for batch in found)
-        if left > 0:
-            found.append(pair.read(raw, source).cut(left))
+        batch = pair.read(raw, source)
+        size = max(1, min(_EXAMPLES, _VALUES // max(1, batch.example_values)))
+        for start in range(0, min(left, batch.examples), size):
+            found.append(batch.rows(start, min(start + size, left)))
+        left -= min(left, batch.examples)
     if not found:
         raise InputError(source.name, describe(source.data), "holds no examples")
     return found

@@ -19,7 +19,7 @@ from separable.conversion.distill_look import look
 from separable.conversion.distill_loss import Loss, Measured, Objective
 from separable.conversion.distill_processes import Processes
 from separable.errors import InputError
-from separable.progress import say, track
+from separable.progress import duration, say, track
 
 _CHECKPOINT_EVERY_S = 120.0
 _CURVE_EVERY = 20  # steps between two points
@@ -87,6 +87,9 @@ class Run:
             self._take_up(found)
         elif self.validation is not None:
             self._validate(Epoch(0, None))
+            if self.clock.share() >= 1:
+                rule = f"is less than validation takes, {duration(self.clock.reserved_s)}; give fewer examples to it"
+                raise InputError("minutes", settings.minutes, rule)
         self.caller = self.processes.averaging(pair.twin)
         self.curves = self.kept.curves(self.step)
         try:
@@ -181,8 +184,10 @@ class Run:
         self.has_seen_labels = bool(self.processes.sum([float(self.has_seen_labels)])[0])
         if self.settings.label_weight and not self.has_seen_labels and not self.is_over:
             raise InputError("label_weight", self.settings.label_weight, _NO_LABELS)
+        if not examples:  # time was up as the epoch began
+            return self._keep()
         self.processes.align(self.pair.twin)
-        self._validate(Epoch(self.epoch, total / examples if examples else None))
+        self._validate(Epoch(self.epoch, total / examples))
         self.epoch, self.done, self.sums = self.epoch + 1, 0, [0.0, 0.0]
         patience = self.settings.patience
         if patience is not None and self.history.epochs_since_best() >= patience:
