@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from separable.conversion import distill
-from separable.conversion.distill_loss import Objective, by_name, channel_variance, softened_divergence
+from separable.conversion.distill_loss import Objective, by_name, softened_divergence
+from separable.conversion.distill_variance import channel_variance
 from separable.errors import InputError
 
 Boxes = namedtuple("Boxes", "place size")
@@ -119,6 +120,15 @@ def test_a_loss_of_the_users_own_for_one_output_or_for_all():
 
     _, history = distill(student, teacher, x.split(8), x, epochs=4, loss=whole)
     assert history[-1].validation_loss < 0.7 * history[0].validation_loss
+
+
+def test_a_loss_of_the_users_own_leaves_accuracy_to_labels():
+    student, teacher = pair(lambda: nn.Sequential(nn.Linear(6, 3)))
+    x, y = torch.randn(32, 6), torch.randint(3, (32,))
+    with torch.no_grad():
+        expected = float((student(x).argmax(1) == y).double().mean())
+    _, history = distill(student, teacher, x, [(x, y)], epochs=1, loss={"output": nn.functional.mse_loss})
+    assert history[0].accuracy == pytest.approx(expected)
 
 
 class Two(nn.Module):

@@ -7,8 +7,10 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler
 
 from separable.conversion import distill
+from separable.conversion.distill_data import Source
 from separable.conversion.distill_processes import Processes
 
 SCRIPT = """
@@ -57,6 +59,16 @@ def test_two_processes_do_what_one_does(tmp_path, start):
         assert one["losses"][1:] == pytest.approx(expected["losses"][1:], rel=1e-4)
     kept = torch.load(folder / "distillation.pt", weights_only=True)
     assert [epoch["epoch"] for epoch in kept["history"]] == [0, 1, 2, 3]
+
+
+def test_a_sampler_that_shares_out_is_told_the_epoch():
+    x = torch.arange(8.0).view(8, 1)
+    sampler = DistributedSampler(x, num_replicas=2, rank=0)
+    source = Source(DataLoader(x, batch_size=4, sampler=sampler), "train")
+    assert source.is_shared_out
+    first, second, again = (torch.cat(list(source.epoch(number))).tolist() for number in (1, 2, 1))
+    assert first == again != second
+    assert not Source(DataLoader(x), "train").is_shared_out
 
 
 def test_one_process_is_left_alone():

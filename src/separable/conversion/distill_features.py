@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from separable.conversion.distill_loss import ChannelMoments
+from separable.conversion.distill_variance import ChannelMoments
 from separable.errors import InputError
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -121,6 +121,7 @@ class Features:
         self.variance = {name: self.teachers[name].variance() for name in self.names}
         if only_alike:
             self.names = [name for name in self.names if self._missed_share(name) < 1]
+            self.variance = {name: self.variance[name] for name in self.names}
 
     def _missed_share(self, name: str) -> float:
         missed = self.missed[name]

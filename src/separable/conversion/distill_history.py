@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from separable.conversion.distill_processes import Processes
+
 
 @dataclass
 class Epoch:
@@ -43,6 +45,37 @@ class Epoch:
         if self.validation_loss is not None and self.agreement is None and self.error is None:
             said.append(f"validation loss {self.validation_loss:.4g}")
         return f"epoch {self.epoch} of {epochs}: {', '.join([*said, f'{self.seconds:.0f} s'])}"
+
+
+@dataclass
+class Measured:
+    """Sums over the examples of validation, to be added up over processes."""
+
+    examples: float = 0.0
+    losses: dict[str, float] = field(default_factory=dict)
+    agreed: float = 0.0
+    decided: float = 0.0  # examples times outputs of classes
+    error: float = 0.0
+    valued: float = 0.0  # examples times outputs of values
+    right: float = 0.0
+    labelled: float = 0.0
+
+    def add_up(self, processes: Processes, names: list[str]) -> None:
+        """With those of the other processes."""
+        plain = ("examples", "agreed", "decided", "error", "valued", "right", "labelled")
+        losses = [self.losses.get(name, 0.0) for name in names]
+        summed = processes.sum([*(float(getattr(self, name)) for name in plain), *losses])
+        for name, value in zip(plain, summed, strict=False):
+            setattr(self, name, value)
+        self.losses = dict(zip(names, summed[len(plain) :], strict=True))
+
+    def into(self, epoch: Epoch) -> None:
+        """Means and shares, as an epoch has them."""
+        losses = {name: loss / self.examples for name, loss in self.losses.items()}
+        epoch.validation_loss, epoch.outputs = sum(losses.values()), losses if len(losses) > 1 else {}
+        epoch.agreement = self.agreed / self.decided if self.decided else None
+        epoch.error = self.error / self.valued if self.valued else None
+        epoch.accuracy = self.right / self.labelled if self.labelled else None
 
 
 class History:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from separable.conversion import distill_features as features
 from separable.conversion import distill_steps as steps
@@ -13,7 +12,6 @@ from separable.conversion.batches import describe
 from separable.conversion.distill_data import Batch, Source
 from separable.conversion.distill_loss import Objective
 from separable.conversion.distill_networks import Pair
-from separable.conversion.distill_processes import Processes
 from separable.errors import InputError
 
 _BATCHES, _EXAMPLES = 4, 64  # at most
@@ -29,26 +27,18 @@ class Look:
     scales: dict[str, float]  # of each parameter that is trained
     size: float  # of the loss of outputs: what `Objective.size` gives
 
-    def variances(self) -> dict[str, Tensor]:
-        """By what they are of."""
-        rules = self.objective.rules.items()
-        outputs = {f"output {name}": rule.variance for name, rule in rules if rule.variance is not None}
-        return {**outputs, **{f"feature {name}": found for name, found in self.features.variance.items()}}
-
     def state(self) -> dict[str, Any]:
-        return {"scales": self.scales, "size": self.size, "variances": self.variances()}
+        rules = self.objective.rules.items()
+        outputs = {name: rule.variance for name, rule in rules if rule.variance is not None}
+        return {"scales": self.scales, "size": self.size, "outputs": outputs, "features": self.features.variance}
 
-    def take_up(self, state: dict[str, Any]) -> None:
+    def take_up(self, state: dict[str, Any], pair: Pair) -> None:
+        """Go on with what another run, or the first of several processes, saw."""
         self.scales, self.size = state["scales"], state["size"]
-        for name, tensor in self.variances().items():
-            tensor.copy_(state["variances"][name])
-
-    def share(self, processes: Processes) -> None:
-        """What the first process saw, for all."""
-        for tensor in self.variances().values():
-            processes.broadcast(tensor)
-        self.scales = {name: processes.same(scale) for name, scale in self.scales.items()}
-        self.size = processes.same(self.size)
+        for name, variance in state["outputs"].items():
+            self.objective.rules[name].variance = variance
+        self.features = features.Features(list(state["features"]), pair.twin, pair.teacher)
+        self.features.variance = state["features"]
 
 
 @torch.no_grad()
@@ -72,10 +62,7 @@ def look(
     if validation is not None:
         labels += [batch.labels for batch in _first(validation, pair)]
     objective.look(targets, labels)
-    names = matched.names
-    trained = features.Features(names, pair.twin, pair.teacher)
-    trained.variance = {name: matched.variance[name] for name in names}
-    return Look(objective, trained, steps.scales(pair.student, spread), objective.size(targets))
+    return Look(objective, matched, steps.scales(pair.student, spread), objective.size(targets))
 
 
 def _matched(pair: Pair, one: Batch, asked: bool | Sequence[str]) -> features.Features:

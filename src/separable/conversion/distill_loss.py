@@ -9,7 +9,7 @@ section 2: T² keeps the gradient's size when T changes. The second is 1 - R², 
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from separable.conversion.batches import describe
-from separable.conversion.distill_processes import Processes
+from separable.conversion.distill_history import Measured
+from separable.conversion.distill_variance import channel_variance
 from separable.errors import InputError
 
 Pair = Callable[[Any, Any], Tensor]  # (what the student gives, what the teacher gives) -> a loss
 Loss = Pair | Mapping[str, Pair | str | None]
 
 ONLY = "output"  # the name of an output that is a lone tensor
-_LEAST_SHARE = 1e-3  # of the mean variance of a map's channels: a channel that hardly varies cannot rule the loss
 
 
 def softened_divergence(given: Tensor, target: Tensor, temperature: float) -> Tensor:
@@ -58,6 +58,7 @@ class Rule:
 
     kind: str  # "classes", "values" or "own"
     own: Pair | None = None
+    is_of_classes: bool = False  # along the second dimension, whatever the loss
     dim: int = 1  # of channels
     variance: Tensor | None = None  # of the teacher's values, in the shape of one example's channels
     are_probabilities: bool = False  # whose logarithms are logits
@@ -76,29 +77,6 @@ class Rule:
         """The share of the teacher's variance that the student misses."""
         assert self.variance is not None
         return ((given - target).square() / self.variance).mean()
-
-
-@dataclass
-class Measured:
-    """Sums over the examples of validation, to be added up over processes."""
-
-    examples: float = 0
-    losses: dict[str, float] = field(default_factory=dict)
-    agreed: float = 0.0
-    decided: float = 0  # examples times outputs of classes
-    error: float = 0.0
-    valued: float = 0  # examples times outputs of values
-    right: float = 0
-    labelled: float = 0
-
-    def add_up(self, processes: Processes, names: list[str]) -> None:
-        """With those of the other processes."""
-        plain = ("examples", "agreed", "decided", "error", "valued", "right", "labelled")
-        losses = [self.losses.get(name, 0.0) for name in names]
-        summed = processes.sum([*(float(getattr(self, name)) for name in plain), *losses])
-        for name, value in zip(plain, summed, strict=False):
-            setattr(self, name, value)
-        self.losses = dict(zip(names, summed[len(plain) :], strict=True))
 
 
 class Objective:
@@ -124,7 +102,7 @@ class Objective:
             if name not in named[0]:
                 raise InputError("loss", name, f"names no output; the teacher gives {', '.join(named[0])}")
         for name, first in named[0].items():
-            have_labels = any(_belong(one, name, first, len(named[0])) for one in labels)
+            have_labels = any(_belong(one, name, first) for one in labels)
             rule = _rule(name, [one[name] for one in named if name in one], have_labels, asked.get(name, ""))
             if rule is not None:
                 self.rules[name] = rule
@@ -174,7 +152,7 @@ class Objective:
         """Class numbers [N, ...] of each output that has some in this batch, negative where an example has none."""
         found = {}
         for name, (given, _) in pairs.items():
-            if self.rules[name].kind == "classes":
+            if self.rules[name].is_of_classes:
                 one = labels.get(name) if isinstance(labels, Mapping) else labels
                 if isinstance(one, Tensor) and (isinstance(labels, Mapping) or self._takes_labels(name, one, given)):
                     checked = _checked(one, given, source)
@@ -184,7 +162,7 @@ class Objective:
 
     def _takes_labels(self, name: str, labels: Tensor, given: Tensor) -> bool:
         """A lone tensor of labels is of the only output of classes, or of the first that it fits."""
-        names = [other for other, rule in self.rules.items() if rule.kind == "classes"]
+        names = [other for other, rule in self.rules.items() if rule.is_of_classes]
         return len(names) == 1 or (names[0] == name and labels.dim() == given.dim() - 1)
 
     @torch.no_grad()
@@ -195,54 +173,15 @@ class Objective:
         for name, loss in self._soft(given, target, pairs, 1.0).items():
             into.losses[name] = into.losses.get(name, 0.0) + float(loss) * examples
         for name, (ours, theirs) in pairs.items():
-            if self.rules[name].kind == "classes":
+            if self.rules[name].is_of_classes:
                 into.agreed += float((ours.argmax(1) == theirs.argmax(1)).double().mean()) * examples
                 into.decided += examples
             elif self.rules[name].kind == "values":
                 into.error += float(self.rules[name].error(ours, theirs)) * examples
                 into.valued += examples
         for name, wanted in self.labels(pairs, labels, "validation").items():
-            into.labelled += int((wanted >= 0).sum())
-            into.right += int((pairs[name][0].argmax(1) == wanted).sum())  # which is never negative
-
-
-def channel_variance(values: list[Tensor], dim: int) -> Tensor:
-    """Var(teacher_c) over all else, shaped to divide a batch."""
-    moments = ChannelMoments()
-    for value in values:
-        moments.add(value, dim)
-    return moments.variance()
-
-
-class ChannelMoments:
-    """Mean and variance of each channel, over batches."""
-
-    def __init__(self) -> None:
-        self.count, self.total, self.square = 0, torch.zeros(()), torch.zeros(())
-        self.like, self.dim = torch.zeros(()), 0
-
-    def add(self, value: Tensor, dim: int) -> None:
-        others = [place for place in range(value.dim()) if place != dim]
-        value = value.detach()
-        self.like, self.dim, self.count = (
-            value.new_zeros([1] * value.dim()),
-            dim,
-            self.count + value.numel() // value.shape[dim],
-        )
-        self.total = self.total + value.sum(others, dtype=torch.float64)
-        self.square = self.square + value.double().square().sum(others)
-
-    def variance(self) -> Tensor:
-        """Shaped to divide a batch; a channel that never varies counts by its square, one of zeros by 1."""
-        square = self.square / self.count
-        variance = (square - (self.total / self.count).square()).clamp(min=0)
-        if self.like.dim() > 2:
-            variance = variance.clamp(min=float(_LEAST_SHARE * variance.mean()))
-        variance = torch.where(variance > 1e-6 * square, variance, square)
-        variance = torch.where(variance > 0, variance, torch.ones_like(variance))
-        shape = [1] * self.like.dim()
-        shape[self.dim] = -1
-        return variance.to(self.like.dtype).view(shape)
+            into.labelled += float((wanted >= 0).sum())
+            into.right += float((pairs[name][0].argmax(1) == wanted).sum())  # which is never negative
 
 
 def _rule(name: str, seen: list[Tensor], have_labels: bool, asked: Any) -> Rule | None:
@@ -250,7 +189,7 @@ def _rule(name: str, seen: list[Tensor], have_labels: bool, asked: Any) -> Rule 
     if asked is None:
         return None
     if callable(asked):
-        return Rule("own", asked)
+        return Rule("own", asked, is_of_classes=have_labels)
     if asked not in ("", "classes", "values"):
         raise InputError("loss", f"{asked} for {name}", 'must be a function, "classes", "values" or None')
     if asked == "classes" and (first.dim() < 2 or first.shape[1] < 2):
@@ -258,7 +197,7 @@ def _rule(name: str, seen: list[Tensor], have_labels: bool, asked: Any) -> Rule 
     if asked == "classes" or (not asked and (have_labels or (first.dim() == 2 and first.shape[1] > 1))):
         sums = first.sum(1)
         are = bool((first >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
-        return Rule("classes", are_probabilities=are)
+        return Rule("classes", is_of_classes=True, are_probabilities=are)
     if first.dim() < 2:
         seen = [one.reshape(-1, 1) for one in seen]
         return Rule("values", variance=channel_variance(seen, 1).reshape(()))
@@ -267,7 +206,7 @@ def _rule(name: str, seen: list[Tensor], have_labels: bool, asked: Any) -> Rule 
     return Rule("values", dim=dim, variance=channel_variance(seen, dim))
 
 
-def _belong(labels: Any, name: str, output: Tensor, outputs: int) -> bool:
+def _belong(labels: Any, name: str, output: Tensor) -> bool:
     """Whether these labels make a map one of classes: whole numbers, one for each place."""
     one = labels.get(name) if isinstance(labels, Mapping) else labels
     if not isinstance(one, Tensor) or one.is_floating_point() or one.is_complex() or output.dim() < 2:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from separable.progress import hidden
 
@@ -66,25 +66,28 @@ class Processes:
         dist.broadcast(held, 0)
         return float(held)
 
+    def object(self, value: Any) -> Any:
+        """What the first process has, whatever it is."""
+        if self.count == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, 0)
+        return held[0]
+
     def align(self, network: nn.Module) -> None:
         """Parameters of the first process everywhere; floating-point buffers (batch-norm statistics) averaged."""
         if self.count == 1:
             return
         for parameter in network.parameters():
-            self.broadcast(parameter.detach())
+            plain = parameter.detach().contiguous()  # whatever its memory format
+            dist.broadcast(plain, 0)
+            parameter.detach().copy_(plain)
         for buffer in network.buffers():
             if buffer.is_floating_point():
                 dist.all_reduce(buffer)
                 buffer /= self.count
             else:
                 dist.broadcast(buffer, 0)
-
-    def broadcast(self, tensor: Tensor) -> None:
-        """Give `tensor` the first process's values, in place, whatever its memory format."""
-        if self.count > 1:
-            plain = tensor.contiguous()
-            dist.broadcast(plain, 0)
-            tensor.copy_(plain)
 
     def seed(self) -> None:
         """The same random numbers everywhere from here on: the same batches, if a loader draws them from torch."""

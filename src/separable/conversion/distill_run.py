@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from separable.conversion import distill_state as state
 from separable.conversion import distill_steps as steps
 from separable.conversion.batches import describe
 from separable.conversion.distill_data import Source
-from separable.conversion.distill_history import Epoch, History
+from separable.conversion.distill_history import Epoch, History, Measured
 from separable.conversion.distill_look import look
-from separable.conversion.distill_loss import Loss, Measured, Objective
+from separable.conversion.distill_loss import Loss, Objective
 from separable.conversion.distill_processes import Processes
 from separable.errors import InputError
 from separable.progress import duration, say, track
@@ -47,7 +47,11 @@ class Settings:
         """What decides the numbers of a run."""
         names = ("epochs", "learning_rate", "temperature", "label_weight", "freeze_norms", "feature_weight")
         chosen = self.features if isinstance(self.features, bool) else list(self.features)
-        return {**{name: getattr(self, name) for name in names}, "features": chosen, "batches of train": train.batches}
+        loss: Any = "a function" if callable(self.loss) else self.loss
+        if isinstance(loss, Mapping):
+            loss = {name: "a function" if callable(one) else one for name, one in loss.items()}
+        plain = {name: getattr(self, name) for name in names}
+        return {**plain, "features": chosen, "loss": loss, "batches of train": train.batches}
 
 
 class Run:
@@ -78,10 +82,9 @@ class Run:
         objective = Objective(settings.loss, settings.temperature, settings.label_weight)
         features = settings.features if settings.feature_weight else False
         self.look = look(pair, self.train, self.validation, objective, features)
-        self.look.share(self.processes)
+        seen = found["look"] if found else self.processes.object(self.look.state())
+        self.look.take_up(seen, pair)
         pair.prepare(bool(self.look.features.names))
-        if found:
-            self.look.take_up(found["look"])
         self.optimizer = steps.optimizer(pair.twin, self.look.scales, settings.learning_rate)
         if found:
             self._take_up(found)
@@ -221,11 +224,7 @@ class Run:
         found.add_up(self.processes, objective.names)
         if not found.examples:
             raise InputError("validation", describe(self.validation.data), "holds no examples")
-        losses = {name: loss / found.examples for name, loss in found.losses.items()}
-        epoch.validation_loss, epoch.outputs = sum(losses.values()), losses if len(losses) > 1 else {}
-        epoch.agreement = found.agreed / found.decided if found.decided else None
-        epoch.error = found.error / found.valued if found.valued else None
-        epoch.accuracy = found.right / found.labelled if found.labelled else None
+        found.into(epoch)
 
     _COUNTERS = ("epoch", "done", "step", "sums", "has_seen_labels", "is_over", "best", "epoch_random")
 

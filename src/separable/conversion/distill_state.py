@@ -24,6 +24,7 @@ from separable.errors import InputError, first_line
 from separable.progress import say
 
 NAME = "distillation.pt"
+_FORMAT = 1  # of that file
 
 
 def identity(student: nn.Module, teacher: nn.Module, settings: dict[str, Any]) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def identity(student: nn.Module, teacher: nn.Module, settings: dict[str, Any]) -
         int(torch.hash_tensor(tensor).view(torch.int64)) for tensor in teacher.state_dict().values() if tensor.numel()
     ]
     shapes = {name: list(tensor.shape) for name, tensor in student.state_dict().items()}
-    return {**settings, "student": shapes, "teacher": sums}
+    return {"format": _FORMAT, **settings, "student": shapes, "teacher": sums}
 
 
 class Checkpoints:
