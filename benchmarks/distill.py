@@ -58,6 +58,7 @@ def main() -> None:
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments.add_argument("--epochs", type=int, default=10)
     arguments.add_argument("--minutes", type=float, help="a time limit for each distillation instead")
+    arguments.add_argument("--feature-weight", type=float, default=1.0, help="0: outputs alone")
     arguments.add_argument("--student", type=Path, help="a module to distil, instead of a conversion")
     arguments.add_argument("--held-out", type=int, default=0, help="training images to test on instead of the test's")
     arguments.add_argument("--work", type=Path, default=Path("runs/distill"), help="students and checkpoints")
@@ -77,7 +78,7 @@ def main() -> None:
                 row = run(dense, images, test, budget, seed, options)
             print(row, flush=True)
             if not options.held_out:
-                measured.write("distill", [row], ("network", "seed", "epochs"))
+                measured.write("distill", [row], ("network", "seed", "epochs", "feature_weight"))
 
 
 def run(
@@ -86,7 +87,7 @@ def run(
     """The row of one student, from conversion to test; goes on where an earlier call was killed."""
     name = options.student.stem if options.student else f"convert, macs={budget}"
     epochs = options.epochs if options.minutes is None else f"at most {options.minutes:g} min"
-    work = options.work / f"{name}-{seed}-{len(images)}-{epochs}"
+    work = options.work / f"{name}-{seed}-{len(images)}-{epochs}-{options.feature_weight:g}"
     student = (
         torch.load(options.student, weights_only=False)
         if options.student
@@ -94,8 +95,8 @@ def run(
     )
     before = top1(student.eval(), *test)
     torch.manual_seed(seed)
-    limits = {"epochs": options.epochs, "minutes": options.minutes}
-    _, history = separable.distill(student, dense, Augmented(images), checkpoint=work / "run", resume=True, **limits)
+    settings = {"epochs": options.epochs, "minutes": options.minutes, "feature_weight": options.feature_weight}
+    _, history = separable.distill(student, dense, Augmented(images), checkpoint=work / "run", resume=True, **settings)
     after = top1(student.eval(), *test)
     example = prepare(images[:1])
     macs = separable.cost.count(student, example).macs / separable.cost.count(dense, example).macs
@@ -103,6 +104,7 @@ def run(
         "network": name,
         "seed": seed,
         "epochs": epochs,
+        "feature_weight": options.feature_weight,
         "top1_percent_before": round(100 * before, 2),
         "top1_percent": round(100 * after, 2),
         "macs_share": round(macs, 4),

@@ -102,9 +102,10 @@ class Run:
         return self.history.epochs
 
     def _train(self, found: dict[str, Any] | None) -> None:
-        student = self.pair.twin
+        student, minutes = self.pair.twin, self.settings.minutes
+        what = "distilling" if minutes is None else f"distilling, at most {minutes:g} min"
         try:
-            for raw in track(self._batches(found), "distilling", self.steps, done=self.step):
+            for raw in track(self._batches(found), what, self.steps, done=self.step):
                 self._step(raw)
         except KeyboardInterrupt:
             if self.validation is not None:
