@@ -1,0 +1,131 @@
+"""ResNet-20 on CIFAR-10, made separable, then distilled against the dense network; top-1 on the 10,000 test images.
+
+    SEPARABLE_DATA=FOLDER python benchmarks/distill.py [--budgets 0.6 0.45 0.3 0.16] [--seeds 0 1 2] [--work FOLDER]
+
+The student of a seed is converted on 1,024 training images of that draw (or read from --student, a module that
+torch.save wrote), then trained on all 50,000 for ten epochs with the defaults of `separable.distill`, without a label.
+Student and teacher see the same images, flipped and shifted by up to four pixels as the dense network saw them. No
+epoch is chosen: the last one counts. Settings were chosen on 5,000 training images held out for it (--held-out), never
+on the test images. Below --work lie students and checkpoints: a run that was killed continues where it was.
+Writes benchmarks/results/distill.csv, a row when a run is finished.
+"""
+
+import argparse
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import measured
+import torch
+import torch.nn.functional as F
+from convert import DATA, IMAGES, prepare, read, top1
+from resnet20 import resnet20
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import separable
+from separable import atomic, progress
+
+BATCH, MOST_SHIFT = 128, 4
+
+
+class Augmented:
+    """Batches of an epoch: every image once, in a new order, flipped half of the time, shifted within zeros."""
+
+    def __init__(self, images: Tensor):
+        self.images = images  # bytes [N, 3, 32, 32]
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.images) / BATCH)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for part in torch.randperm(len(self.images)).tensor_split(len(self)):
+            yield self.changed(prepare(self.images[part]))
+
+    def changed(self, x: Tensor) -> Tensor:
+        """x [N, 3, H, W]: the same shape."""
+        n, side, padded = len(x), x.shape[-1], F.pad(x, [MOST_SHIFT] * 4)
+        down, right = torch.randint(2 * MOST_SHIFT + 1, (2, n, 1))
+        rows, columns = down + torch.arange(side), right + torch.arange(side)
+        columns = torch.where(torch.rand(n, 1) < 0.5, columns.flip(1), columns)
+        return padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--budgets", type=float, nargs="+", default=[0.6, 0.45, 0.3, 0.16])
+    arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    arguments.add_argument("--epochs", type=int, default=10)
+    arguments.add_argument("--minutes", type=float, help="a time limit for each distillation instead")
+    arguments.add_argument("--feature-weight", type=float, default=1.0, help="0: outputs alone")
+    arguments.add_argument("--student", type=Path, help="a module to distil, instead of a conversion")
+    arguments.add_argument("--held-out", type=int, default=0, help="training images to test on instead of the test's")
+    arguments.add_argument("--work", type=Path, default=Path("runs/distill"), help="students and checkpoints")
+    arguments.add_argument("--threads", type=int, default=os.cpu_count())
+    options = arguments.parse_args()
+    torch.set_num_threads(options.threads)
+    train, test = read("train"), read("test")
+    images = train[0][: len(train[0]) - options.held_out]
+    if options.held_out:
+        test = tuple(part[-options.held_out :] for part in train)
+    dense = resnet20()
+    dense.load_state_dict(load_file(DATA / "resnet20.safetensors"))
+    dense.eval()
+    for budget in options.budgets if options.student is None else [None]:
+        for seed in options.seeds:
+            with progress.shown():
+                row = run(dense, images, test, budget, seed, options)
+            print(row, flush=True)
+            if not options.held_out:
+                measured.write("distill", [row], ("network", "seed", "epochs", "feature_weight"))
+
+
+def run(
+    dense: nn.Module, images: Tensor, test: tuple[Tensor, Tensor], budget: float | None, seed: int, options
+) -> dict:
+    """The row of one student, from conversion to test; goes on where an earlier call was killed."""
+    name = options.student.stem if options.student else f"convert, macs={budget}"
+    epochs = options.epochs if options.minutes is None else f"at most {options.minutes:g} min"
+    work = options.work / f"{name}-{seed}-{len(images)}-{epochs}-{options.feature_weight:g}"
+    student = (
+        torch.load(options.student, weights_only=False)
+        if options.student
+        else converted(dense, images, budget, seed, work)
+    )
+    before = top1(student.eval(), *test)
+    torch.manual_seed(seed)
+    settings = {"epochs": options.epochs, "minutes": options.minutes, "feature_weight": options.feature_weight}
+    _, history = separable.distill(student, dense, Augmented(images), checkpoint=work / "run", resume=True, **settings)
+    after = top1(student.eval(), *test)
+    example = prepare(images[:1])
+    macs = separable.cost.count(student, example).macs / separable.cost.count(dense, example).macs
+    return {
+        "network": name,
+        "seed": seed,
+        "epochs": epochs,
+        "feature_weight": options.feature_weight,
+        "top1_percent_before": round(100 * before, 2),
+        "top1_percent": round(100 * after, 2),
+        "macs_share": round(macs, 4),
+        "images": len(images),
+        "epoch_s": round(sum(epoch.seconds for epoch in history) / len(history), 1),
+        "minutes": round(sum(epoch.seconds for epoch in history) / 60, 1),
+        "threads": options.threads,
+        "torch": torch.__version__,
+    }
+
+
+def converted(dense: nn.Module, images: Tensor, budget: float | None, seed: int, work: Path) -> nn.Module:
+    """The student of a draw, kept in `work`."""
+    file = work / "student.pt"
+    if not file.exists():
+        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:IMAGES]
+        made = separable.convert(dense, prepare(images[chosen]), {"macs": budget}).model
+        with atomic.write_beside(file) as beside:
+            torch.save(made, beside)
+    return torch.load(file, weights_only=False)
+
+
+if __name__ == "__main__":
+    main()
