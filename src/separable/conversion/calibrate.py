@@ -1,203 +1,162 @@
-"""Fit the separable layers to what the dense ones did, on real activations, layer after layer; no gradient step.
+"""Fit each layer's new form to what the dense one gave, on real activations, layer after layer; no gradient step.
 
-A separable layer reads what the separable network before it really gives, and is fitted to what the dense layer gave
-on the dense network's own input, so that it also repairs what earlier layers lost. Where its output is added to a
-shortcut, the target is the dense network's sum: the last convolution of a residual block absorbs the shortcut's error.
-Ridge least squares in float64 (least_squares.py), then the statistics of the batch norm that reads the layer.
+A layer reads what the network before it, already converted, really gives, and is fitted to what the dense layer gave on
+the dense network's own input, so that it also repairs what earlier layers lost. What is fitted is the layer with its
+norm; where that is added to a shortcut, the sum: the last convolution of a residual block absorbs the shortcut's error.
 Source: He, Zhang and Sun 2017, arXiv:1707.06168, section 3.2 (reconstruction of the whole residual branch).
 """
 
-from dataclasses import dataclass
-from typing import Any
+import copy
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from separable.conversion import watch
-from separable.conversion.batches import Data
-from separable.conversion.factorize import SEPARABLE, bias_of, read_halves, write_halves
-from separable.conversion.least_squares import RIDGE, compose, fit
-from separable.conversion.moments import (
-    PATCHES,
-    PATCHES_PER_UNKNOWN,
-    Accumulator,
-    Index,
-    Moments,
-    Positions,
-    patch_rows,
-    rows,
-)
-from separable.conversion.survey import SAMPLES, Site, Survey, has_intercept, in_groups, survey
-from separable.errors import InputError
+from separable.conversion.fitting import Fitting, from_moments
+from separable.conversion.forms import FORMS
+from separable.conversion.streams import Walk, own_structure
+from separable.conversion.survey import Site, Survey
+from separable.inputs import own_copy
 from separable.progress import track
 
-SWEEPS = 4
-_TARGET_BYTES = 1 << 30  # of the dense network's outputs kept at once; more layers take another pass
 
+class Request(NamedTuple):
+    """What a walk of the new network hands out at a layer: its input, and what its output will be added to."""
 
-def calibrate(
-    separable: nn.Module,
-    dense: nn.Module | Survey,
-    data: Data | None = None,
-    *,
-    sweeps: int = SWEEPS,
-    ridge: float = RIDGE,
-    samples: int = SAMPLES,
-) -> dict[str, float]:
-    """Fit each separable layer of `separable`, in place, to the layer of the same name in `dense`.
-
-    Args:
-        separable: a copy of the dense network with some convolutions replaced, as by `factorize`.
-        dense: the dense network, or the survey of it, whose data then serves.
-        data: a tensor [N, ...], or an iterable of batches, each a tensor or (inputs, labels).
-        sweeps: pointwise fits of each layer, with a depthwise fit between two.
-        ridge: strength of the pull towards the weights found so far, as a share of each unknown's energy.
-        samples: how many examples are used at most.
-
-    Returns:
-        For each layer fitted the relative error of its output: mean squared error over the target's variance.
-
-    Raises:
-        InputError: data that is missing or that the networks cannot read, NaN inside (names the layer), or two
-            networks that do not correspond.
-    """
-    if not isinstance(dense, Survey):
-        if data is None:
-            raise InputError("data", None, "is needed where `dense` is a network and not a survey of one")
-        dense = survey(dense, data, samples=samples)
-    fitted = [site for site in dense.sites if is_separable(separable, site.name)]
-    if not fitted:
-        raise InputError(
-            "separable", type(separable).__name__, "has no separable layer where the dense network has one"
-        )
-    flags = {module: module.training for module in separable.modules()}
-    separable.eval()
-    try:
-        errors = {}
-        examples = sum(len(batch) for batch in dense.inputs)
-        for group in in_groups(fitted, lambda site: _target_bytes(site, examples), _TARGET_BYTES):
-            targets = _targets(dense, group)
-            for site in track(group, "calibrating"):
-                errors[site.name] = _calibrate_layer(separable, dense, site, targets.pop(site.name), sweeps, ridge)
-        return errors
-    finally:
-        for module, training in flags.items():
-            module.training = training
-
-
-def is_separable(model: nn.Module, name: str) -> bool:
-    try:
-        return isinstance(model.get_submodule(name), tuple(SEPARABLE.values()))
-    except AttributeError:
-        raise InputError(
-            "separable", type(model).__name__, f"has no module {name}, which the dense network runs"
-        ) from None
-
-
-@dataclass
-class _Target:
-    """What a layer should give at the positions looked at in one call [P, C_out], and the shortcut it is added to."""
-
-    index: Index
-    outputs: Tensor
+    name: str
+    x: Tensor
     shortcut: Tensor | None
 
 
-def _target_bytes(site: Site, examples: int) -> int:
-    unknowns = site.known.gram.shape[0]
-    return 8 * site.output_shape[1] * min(max(PATCHES, PATCHES_PER_UNKNOWN * unknowns), examples * site.places)
-
-
 @torch.no_grad()
-def _targets(dense: Survey, sites: list[Site]) -> dict[str, list[_Target]]:
-    """From one pass of the dense network over the data, for each layer the targets of each call."""
-    examples = sum(len(batch) for batch in dense.inputs)
-    positions = {site.name: Positions(dense.model.get_submodule(site.name), examples * site.calls) for site in sites}
-    wanted = {site.name: (site.calls, site.added) for site in sites}
-    found: dict[str, list[_Target]] = {site.name: [] for site in sites}
-    for batch in dense.inputs:
-        for name, seen in watch.observe(dense.model, batch, wanted).items():
-            for output in seen.outputs:
-                index = positions[name].choose(output)
-                shortcut = None if seen.other is None else rows(seen.other, index)
-                found[name].append(_Target(index, rows(output, index), shortcut))
-    return found
+def calibrate(survey: Survey, chosen: dict[str, tuple[str, int]]) -> tuple[nn.Module, dict[str, float]]:
+    """The network with the chosen layers in their forms, fitted, and each layer's error.
+
+    Args:
+        survey: of the dense network; its data is what the layers are fitted on.
+        chosen: for the names of layers a form's name and a rank.
+
+    Returns:
+        The network, and for each layer fitted the mean squared error of what it gives (after its norm, shortcut and
+        ReLU) over the variance of what the dense network gives there.
+
+    Raises:
+        InputError: NaN or infinity inside (names the layer).
+    """
+    network = copy.deepcopy(survey.model)
+    sites = {site.name: site for site in survey.convertible if site.name in chosen}
+    for name, site in sites.items():
+        if len(site.sizes) > 1:  # run several times: fitted to the dense network's inputs of all its calls
+            form, rank = chosen[name]
+            conv = network.get_submodule(name)
+            network = replace(network, conv, from_moments(conv, FORMS[form], rank, site.known))
+    halting = {name: site for name, site in sites.items() if len(site.sizes) == 1}
+    errors: dict[str, float] = {}
+    dense_walks = [Walk(_dense_walk(own_structure(survey.model), batch, halting)) for batch in survey.inputs]
+    walks = [Walk(_new_walk(own_structure(network), batch, halting)) for batch in survey.inputs]
+    layer: nn.Module | None = None
+    try:
+        for _ in track(range(len(halting)), "calibrating"):
+            fitting = _next_fitting(survey, dense_walks, halting, chosen)
+            requests = [walk.resume(layer) for walk in walks]
+            inputs, shortcuts = [r.x for r in requests], [r.shortcut for r in requests]
+            layer, errors[fitting.site.name] = fitting.fit(inputs, shortcuts, network)
+            network = replace(network, network.get_submodule(fitting.site.name), layer)
+    finally:
+        for walk in (*dense_walks, *walks):
+            walk.close()
+    return network, errors
 
 
-@torch.no_grad()
-def _calibrate_layer(
-    separable: nn.Module, dense: Survey, site: Site, targets: list[_Target], sweeps: int, ridge: float
-) -> float:
-    layer: Any = separable.get_submodule(site.name)
-    moments = _moments(separable, dense, site, targets)
-    if not torch.isfinite(moments.gram).all() or not torch.isfinite(moments.cross).all():
-        raise InputError("data", "activations", f"{site.name} reads or gives NaN or infinite values")
-    importance = output_importance(dense.model, site)
-    dw, pw = fit(layer.order, moments, *read_halves(layer), importance, sweeps=sweeps, ridge=ridge)
-    write_halves(layer, dw, pw)
-    install_constant(separable, dense.model, site, moments, compose(layer.order, dw, pw))
-    return relative_error(moments, compose(layer.order, dw, pw), importance)
+def _next_fitting(
+    survey: Survey, walks: list[Walk], halting: dict[str, Site], chosen: dict[str, tuple[str, int]]
+) -> Fitting:
+    """The layer at which the dense network halts next, with what it gives there for each batch."""
+    fitting: Fitting | None = None
+    for walk in walks:
+        name, output = walk.resume()
+        if fitting is None:
+            fitting = Fitting(survey, halting[name], FORMS[chosen[name][0]], chosen[name][1])
+        fitting.add_target(output)
+        del output  # the walk alone holds it, so that it goes when the walk goes on
+    assert fitting is not None, "a survey has data"
+    return fitting
 
 
-def _moments(separable: nn.Module, dense: Survey, site: Site, targets: list[_Target]) -> Moments:
-    """Of what the separable network's layer reads, with what it should give."""
-    conv: Any = dense.model.get_submodule(site.name)
-    sums, waiting = Accumulator(conv.in_channels), iter(targets)
-    for batch in dense.inputs:
-        seen = watch.observe(separable, batch, {site.name: (site.calls, site.added)})[site.name]
-        for x in seen.inputs:
-            target = next(waiting)
-            outputs = target.outputs
-            if target.shortcut is not None and seen.other is not None:
-                outputs = outputs + _before_norm(dense.model, site, target.shortcut - rows(seen.other, target.index))
-            sums.add(patch_rows(conv, x, target.index), outputs)
-    return sums.moments(has_intercept(site, conv))
+def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """`model` with `new` wherever it held `old`, under every name; `new` itself if the model is that layer."""
+    if model is old:
+        return new
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old:
+            model.set_submodule(name, new)
+    return model
 
 
-def _before_norm(model: nn.Module, site: Site, difference: Tensor) -> Tensor:
-    """A difference [P, C_out] after the batch norm as one before it; none for outputs that the norm all but removes."""
-    if site.norm is None:
-        return difference
-    scale = norm_scale(model.get_submodule(site.norm))
-    heard = scale.abs() > 1e-2 * scale.abs().max()
-    return difference * torch.where(heard, 1 / torch.where(heard, scale, 1.0), 0.0).to(difference.dtype)
+def _dense_walk(model: nn.Module, batch: Tensor, halting: dict[str, Site]) -> Callable[[Walk], None]:
+    """Hands out (name, what the layer gives with its norm, and after the sum that it goes into)."""
+
+    def run(walk: Walk) -> None:
+        def added(addition: watch.Addition) -> None:
+            walk.pause((addition.name, addition.side + addition.other))
+
+        readers = watch.Readers(added)
+        for name, site in halting.items():
+            end = model.get_submodule(site.norm or site.name)
+            if site.added:
+                end.register_forward_hook(lambda m, a, output, name=name: readers.follow(name, output))
+            else:
+                end.register_forward_hook(lambda m, a, output, name=name: walk.pause((name, output)))
+        with readers:
+            model(own_copy(batch))
+
+    return run
 
 
-def norm_scale(norm) -> Tensor:
-    """What a batch norm multiplies each channel by in eval mode: [C], float64."""
-    if norm.running_var is None:
-        return torch.ones(norm.num_features, dtype=torch.float64)
-    gain = 1.0 if norm.weight is None else norm.weight.detach().double()
-    return gain / (norm.running_var.double() + norm.eps).sqrt()
+class _Pending(nn.Module):
+    """In the place of a layer that is not fitted yet: it waits for the layer where its output is needed.
+
+    Of a layer whose output is added to a shortcut that is at the sum; until then zeros stand for the output.
+    """
+
+    def __init__(self, conv: nn.Module, site: Site, walk: Walk):
+        super().__init__()
+        self.site, self.walk = site, walk
+        self.x: Tensor | None = None
+        self._meta = copy.deepcopy(conv).to("meta")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.site.added:
+            self.x = x.clone()  # the network may write into its own before the sum
+            return x.new_zeros(self._meta(x.to("meta")).shape)
+        return self.walk.pause(Request(self.site.name, x, None))(x)
 
 
-def output_importance(model: nn.Module, site: Site) -> Tensor:
-    """h [C_out]: the square of what the following batch norm multiplies each output by, ones without one."""
-    if site.norm is None:
-        conv: Any = model.get_submodule(site.name)
-        return torch.ones(conv.out_channels, dtype=torch.float64, device=conv.weight.device)
-    return norm_scale(model.get_submodule(site.norm)).square()
+def _new_walk(model: nn.Module, batch: Tensor, halting: dict[str, Site]) -> Callable[[Walk], None]:
+    """Hands out a `Request` for each layer and goes on with the layer that is the answer."""
 
+    def run(walk: Walk) -> None:
+        network = model
+        pending: dict[str, _Pending] = {}
 
-def relative_error(moments: Moments, weight: Tensor, importance: Tensor) -> float:
-    energy = float((importance * moments.energy).sum())
-    return float((importance * moments.errors(weight)).sum()) / energy if energy > 0 else 0.0
+        def added(addition: watch.Addition) -> None:
+            waiting = pending[addition.name]
+            assert waiting.x is not None, "the layer ran before its sum"
+            layer = walk.pause(Request(addition.name, waiting.x, addition.other))
+            output, norm = layer(waiting.x), halting[addition.name].norm
+            waiting.x = None
+            addition.side.copy_(network.get_submodule(norm)(output) if norm else output)
 
+        readers = watch.Readers(added)
+        for name, site in halting.items():
+            pending[name] = _Pending(network.get_submodule(name), site, walk)
+            network = replace(network, network.get_submodule(name), pending[name])
+            if site.added:
+                end = network.get_submodule(site.added)
+                end.register_forward_hook(lambda m, a, output, name=name: readers.follow(name, output))
+        with readers:
+            network(own_copy(batch))
 
-def install_constant(separable: nn.Module, dense: nn.Module, site: Site, moments: Moments, weight: Tensor) -> None:
-    """Put the fitted constant into the layer's bias; move the next batch norm's statistics by what the fit changed."""
-    bias = bias_of(separable.get_submodule(site.name))
-    if bias is not None:
-        bias.data.copy_(moments.intercept(weight))
-    if site.norm is None:
-        return
-    norm: Any = separable.get_submodule(site.norm)
-    before: Any = dense.get_submodule(site.norm)
-    if norm.running_mean is None:
-        return
-    # the dense network's statistics come from all of its training: they are moved by what the fit changed, not replaced
-    mean, variance = moments.outputs(weight)
-    if bias is None:
-        norm.running_mean.copy_(before.running_mean.double() + mean - moments.target_mean)
-    ratio = torch.where(moments.energy > 0, variance / moments.energy, 1.0)
-    norm.running_var.copy_(before.running_var.double() * ratio)
+    return run

@@ -6,7 +6,6 @@ Every later step works from this. The network is copied and runs in eval mode; t
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,35 +16,36 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from separable import cost
 from separable.conversion import batches, watch
 from separable.conversion.batches import Data
-from separable.conversion.factorize import why_not
-from separable.conversion.moments import Accumulator, Moments, Positions, patch_rows, rows
+from separable.conversion.moments import Accumulator, Moments
+from separable.conversion.patches import PLAIN, TRANSPOSED
 from separable.cost.count import uncompiled
 from separable.errors import InputError
 from separable.inputs import own_copy
 from separable.progress import track
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (*PLAIN, *TRANSPOSED)
 SAMPLES = 1024
-_GRAM_BYTES = 1 << 30  # of moments summed in one pass; a larger network takes several
-_GRAM_SIDE = 9216  # C*K beyond which a layer is left dense: its moments alone would pass 1 GB
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass
 class Site:
-    """One convolution of the network. macs and places (output positions, input positions): one example, all calls."""
+    """One convolution of the network. sizes: spatial size of the input and of the output in each call."""
 
     name: str
-    macs: int
+    macs: int  # one example, all calls
     params: int
-    calls: int
-    places: int
-    input_places: int
-    input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
+    sizes: list[tuple[tuple[int, ...], tuple[int, ...]]]
     kept: str | None  # why it stays as it is; None if it can be made separable
     norm: str | None = None  # the batch norm that alone reads its output
     added: str | None = None  # the module, this or its norm, whose output is only ever added to a shortcut
+    rectified: bool = False  # whether a ReLU alone reads what becomes of it
+    pad: tuple[int, ...] | None = None  # zeros that the network puts around its input, which it alone reads
     moments: Moments | None = field(default=None, repr=False)
+
+    def takes_bias(self, conv: Any) -> bool:
+        """Whether a new layer in its place has a bias: a norm after it takes constants, else one costs nothing."""
+        return self.norm is None and (len(self.sizes) == 1 or conv.bias is not None)
 
     @property
     def known(self) -> Moments:
@@ -67,6 +67,13 @@ class Survey:
     @property
     def convertible(self) -> list[Site]:
         return [site for site in self.sites if site.kept is None]
+
+    @property
+    def examples(self) -> int:
+        return sum(len(batch) for batch in self.inputs)
+
+    def conv(self, site: Site) -> Any:
+        return self.model.get_submodule(site.name)
 
 
 def survey(model: nn.Module, data: Data, *, example: Tensor | None = None, samples: int = SAMPLES) -> Survey:
@@ -97,8 +104,7 @@ def survey(model: nn.Module, data: Data, *, example: Tensor | None = None, sampl
         raise InputError("model", type(model).__name__, f"has no convolution that can be made separable ({reasons})")
     counted = cost.count(dense, example)
     found = Survey(dense, inputs, example, sites, counted.macs // len(example), counted.params)
-    for group in in_groups(found.convertible, _gram_bytes, _GRAM_BYTES):
-        _measure(found, group)
+    _measure(found)
     return found
 
 
@@ -107,30 +113,35 @@ def _trace(model: nn.Module, batch: Tensor) -> list[Site]:
     """The convolutions in the order of their first call, from one pass over `batch`."""
     names = {module: name for name, module in model.named_modules()}
     calls: dict[nn.Module, list[tuple[torch.Size, torch.Size]]] = defaultdict(list)
+    pads: dict[nn.Module, list[tuple[Tensor, tuple[int, ...]]]] = defaultdict(list)
     norms: dict[str, list[str]] = defaultdict(list)
-    produced: dict[int, str] = {}
     readers = watch.Readers()
 
-    def ran_convolution(module, args, output):
-        calls[module].append((args[0].shape, output.shape))
-        readers.follow(names[module], output)
-        produced[id(output)] = names[module]
-
-    def ran_norm(module, args, output):
-        if id(args[0]) in produced:
-            norms[produced[id(args[0])]].append(names[module])
-        readers.follow(names[module], output)
-
-    def check_channels(module, args):
+    def begins(module, args):
+        readers.inside += 1
         given = args[0].shape[1] if args[0].dim() == len(module.kernel_size) + 2 else None
         if given not in (None, module.in_channels):
             shape = f"tensor of shape {list(batch.shape)}"
             raise InputError("data", shape, f"{names[module]} reads {module.in_channels} channels and is given {given}")
 
+    def ran_convolution(module, args, output):
+        readers.inside -= 1
+        calls[module].append((args[0].shape, output.shape))
+        pad = readers.padding_of(args[0])
+        if pad is not None:
+            pads[module].append((args[0], pad))
+        readers.follow(names[module], output)
+
+    def ran_norm(module, args, output):
+        name = readers.name_of(args[0])
+        if name is not None:
+            norms[name].append(names[module])
+        readers.follow(names[module], output)
+
     handles = []
     for module in names:
         if isinstance(module, CONVOLUTIONS):
-            handles += [module.register_forward_pre_hook(check_channels), module.register_forward_hook(ran_convolution)]
+            handles += [module.register_forward_pre_hook(begins), module.register_forward_hook(ran_convolution)]
         elif isinstance(module, _BatchNorm):
             handles.append(module.register_forward_hook(ran_norm))
     with watch.hooks(handles), readers:
@@ -139,10 +150,18 @@ def _trace(model: nn.Module, batch: Tensor) -> list[Site]:
     norm_calls = [norm for read in norms.values() for norm in read]
     sites = []
     for module, seen in calls.items():
-        site = _site(names[module], module, seen, len(batch), shared)
+        conv: Any = module
+        site = _site(names[module], conv, seen, shared)
         if len(seen) == 1 and site.kept is None:
             _note_readers(site, model, norms[site.name], norm_calls, readers)
+            for padded, pad in pads[module]:
+                if readers.padded_reads(padded) == 1 and len(pad) <= 2 * len(conv.kernel_size):
+                    site.pad = pad
         sites.append(site)
+    sites += [
+        Site(f"function {i}", 0, 0, [], "it is called as a function, not as a module")
+        for i, _ in enumerate(readers.bare)
+    ]
     return sites
 
 
@@ -157,38 +176,44 @@ def run(model: nn.Module, batch: Tensor, argument: str = "data", who: str = "the
         raise InputError(argument, batches.describe(batch), f"{who} cannot read it: {first}") from error
 
 
-def _site(name: str, conv: Any, seen, examples: int, shared: set[str]) -> Site:
-    taps = math.prod(conv.kernel_size) * conv.in_channels // conv.groups
-    places = sum(math.prod(made[2:]) for _, made in seen)
-    input_places = sum(math.prod(given[2:]) for given, _ in seen)
-    transposed = isinstance(conv, CONVOLUTIONS[3:])
-    macs = (input_places if transposed else places) * taps * conv.out_channels
+def why_not(conv: Any) -> str | None:
+    """Why a layer has no separable form here, in words; None if it has one."""
+    if type(conv) not in CONVOLUTIONS:
+        return f"it is a {type(conv).__name__}, not torch.nn.Conv1d, Conv2d or Conv3d itself"
+    if conv.groups > 1 and conv.groups in (conv.in_channels, conv.out_channels):
+        return "it is depthwise already"
+    if math.prod(conv.kernel_size) == 1:
+        return "it is pointwise (one tap)"
+    return None
+
+
+def _site(name: str, conv: Any, seen: list[tuple[torch.Size, torch.Size]], shared: set[str]) -> Site:
+    taps = math.prod(conv.kernel_size) * (conv.in_channels // conv.groups) * conv.out_channels
+    sizes = [(tuple(given[2:]), tuple(made[2:])) for given, made in seen]
+    if isinstance(conv, TRANSPOSED):
+        macs = sum(math.prod(given) for given, _ in sizes) * taps
+    else:
+        macs = sum(math.prod(made) for _, made in sizes) * taps
     kept = why_not(conv)
     if kept is None and name in shared:
         kept = "it shares its weights with another layer"
     if kept is None and len(seen[0][0]) != len(conv.kernel_size) + 2:
         kept = "it reads a single example without a batch"
-    if kept is None and taps > _GRAM_SIDE:
-        kept = f"its patches of {taps} values are too large to keep moments of"
-    params = sum(p.numel() for p in conv.parameters())
-    shapes = (1, *seen[0][0][1:]), (1, *seen[0][1][1:])
-    return Site(name, macs, params, len(seen), places, input_places, *shapes, kept)
+    return Site(name, macs, sum(p.numel() for p in conv.parameters()), sizes, kept)
 
 
 def _note_readers(
     site: Site, model: nn.Module, norms: list[str], norm_calls: list[str], readers: watch.Readers
 ) -> None:
-    """Fill in `norm` and `added` where a single reader makes them certain."""
-    if len(norms) == 1 and readers.reads[site.name] == 1 and norm_calls.count(norms[0]) == 1:
-        site.norm = norms[0]
+    """Fill in `norm`, `added` and `rectified` where a single reader makes them certain."""
+    if len(norms) == 1 and len(readers.reads[site.name]) == 1 and norm_calls.count(norms[0]) == 1:
+        norm: Any = model.get_submodule(norms[0])
+        if type(norm) in _NORMS and norm.running_var is not None and norm.affine:
+            site.norm = norms[0]
     end = site.norm or site.name
-    plain = site.norm is None or type(model.get_submodule(site.norm)) in (
-        nn.BatchNorm1d,
-        nn.BatchNorm2d,
-        nn.BatchNorm3d,
-    )
-    if plain and readers.reads[end] == 1 and readers.added[end] == 1:
-        site.added = end
+    if len(readers.reads[end]) == 1 and len(readers.sums[end]) == 1:
+        site.added, end = end, readers.sums[end][0]
+    site.rectified = len(readers.reads[end]) == 1 and readers.reads[end][0] in watch.RECTIFIERS
 
 
 def _shared_weights(model: nn.Module) -> set[str]:
@@ -201,32 +226,31 @@ def _shared_weights(model: nn.Module) -> set[str]:
     return {name for names in owners.values() if len(names) > 1 for name in names}
 
 
-def in_groups(sites: list[Site], bytes_of: Callable[[Site], int], most_bytes: int) -> list[list[Site]]:
-    """Neighbouring sites whose needs fit into memory together; one that needs more stands alone."""
-    groups: list[list[Site]] = [[]]
-    used = 0
-    for site in sites:
-        size = bytes_of(site)
-        if groups[-1] and used + size > most_bytes:
-            groups.append([])
-            used = 0
-        groups[-1].append(site)
-        used += size
-    return groups
-
-
-def _gram_bytes(site: Site) -> int:
-    side = site.params // site.output_shape[1]
-    return 8 * side * side
-
-
 @torch.no_grad()
-def _measure(found: Survey, group: list[Site]) -> None:
-    """One pass over the data that sums the moments of each site of the group and checks that all is finite."""
-    examples = sum(len(batch) for batch in found.inputs)
-    convs: dict[str, Any] = {site.name: found.model.get_submodule(site.name) for site in group}
-    sums = {name: Accumulator(conv.in_channels) for name, conv in convs.items()}
-    positions = {site.name: Positions(convs[site.name], examples * site.calls) for site in group}
+def _measure(found: Survey) -> None:
+    """One pass over the data that sums the moments of each site and checks that all is finite."""
+    convs = {site.name: found.conv(site) for site in found.convertible}
+    calls = {site.name: len(site.sizes) for site in found.convertible}
+    sums = {name: Accumulator(conv, found.examples * calls[name]) for name, conv in convs.items()}
+
+    def add(name):
+        return lambda module, args, output: sums[name].add(args[0], tuple(output.shape[2:]))
+
+    handles = [conv.register_forward_hook(add(name)) for name, conv in convs.items()]
+    with watch.hooks(handles):
+        for batch in track(found.inputs, "surveying the dense network"):
+            if batch.is_floating_point() and not torch.isfinite(batch).all():
+                raise InputError("data", batches.describe(batch), "holds NaN or infinite values")
+            outputs = run(found.model, batch)
+            sound = all(torch.isfinite(t).all() for t in watch.tensors(outputs) if t.is_floating_point())
+            if not sound or not all(torch.isfinite(s.square).all() for s in sums.values()):
+                _name_the_unsound(found.model, batch)
+    for site in found.convertible:
+        site.moments = sums[site.name].moments()
+
+
+def _name_the_unsound(model: nn.Module, batch: Tensor) -> None:
+    """Run again, looking at what each layer gives: the first that is not finite is named."""
 
     def check(name):
         def finite(module, args, output):
@@ -235,24 +259,5 @@ def _measure(found: Survey, group: list[Site]) -> None:
 
         return finite
 
-    def add(name):
-        def ran(module, args, output):
-            index = positions[name].choose(output)
-            sums[name].add(patch_rows(module, args[0], index), rows(output, index))
-
-        return ran
-
-    handles = [m.register_forward_hook(check(n)) for n, m in found.model.named_modules() if not list(m.children())]
-    handles += [conv.register_forward_hook(add(name)) for name, conv in convs.items()]
-    with watch.hooks(handles):
-        for batch in track(found.inputs, "surveying the dense network"):
-            if batch.is_floating_point() and not torch.isfinite(batch).all():
-                raise InputError("data", batches.describe(batch), "holds NaN or infinite values")
-            run(found.model, batch)
-    for site in group:
-        site.moments = sums[site.name].moments(has_intercept(site, convs[site.name]))
-
-
-def has_intercept(site: Site, conv: Any) -> bool:
-    """Whether a constant can be added to the layer's output: its bias, or the mean of the batch norm that reads it."""
-    return conv.bias is not None or site.norm is not None
+    with watch.hooks([m.register_forward_hook(check(n)) for n, m in model.named_modules()]):
+        run(model, batch)

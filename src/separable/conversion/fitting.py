@@ -1,0 +1,162 @@
+"""One layer's new form fitted: first to the dense weight, then to what really comes and what it should give.
+
+In three steps, each from where the last one ended: the nearest factors in the norm of the outputs (moments.py), all
+factors on the moments of whole patches where those are small enough to be formed (refine.py), and the last convolution
+on the rows that really reach it (least_squares.py).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from separable.conversion import chain
+from separable.conversion.folded import folded_weight, set_norm
+from separable.conversion.forms import Form, Shape
+from separable.conversion.least_squares import fit_rows, rectified_targets
+from separable.conversion.moments import Accumulator, Moments, Whitening
+from separable.conversion.patches import Index, choose, output_rows, patch_rows
+from separable.conversion.refine import refine
+from separable.conversion.survey import Site, Survey
+from separable.errors import InputError
+
+_ROW_NUMBERS = 1 << 25  # of the matrix that a last convolution is fitted on
+_LEAST_ROWS, _MOST_ROWS = 4096, 65_536
+_LARGEST_PATCH = 1200  # values of a patch whose second moments are formed
+_PRIOR = 1e-3  # weight of the dense layer's own answer beside the data's
+_RECTIFIED_ROUNDS = 2
+
+
+class Fitting:
+    """The fit of one layer: targets come in batch by batch, then the inputs."""
+
+    def __init__(self, survey: Survey, site: Site, form: Form, rank: int):
+        self.survey, self.site, self.form, self.rank = survey, site, form, rank
+        self.conv: Any = survey.conv(site)
+        self.shape = Shape.of(self.conv)
+        norm = survey.model.get_submodule(site.norm) if site.norm else None
+        self.weight, _ = folded_weight(self.conv, norm)
+        last = form.stages(self.shape, rank)[-1]
+        self.groups = last.groups
+        unknowns = last.weights(self.shape) // last.outputs * last.groups
+        if self._small:
+            unknowns = max(unknowns, self.shape.groups * self.shape.inputs * self.shape.taps)
+        self.rows = max(_LEAST_ROWS, min(_MOST_ROWS, _ROW_NUMBERS // unknowns))
+        self.generator = torch.Generator().manual_seed(0)
+        self.indices: list[Index] = []
+        self.targets: list[Tensor] = []
+        self.made: tuple[int, ...] = ()
+
+    @property
+    def _small(self) -> bool:
+        return self.shape.inputs * self.shape.taps <= _LARGEST_PATCH
+
+    def add_target(self, output: Tensor) -> None:
+        """What the dense network gives here for the next batch: a sample of its positions is kept."""
+        share = len(output) / self.survey.examples
+        index = choose(tuple(output.shape), max(1, round(self.rows * share)), self.generator)
+        self.indices.append(index)
+        self.targets.append(output_rows(output, index))
+        self.made = tuple(output.shape[2:])
+
+    def fit(self, inputs: list[Tensor], shortcuts: list[Tensor | None], network: nn.Module) -> tuple[nn.Module, float]:
+        """The layer, and its error: squared, as a share of the variance of what it should give, after a ReLU if any.
+
+        inputs: what reaches the layer, batch by batch. shortcuts: what its output is added to there.
+        """
+        sums = Accumulator(self.conv, self.survey.examples)
+        for x in inputs:
+            sums.add(x, self.made)
+        if not torch.isfinite(sums.square).all() or not all(torch.isfinite(t).all() for t in self.targets):
+            raise InputError("data", "activations", f"{self.site.name} reads or gives NaN or infinite values")
+        whitening = Whitening(sums.moments(), torch.ones(self.weight.shape[:2], dtype=torch.float64))
+        targets = torch.cat(self.targets)  # [P, G*O]
+        added = self._rows(shortcuts)
+        factors = approximate(self.form, self.weight, self.shape, self.rank, whitening)
+        if self._small:
+            patches = [
+                patch_rows(self.conv, x, index).flatten(2) for x, index in zip(inputs, self.indices, strict=True)
+            ]
+            factors = self._refined(factors, whitening, torch.cat(patches), targets, added)
+        return self._install(factors, inputs, targets, added, network)
+
+    def _rows(self, shortcuts: list[Tensor | None]) -> Tensor | None:
+        if shortcuts[0] is None:
+            return None
+        pairs = zip(shortcuts, self.indices, strict=True)
+        return torch.cat([output_rows(shortcut, index) for shortcut, index in pairs if shortcut is not None])
+
+    def _refined(
+        self, factors: list[Tensor], whitening: Whitening, patches: Tensor, targets: Tensor, added: Tensor | None
+    ) -> list[Tensor]:
+        """All factors on the moments of whole patches [P, G, C*K], in coordinates of nearly unit moments."""
+        form, shape = self.form, self.shape
+        x = patches.transpose(0, 1)
+        x = x - x.mean(1, keepdim=True)
+        gram = whitening.inputs(form, (x.mT @ x).double() / x.shape[1], shape, inverse=True)
+        gram = whitening.inputs(form, gram.mT, shape, inverse=True)
+        gram = gram + _PRIOR * torch.eye(gram.shape[1], dtype=gram.dtype)
+        prior = whitening.inputs(form, self.weight.flatten(2), shape)
+        factors = whitening.into(form, factors, shape)
+        t = _grouped(targets, shape.groups)  # [G, P, O]
+        offset = 0.0 if added is None else _grouped(added, shape.groups)
+        wanted = t - offset
+        for i in range(_RECTIFIED_ROUNDS if self.site.rectified else 1):
+            constant = wanted.mean(1, keepdim=True)
+            if i:
+                weight = whitening.inputs(form, form.compose(factors).flatten(2), shape, inverse=True)
+                wanted = rectified_targets(t, x @ weight.mT.to(x) + constant + offset) - offset
+                constant = wanted.mean(1, keepdim=True)
+            cross = whitening.inputs(form, ((wanted - constant).mT @ x).double() / x.shape[1], shape, inverse=True)
+            factors = refine(form, factors, gram, cross + _PRIOR * prior, shape)
+        return whitening.back(form, factors, shape)
+
+    def _install(
+        self, factors: list[Tensor], inputs: list[Tensor], targets: Tensor, added: Tensor | None, network: nn.Module
+    ) -> tuple[nn.Module, float]:
+        """The chain, its last convolution fitted to the rows that reach it; a norm after it takes the statistics."""
+        stages = self.form.stage_weights(factors)
+        bias = None if self.site.norm else torch.zeros(self.conv.out_channels)
+        layer = chain.assemble(self.conv, self.form, self.rank, factors, bias)
+        last: Any = layer[-1]
+        pairs = zip(inputs, self.indices, strict=True)
+        rows = torch.cat([patch_rows(last, layer[:-1](x), index).flatten(2) for x, index in pairs])
+        z, t = rows.transpose(0, 1), _grouped(targets, self.groups)
+        offset = None if added is None else _grouped(added, self.groups)
+        weight, constant, error = fit_rows(z, t, stages[-1].flatten(2).double(), self.site.rectified, offset)
+        stages[-1] = weight.view(stages[-1].shape)
+        chain.write(layer, stages)
+        if self.site.norm:
+            mean, variance = _statistics(z, weight)
+            set_norm(network.get_submodule(self.site.norm), mean, variance, constant.flatten())
+        else:
+            last.bias.copy_(constant.flatten())
+        return layer, error
+
+
+def approximate(form: Form, weight: Tensor, shape: Shape, rank: int, whitening: Whitening) -> list[Tensor]:
+    """Factors of `weight` [G, O, C, K], nearest in the norm of the outputs, float64."""
+    target = whitening.target(form, weight, shape)
+    target = target if target.numel() < 1 << 18 else target.float()  # of large layers, whose sums are the slow part
+    return [f.double() for f in whitening.back(form, form.start(target, shape, rank), shape)]
+
+
+def from_moments(conv: Any, form: Form, rank: int, moments: Moments, importance: Tensor | None = None) -> nn.Sequential:
+    """The chain that is nearest to a convolution on inputs of these moments; importance [G, O] of its outputs."""
+    weight, shape = folded_weight(conv, None)[0], Shape.of(conv)
+    whitening = Whitening(
+        moments, torch.ones(weight.shape[:2], dtype=torch.float64) if importance is None else importance
+    )
+    return chain.assemble(conv, form, rank, approximate(form, weight, shape, rank, whitening), conv.bias)
+
+
+def _grouped(rows: Tensor, groups: int) -> Tensor:
+    """[P, G*O] as [G, P, O]."""
+    return rows.unflatten(1, (groups, -1)).transpose(0, 1)
+
+
+def _statistics(rows: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance [G*O] of what a weight [G, O, n] makes of rows [G, P, n]."""
+    mean = rows.mean(1, keepdim=True)
+    centred = (rows - mean) @ weight.mT.to(rows)
+    return (mean.double() @ weight.mT).flatten(), centred.square().mean(1).flatten().double()

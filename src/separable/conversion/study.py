@@ -1,0 +1,308 @@
+"""What a network could become, found out once, then any number of conversions of it under different budgets.
+
+The survey, the table of forms and their times do not depend on a budget; planning takes a moment, and fitting the
+chosen forms one pass over the data.
+"""
+
+import copy
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from separable import cost, runtimes
+from separable.conversion import timing
+from separable.conversion.batches import Data
+from separable.conversion.calibrate import calibrate, replace
+from separable.conversion.plan import Plan, choose, read_budget
+from separable.conversion.survey import SAMPLES, Site, survey
+from separable.conversion.table import Option, Table, options, tabulate
+from separable.cost.count import uncompiled
+from separable.errors import InputError
+from separable.progress import say
+
+_FEW = 64  # examples; a fit on fewer is warned of
+_ATTEMPTS = 5  # at a plan that keeps a latency budget when the whole network is timed
+_COMPARED = ("torch", "torch channels-last", "accelerate", "onnxruntime", "openvino")
+_ROUNDS = 11
+
+
+@dataclass
+class Choice:
+    """What becomes of one layer. loss: of its output alone, predicted; error: with all before it, as fitted."""
+
+    name: str
+    form: str | None  # None: left dense
+    rank: int | None
+    loss: float
+    error: float | None
+    macs_before: int
+    macs_after: int
+    params_before: int
+    params_after: int
+    ms_before: float | None = None
+    ms_after: float | None = None
+    note: str = ""  # why a layer stayed dense
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Conversion:
+    """A converted network, what was decided for each of its convolutions, and its time beside the dense one's.
+
+    MACs are for one example; milliseconds for the example that the network was timed on.
+    """
+
+    model: nn.Module = field(repr=False)
+    layers: list[Choice]
+    macs_before: int
+    macs_after: int
+    params_before: int
+    params_after: int
+    target: str
+    comparison: runtimes.Comparison = field(repr=False)
+
+    @property
+    def dense_ms(self) -> float:
+        """The dense network in the runtime that is fastest for it."""
+        return _fastest_ms(self.comparison, "dense")
+
+    @property
+    def ms(self) -> float:
+        """The converted network in the runtime that it was planned for."""
+        row = self.comparison.of("separable", self.target)
+        assert row is not None
+        return row.ms or math.inf
+
+    @property
+    def target_dense_ms(self) -> float:
+        """The dense network in the runtime that the converted one was planned for."""
+        row = self.comparison.of("dense", self.target)
+        assert row is not None
+        return row.ms or math.inf
+
+    @property
+    def times_as_fast(self) -> float:
+        """As the fastest dense network of all runtimes at hand."""
+        return self.dense_ms / self.ms
+
+    def headline(self) -> str:
+        """The line that matters."""
+        where = f"in {self.target}, batch {self.batch}, {_threads(self.comparison.threads)}"
+        if not any(layer.form for layer in self.layers):
+            return f"Nothing was converted: no form of any layer is faster than the dense network {where}."
+        return f"{self.times_as_fast:.2f} times as fast as the fastest dense network here ({where})."
+
+    batch: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the model, as plain values."""
+        names = ("macs_before", "macs_after", "params_before", "params_after", "target", "batch")
+        totals = {name: getattr(self, name) for name in names}
+        times = {"dense_ms": self.dense_ms, "ms": self.ms, "times_as_fast": self.times_as_fast}
+        layers = [layer.to_json() for layer in self.layers]
+        return {**totals, **times, "comparison": self.comparison.to_json(), "layers": layers}
+
+    def table(self) -> Any:
+        """For a terminal: a row for each convolution, totals last."""
+        from separable.conversion.layer_table import layer_table
+
+        return layer_table(self)
+
+
+class Study:
+    """A network, its data and what its layers could become; `convert` makes a network of it under a budget."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data,
+        *,
+        example: Tensor | None = None,
+        samples: int = SAMPLES,
+        target: str | None = None,
+    ):
+        """See `convert` for the arguments."""
+        self.target = timing.check_target(target)
+        self.given = uncompiled(model)
+        self.survey = survey(model, data, example=example, samples=samples)
+        if self.survey.examples < _FEW:
+            many = "example" if self.survey.examples == 1 else "examples"
+            say(f"calibrated on {self.survey.examples} {many}; some hundreds are needed for a fit that holds")
+        self._table: Table | None = None
+        self._dense: runtimes.Comparison | None = None
+
+    @property
+    def table(self) -> Table:
+        """Each layer's options with their losses and times, made when first asked for."""
+        if self._table is None:
+            table = tabulate(self.survey)
+            timing.time_options(self.survey, table, self.target)
+            self._table = table
+        return self._table
+
+    def convert(self, budget: dict[str, float]) -> Conversion:
+        """The network under a budget, its layers fitted and its time measured beside the dense network's."""
+        budget = read_budget(budget)
+        room = self._room(budget)
+        plan = self._plan(budget, room)
+        network, errors = self.fit(plan)
+        return self._finished(plan, network, errors)
+
+    def fit(self, plan: Plan) -> tuple[nn.Module, dict[str, float]]:
+        chosen = {name: (option.form, option.rank) for name, option in plan.items() if option.form}
+        if not chosen:
+            return copy.deepcopy(self.survey.model), {}
+        return calibrate(self.survey, chosen)
+
+    def _room(self, budget: dict[str, float]) -> dict[str, float]:
+        """What budgets of MACs and parameters leave to the layers that can change, checked from shapes alone."""
+        limits: dict[str, float] = {}
+        for measure in ("macs", "params"):
+            if measure not in budget:
+                continue
+            amount, whole = budget[measure], getattr(self.survey, measure)
+            if amount > whole:
+                rule = f"is more than the dense network's {whole:,}; there is nothing to convert"
+                raise InputError("budget", str(budget), rule)
+            limit = math.floor(amount * whole) if amount <= 1 else math.floor(amount)
+            sites = self.survey.convertible
+            spent = whole - sum(getattr(site, measure) for site in sites)
+            least = spent + sum(min(getattr(o, measure) for o in options(self.survey, s, fit=False)) for s in sites)
+            if least > limit:
+                best = (
+                    f"{least / whole:.4f} of the dense network's {whole:,}"
+                    if amount <= 1
+                    else f"{least:,} of {whole:,}"
+                )
+                rule = f"cannot be met; the least {measure} this network can have is {best}"
+                raise InputError("budget", str(budget), rule)
+            limits[measure] = limit - spent
+        return limits
+
+    def _plan(self, budget: dict[str, float], limits: dict[str, float]) -> Plan:
+        if "latency" in budget:
+            return self._plan_latency(budget, limits)
+        found = choose(self.table, limits)
+        if found is None:  # only with layers that are slower than the dense ones
+            say(f"the budget needs layers that are slower in {self.target} than the dense ones")
+            untimed = {
+                n: [Option(o.form, o.rank, o.macs, o.params, o.loss, o.change) for o in many]
+                for n, many in self.table.items()
+            }
+            found = choose(untimed, limits)
+        if found is None:
+            raise InputError("budget", str(budget), "cannot be met by macs and params at once")
+        return found
+
+    def _plan_latency(self, budget: dict[str, float], limits: dict[str, float]) -> Plan:
+        """Plan by the layers' own times, then time the whole network, and plan tighter while it is too slow."""
+        dense = self.dense_comparison()
+        whole, here = _fastest_ms(dense, "dense"), dense.of("dense", self.target)
+        assert here is not None
+        wanted, base = budget["latency"] * whole, here.ms or math.inf
+        layers_ms = sum(many[0].ms or 0.0 for many in self.table.values())
+        least_ms, allowed = math.inf, wanted - base + layers_ms
+        for _ in range(_ATTEMPTS):
+            found = choose(self.table, {**limits, "ms": allowed})
+            if found is None:
+                found = {
+                    name: min(_timed(many), key=lambda option: option.ms or 0.0) for name, many in self.table.items()
+                }
+                last = True
+            else:
+                last = False
+            taken = self.rough_ms(found)
+            least_ms = min(least_ms, taken)
+            if taken <= wanted:
+                return found
+            if last:
+                break
+            allowed -= 1.1 * (taken - wanted)
+        best = f"the fastest network found takes {least_ms / whole:.2f} of the fastest dense network's {whole:.3f} ms"
+        rule = f"cannot be met in {self.target}; {best} for an input of shape {list(self.survey.example.shape)}"
+        raise InputError(
+            "budget", str(budget), f"{rule}, measured on this machine as it was; where it was busy, try again"
+        )
+
+    def rough_ms(self, plan: Plan) -> float:
+        """The network of a plan in the target, on weights that say nothing."""
+        network = copy.deepcopy(self.survey.model)
+        for site in self.survey.convertible:
+            option = plan[site.name]
+            if option.form:
+                layer = timing.layer(self.survey, site, option)
+                network = replace(network, network.get_submodule(site.name), layer)
+        compared = runtimes.compare({"rough": network}, self.survey.example, names=[self.target], rounds=_ROUNDS)
+        return _fastest_ms(compared, "rough")
+
+    def dense_comparison(self) -> runtimes.Comparison:
+        """The dense network in every runtime at hand."""
+        if self._dense is None:
+            networks = {"dense": self.survey.model}
+            self._dense = runtimes.compare(networks, self.survey.example, names=self._runtimes(), rounds=_ROUNDS)
+        return self._dense
+
+    def _runtimes(self) -> list[str]:
+        return [name for name in _COMPARED if runtimes.why_not(name) is None]
+
+    def _finished(self, plan: Plan, network: nn.Module, errors: dict[str, float]) -> Conversion:
+        found = self.survey
+        networks = {"dense": found.model, "separable": network}
+        compared = runtimes.compare(networks, found.example, names=self._runtimes(), rounds=_ROUNDS)
+        counted = cost.count(network, found.example)
+        layers = [_choice(site, plan.get(site.name), self._table, errors) for site in found.sites]
+        _as_given(network, self.given)
+        return Conversion(
+            network, layers, found.macs, counted.macs // len(found.example), found.params, counted.params,
+            self.target, compared, len(found.example),
+        )  # fmt: skip
+
+
+def _timed(many: list[Option]) -> list[Option]:
+    return [option for option in many if option.ms is not None]
+
+
+def _choice(site: Site, option: Option | None, table: Table | None, errors: dict[str, float]) -> Choice:
+    before = None if table is None or site.name not in table else table[site.name][0].ms
+    if option is None or option.form is None:
+        note = site.kept or "dense is worth its cost here"
+        return Choice(
+            site.name, None, None, 0.0, None, site.macs, site.macs, site.params, site.params, before, before, note
+        )
+    costs = (site.macs, option.macs, site.params, option.params)
+    return Choice(site.name, option.form, option.rank, option.loss, errors.get(site.name), *costs, before, option.ms)
+
+
+def _as_given(network: nn.Module, given: nn.Module) -> None:
+    """Modes and gradients as in the network that was given; new layers take those of the layer that they replace."""
+    modes = {name: module.training for name, module in given.named_modules()}
+    wants = {name: parameter.requires_grad for name, parameter in given.named_parameters()}
+
+    def nearest(name: str, known: dict[str, bool], otherwise: bool) -> bool:
+        while name not in known and name:
+            name = name.rpartition(".")[0]
+        return known.get(name, otherwise)
+
+    for name, module in network.named_modules():
+        module.training = nearest(name, modes, given.training)
+    for name, parameter in network.named_parameters():
+        if name in wants:
+            parameter.requires_grad_(wants[name])
+        else:
+            layer = name.rpartition(".")[0]
+            while layer and f"{layer}.weight" not in wants:
+                layer = layer.rpartition(".")[0]
+            parameter.requires_grad_(wants.get(f"{layer}.weight" if layer else "weight", True))
+
+
+def _fastest_ms(comparison: runtimes.Comparison, network: str) -> float:
+    row = comparison.fastest(network)
+    return math.inf if row is None or row.ms is None else row.ms
+
+
+def _threads(number: int) -> str:
+    return "one thread" if number == 1 else f"{number} threads"

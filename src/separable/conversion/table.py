@@ -1,0 +1,153 @@
+"""What each layer could become: every form at a few ranks, what it costs and what it loses.
+
+A loss is the share of the variance of the layer's output (after its norm) that the form gives up on the dense network's
+own activations, by the Kronecker product of their moments. What that does to the network is measured, not assumed: one
+form of each layer is put into the dense network, and the change of the network's outputs for each unit of loss is the
+layer's sensitivity.
+"""
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from separable.conversion import chain
+from separable.conversion.calibrate import replace
+from separable.conversion.fitting import from_moments
+from separable.conversion.folded import scale_of
+from separable.conversion.forms import FORMS, Form, Shape
+from separable.conversion.moments import Whitening
+from separable.conversion.patches import grouped_weight
+from separable.conversion.survey import Site, Survey
+from separable.inputs import own_copy
+from separable.progress import track
+
+_SHARES = [0.03 * 1.25**i for i in range(16)]  # of a layer's multiply-adds, to 0.85
+_MULTIPLE = 8  # of ranks from 16 on: whole vectors
+_PROBE_LOSS = 0.1
+_PROBE_BATCHES = 2
+_LEAST, _MOST = 3.0, 10.0  # shares and times of the median that a sensitivity is held within: one probe tells no more
+
+
+@dataclass
+class Option:
+    """One way to run one layer. loss: of its own output. change: of the network's outputs, predicted."""
+
+    form: str | None  # None: dense
+    rank: int
+    macs: int
+    params: int
+    loss: float = 0.0
+    change: float = 0.0
+    ms: float | None = None
+
+
+Table = dict[str, list[Option]]
+
+
+def tabulate(survey: Survey) -> Table:
+    table = {site.name: options(survey, site) for site in track(survey.convertible, "comparing forms")}
+    weigh(survey, table)
+    return table
+
+
+def options(survey: Survey, site: Site, *, fit: bool = True) -> list[Option]:
+    """The layer as it is, then each form that costs less, at ranks a quarter apart; without `fit` no losses."""
+    conv = survey.conv(site)
+    shape, found = Shape.of(conv), [Option(None, 0, site.macs, site.params)]
+    for form in FORMS.values():
+        if not form.possible(shape):
+            continue
+        costs = {}
+        for rank in _ranks(site, conv, form, shape):
+            macs = sum(chain.macs(conv, form, rank, *sizes) for sizes in site.sizes)
+            params = chain.params(conv, form, rank, site.takes_bias(conv))
+            if macs < site.macs and params < site.params:
+                costs[rank] = (macs, params)
+        if costs:
+            losses = _losses(survey, site, form, list(costs)) if fit else [0.0] * len(costs)
+            found += [Option(form.name, r, *costs[r], loss) for r, loss in zip(costs, losses, strict=True)]
+    return found
+
+
+def _ranks(site: Site, conv: Any, form: Form, shape: Shape) -> list[int]:
+    """The least, and those that take a share of the layer's multiply-adds; from 16 on whole vectors."""
+    one = sum(chain.macs(conv, form, 16, *sizes) for sizes in site.sizes) / 16
+    full, found = form.full_rank(shape), {1}
+    for share in _SHARES:
+        rank = int(share * site.macs / one)
+        found.add(min(full, rank // _MULTIPLE * _MULTIPLE if rank >= 2 * _MULTIPLE else max(1, rank)))
+    return sorted(found)
+
+
+def _losses(survey: Survey, site: Site, form: Form, ranks: list[int]) -> list[float]:
+    weight = grouped_weight(survey.conv(site))
+    target = Whitening(site.known, _importance(survey, site)).target(form, weight, Shape.of(survey.conv(site)))
+    return form.losses(target if target.numel() < 1 << 18 else target.float(), Shape.of(survey.conv(site)), ranks)
+
+
+def _importance(survey: Survey, site: Site) -> Tensor:
+    """[G, O]: the square of what the norm multiplies each output by."""
+    conv = survey.conv(site)
+    if not site.norm:
+        return torch.ones(conv.groups, conv.out_channels // conv.groups, dtype=torch.float64)
+    return scale_of(survey.model.get_submodule(site.norm)).square().view(conv.groups, -1)
+
+
+@torch.no_grad()
+def weigh(survey: Survey, table: Table) -> None:
+    """Turn losses into changes of the network, by one probe of each layer.
+
+    A probe shows what a loss does that nothing repairs. Each later layer is fitted to what really reaches it, and takes
+    back a part: measured on a residual network of 19 layers, the change that remains is the probe's over the number of
+    layers from there to the end. What the first layer loses of the input, no later layer can find elsewhere.
+    """
+    inputs = torch.cat([b for b in survey.inputs[:_PROBE_BATCHES] if b.shape[1:] == survey.inputs[0].shape[1:]])
+    dense = outputs_of(survey.model(own_copy(inputs)))
+    sensitivities = {}
+    for i, site in enumerate(track(survey.convertible, "weighing layers")):
+        lossy = [option for option in table[site.name] if option.form and option.loss > 1e-9]
+        if not lossy:
+            continue
+        probe = min(lossy, key=lambda option: abs(math.log(option.loss / _PROBE_LOSS)))
+        changed = outputs_of(_with_option(survey, site, probe, inputs))
+        later = 0 if i == 0 else len(survey.convertible) - 1 - i
+        sensitivities[site.name] = change(changed, dense) / probe.loss / (1 + later)
+    if not sensitivities:
+        return
+    median = statistics.median(sensitivities.values())
+    for name, sensitivity in sensitivities.items():
+        held = min(max(sensitivity, median / _LEAST), median * _MOST)
+        for option in table[name]:
+            option.change = option.loss * held
+
+
+def _with_option(survey: Survey, site: Site, option: Option, inputs: Tensor) -> Any:
+    """What the dense network gives with one layer in this form."""
+    conv = survey.conv(site)
+    layer = from_moments(conv, FORMS[option.form or ""], option.rank, site.known, _importance(survey, site))
+    replaced = replace(survey.model, conv, layer)
+    try:
+        return replaced(own_copy(inputs))
+    finally:
+        replace(replaced, layer, conv)
+
+
+def change(changed: list[Tensor], dense: list[Tensor]) -> float:
+    """Mean over the outputs of their mean squared change over their variance."""
+    shares = [
+        float((a - b).square().mean() / (b - b.mean(0)).square().mean().clamp_min(1e-30))
+        for a, b in zip(changed, dense, strict=True)
+    ]
+    return sum(shares) / max(1, len(shares))
+
+
+def outputs_of(outputs: Any) -> list[Tensor]:
+    """All tensors of numbers that a network gives."""
+    if isinstance(outputs, Tensor):
+        return [outputs.detach().float()] if outputs.is_floating_point() else []
+    values = outputs.values() if isinstance(outputs, dict) else outputs
+    return [t for value in values if isinstance(value, (Tensor, tuple, list, dict)) for t in outputs_of(value)]

@@ -1,0 +1,126 @@
+"""Milliseconds of each option of a layer where the network will run, in its neighbourhood: with the norm and the
+activation that the runtime fuses into it.
+
+Of each form a few ranks are timed, in turns with the dense layer; between them time is linear in multiply-adds. What
+counts is the difference to the dense layer, in which the cost of calling so small a network cancels.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from separable import runtimes
+from separable.conversion import chain
+from separable.conversion.forms import FORMS
+from separable.conversion.survey import Site, Survey
+from separable.conversion.table import Option, Table
+from separable.errors import InputError
+from separable.functional.measure import fastest
+from separable.progress import track
+
+TARGETS = ("accelerate", "onnxruntime", "openvino", "torch")
+_RANKS = 4  # of a form
+_ROUNDS = 5
+Times = dict[tuple[str | None, int], float]  # milliseconds of a form and a rank
+_HOPELESS = 4.0  # times the least loss at no more multiply-adds, from which a form is not timed
+
+
+def default_target() -> str:
+    """accelerate where the native library stands, else torch."""
+    return "torch" if runtimes.why_not("accelerate") else "accelerate"
+
+
+def check_target(target: str | None) -> str:
+    if target is None:
+        return default_target()
+    if target not in TARGETS:
+        raise InputError("target", target, f"must be one of {', '.join(TARGETS)}")
+    reason = runtimes.why_not(target)
+    if reason is not None:
+        raise InputError("target", target, f"cannot be used here: {reason}")
+    return target
+
+
+def time_options(survey: Survey, table: Table, target: str) -> None:
+    """Fill in `ms` of every option that may be chosen: of all calls of the layer, for the survey's example."""
+    known: dict[Any, Times] = {}
+    for site in track(survey.convertible, f"timing forms in {target}"):
+        conv = survey.conv(site)
+        key = (repr(conv), tuple(site.sizes), bool(site.norm), site.rectified)
+        if key not in known:
+            known[key] = _time_site(survey, site, table[site.name], target)
+        for option in table[site.name]:
+            option.ms = known[key].get((option.form, option.rank))
+
+
+def _time_site(survey: Survey, site: Site, options: list[Option], target: str) -> Times:
+    conv, (given, _) = survey.conv(site), site.sizes[0]
+    own = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they are
+    x = torch.randn((len(survey.example), conv.in_channels, *given), generator=own).to(conv.weight)
+    calls: dict[tuple[str | None, int], Callable[[], Any]] = {}
+    for option in [options[0], *_worth_timing(options)]:
+        block = neighbourhood(survey, site, option)
+        try:
+            calls[option.form, option.rank] = runtimes.prepare(target, block, x)
+        except InputError:
+            if option.form is None:
+                raise
+    seconds = fastest(calls, _ROUNDS)
+    measured = {name: value * 1e3 * len(site.sizes) for name, value in seconds.items()}
+    return measured | _between(options, measured)
+
+
+def neighbourhood(survey: Survey, site: Site, option: Option) -> nn.Module:
+    """The layer in this form with what a runtime takes into it."""
+    parts: list[nn.Module] = [layer(survey, site, option)]
+    if site.norm:
+        parts.append(survey.model.get_submodule(site.norm))
+    if site.rectified:
+        parts.append(nn.ReLU())
+    return nn.Sequential(*parts).eval()
+
+
+def layer(survey: Survey, site: Site, option: Option) -> nn.Module:
+    """The layer in this form on random weights, or as it is."""
+    conv = survey.conv(site)
+    if option.form is None:
+        return conv
+    bias = conv.weight.new_zeros(conv.out_channels) if site.takes_bias(conv) else None
+    chained = chain.assemble(conv, FORMS[option.form], option.rank, None, bias)
+    own = torch.Generator().manual_seed(0)
+    for weight in chained.parameters():
+        fan = max(1, weight[0].numel())
+        weight.data.copy_(torch.randn(weight.shape, generator=own) / fan**0.5)
+    return chained
+
+
+def _worth_timing(options: list[Option]) -> list[Option]:
+    """A few ranks of each form that is not far behind another of as many multiply-adds."""
+    found: list[Option] = []
+    for form in FORMS:
+        mine = [
+            option
+            for option in options
+            if option.form == form
+            and option.loss <= _HOPELESS * min(o.loss for o in options if o.form and o.macs <= option.macs) + 1e-6
+        ]
+        if mine:
+            found += [mine[i] for i in sorted({round(k * (len(mine) - 1) / (_RANKS - 1)) for k in range(_RANKS)})]
+    return found
+
+
+def _between(options: list[Option], measured: Times) -> Times:
+    """Of ranks between two that were timed."""
+    found: Times = {}
+    for form in FORMS:
+        timed = [o for o in options if o.form == form and (form, o.rank) in measured]
+        for low, high in itertools.pairwise(timed):
+            for option in options:
+                if option.form == form and low.macs < option.macs < high.macs:
+                    share = (option.macs - low.macs) / (high.macs - low.macs)
+                    ends = measured[form, low.rank], measured[form, high.rank]
+                    found[form, option.rank] = ends[0] + share * (ends[1] - ends[0])
+    return found
