@@ -117,7 +117,7 @@ class Fitting:
         """The chain, its last convolution fitted to the rows that reach it; a norm after it takes the statistics."""
         stages = self.form.stage_weights(factors)
         bias = None if self.site.norm else torch.zeros(self.conv.out_channels)
-        layer = chain.assemble(self.conv, self.form, self.rank, factors, bias)
+        layer = chain.assemble(self.conv, self.form, self.rank, factors, bias, self.site.pad)
         last: Any = layer[-1]
         pairs = zip(inputs, self.indices, strict=True)
         rows = torch.cat([patch_rows(last, layer[:-1](x), index).flatten(2) for x, index in pairs])
@@ -141,13 +141,20 @@ def approximate(form: Form, weight: Tensor, shape: Shape, rank: int, whitening: 
     return [f.double() for f in whitening.back(form, form.start(target, shape, rank), shape)]
 
 
-def from_moments(conv: Any, form: Form, rank: int, moments: Moments, importance: Tensor | None = None) -> nn.Sequential:
+def from_moments(
+    conv: Any,
+    form: Form,
+    rank: int,
+    moments: Moments,
+    importance: Tensor | None = None,
+    pad: tuple[int, ...] | None = None,
+) -> nn.Sequential:
     """The chain that is nearest to a convolution on inputs of these moments; importance [G, O] of its outputs."""
     weight, shape = folded_weight(conv, None)[0], Shape.of(conv)
     whitening = Whitening(
         moments, torch.ones(weight.shape[:2], dtype=torch.float64) if importance is None else importance
     )
-    return chain.assemble(conv, form, rank, approximate(form, weight, shape, rank, whitening), conv.bias)
+    return chain.assemble(conv, form, rank, approximate(form, weight, shape, rank, whitening), conv.bias, pad)
 
 
 def _grouped(rows: Tensor, groups: int) -> Tensor:

@@ -71,11 +71,11 @@ class Readers(TorchFunctionMode):
         for addition in summed:
             if self._on_addition is not None:
                 self._on_addition(addition)
-        for tensor in tensors((args, kwargs)):
-            if id(tensor) in self._padded:
-                self._padded_reads[id(tensor)] += 1
         result = func(*args, **kwargs)
-        if isinstance(result, (Tensor, tuple, list)):
+        if next(tensors(result), None) is not None:  # a look at the shape reads nothing
+            for tensor in tensors((args, kwargs)):
+                if id(tensor) in self._padded:
+                    self._padded_reads[id(tensor)] += 1
             for tensor in read:
                 name = self._followed[id(tensor)][0] if id(tensor) in self._followed else None
                 if name is not None:

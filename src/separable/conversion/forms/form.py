@@ -59,6 +59,10 @@ class Form:
         """The rank at which the form can be exact."""
         raise NotImplementedError
 
+    def useful_rank(self, shape: Shape) -> int:
+        """The largest rank that is worth a look."""
+        return self.full_rank(shape)
+
     def stages(self, shape: Shape, rank: int) -> tuple[Stage, ...]:
         """The chain, in the order in which it runs; its s-th convolution holds the s-th factor."""
         raise NotImplementedError

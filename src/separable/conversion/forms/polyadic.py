@@ -13,7 +13,7 @@ from torch import Tensor
 from separable.conversion.forms.form import Form, Shape, Stage
 
 ROUNDS = 30
-_TRIED, _TRIAL_ROUNDS = 4, 12  # ranks, and rounds of each, that losses are interpolated from
+_TRIED, _TRIAL_ROUNDS = 4, 8  # ranks, and rounds of each, that losses are interpolated from
 
 
 class Polyadic(Form):
@@ -22,6 +22,10 @@ class Polyadic(Form):
 
     def possible(self, shape: Shape) -> bool:
         return shape.taps > 1 and shape.inputs > 1
+
+    def useful_rank(self, shape: Shape) -> int:
+        """Beyond a few times the channels, forms with a closed solution are as good and are had at once."""
+        return min(self.full_rank(shape), round(3 * (shape.inputs * shape.outputs) ** 0.5))
 
     def full_rank(self, shape: Shape) -> int:
         sizes = sorted((shape.inputs, shape.outputs, shape.taps))
