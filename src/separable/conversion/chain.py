@@ -16,7 +16,6 @@ from separable.conversion.patches import (
     write_weight,
 )
 
-
 Pad = tuple[int, ...] | None
 _ZERO_PAD = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 
@@ -35,7 +34,7 @@ def assemble(
         (s.name, _convolution(conv, s, last=s is stages[-1], bias=bias is not None)) for s in stages
     ]
     if pad is not None and not stages[0].axes:
-        kind = _ZERO_PAD[len(conv.kernel_size) - 1]
+        kind: Any = _ZERO_PAD[len(conv.kernel_size) - 1]
         whole = pad + (0,) * (2 * len(conv.kernel_size) - len(pad))
         parts.insert(1, ("pad", kind(whole)))
         parts.insert(0, ("crop", kind(tuple(-n for n in whole))))
