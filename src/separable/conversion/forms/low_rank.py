@@ -111,5 +111,7 @@ class Tucker(Form):
 
     def losses(self, weight: Tensor, shape: Shape, ranks: list[int]) -> list[float]:
         """Of the core: its factors are orthonormal."""
-        whole = max(float(weight.square().sum()), 1e-300)
+        whole = float(weight.square().sum())
+        if whole == 0:  # nothing to lose
+            return [0.0] * len(ranks)
         return [max(0.0, 1 - float(self.start(weight, shape, rank)[1].square().sum()) / whole) for rank in ranks]

@@ -54,7 +54,9 @@ class Polyadic(Form):
 
     def losses(self, weight: Tensor, shape: Shape, ranks: list[int]) -> list[float]:
         """Of a few ranks by a few rounds, between them by interpolation: the logarithm of the loss is smooth."""
-        whole = max(float(weight.square().sum()), 1e-300)
+        whole = float(weight.square().sum())
+        if whole == 0:  # nothing to lose
+            return [0.0] * len(ranks)
         tried = sorted({ranks[round(i * (len(ranks) - 1) / (_TRIED - 1))] for i in range(_TRIED)})
         found = []
         for rank in tried:
