@@ -8,6 +8,8 @@ from torch import nn
 from separable.conversion.folded import folded_weight, scale_of, set_norm
 from separable.conversion.patches import output_rows, patch_rows
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 

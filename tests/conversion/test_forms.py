@@ -16,6 +16,8 @@ from separable.conversion.forms.polyadic import Polyadic, alternate
 from separable.conversion.patches import grouped_weight
 from separable.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BOTH = [
     (name, case)
     for name, case in itertools.product(FORMS, convolutions.CASES)

@@ -11,6 +11,8 @@ from separable.conversion.forms import FORMS, Shape
 from separable.conversion.moments import Accumulator, Moments, Whitening, root
 from separable.conversion.patches import grouped_weight, patch_rows
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def measured(conv, x, parts=3):
     sums = Accumulator(conv, len(x))

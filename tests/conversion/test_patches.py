@@ -6,6 +6,8 @@ import torch
 
 from separable.conversion.patches import choose, grouped_weight, output_rows, patch_rows, write_weight
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.mark.parametrize("case", convolutions.CASES)
 def test_weight_times_patches_is_the_convolution(case):
