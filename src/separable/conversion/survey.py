@@ -145,7 +145,11 @@ def _trace(model: nn.Module, batch: Tensor) -> list[Site]:
         elif isinstance(module, _BatchNorm):
             handles.append(module.register_forward_hook(ran_norm))
     with watch.hooks(handles), readers:
-        run(model, batch)
+        outputs = run(model, batch)
+    for tensor in watch.tensors(outputs):
+        name = readers.name_of(tensor)
+        if name is not None:
+            readers.reads[name].append(run)  # by the caller
     shared = _shared_weights(model)
     norm_calls = [norm for read in norms.values() for norm in read]
     sites = []
@@ -158,6 +162,7 @@ def _trace(model: nn.Module, batch: Tensor) -> list[Site]:
                 if readers.padded_reads(padded) == 1 and len(pad) <= 2 * len(conv.kernel_size):
                     site.pad = pad
         sites.append(site)
+    _keep_the_later_of_a_sum(sites, readers)
     sites += [
         Site(f"function {i}", 0, 0, [], "it is called as a function, not as a module")
         for i, _ in enumerate(readers.bare)
@@ -214,6 +219,18 @@ def _note_readers(
     if len(readers.reads[end]) == 1 and len(readers.sums[end]) == 1:
         site.added, end = end, readers.sums[end][0]
     site.rectified = len(readers.reads[end]) == 1 and readers.reads[end][0] in watch.RECTIFIERS
+
+
+def _keep_the_later_of_a_sum(sites: list[Site], readers: watch.Readers) -> None:
+    """Of two layers whose outputs are added to each other the first is fitted alone, the other to the sum."""
+    later: dict[str, Site] = {}
+    for site in reversed(sites):
+        if site.added is None:
+            continue
+        if readers.summed.get(site.added) in later:
+            site.added, site.rectified = None, False
+        else:
+            later[site.added] = site
 
 
 def _shared_weights(model: nn.Module) -> set[str]:
