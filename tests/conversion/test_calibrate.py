@@ -9,7 +9,7 @@ import torch
 from networks import conv, settled, smooth
 from torch import nn
 
-from separable.conversion import calibrate, survey, watch
+from separable.conversion import calibrate, moments, survey, watch
 from separable.conversion.calibrate import replace
 from separable.conversion.fitting import Fitting, from_moments
 from separable.conversion.forms import FORMS
@@ -143,7 +143,8 @@ def test_the_network_data_and_survey_are_left_alone(name):
         assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
 
 
-def test_batches_of_different_image_sizes_are_fitted_together():
+def test_batches_of_different_image_sizes_are_fitted_together(monkeypatch):
+    monkeypatch.setattr(moments, "_TAP_ROWS", 1 << 9)  # so that positions are chosen, not all taken
     x, large, flat = smooth(10), smooth(6, 18), smooth(8)[..., :8, :]
     dense = settled(networks.UNet(), x)
     found = survey(dense, [flat, x, large])
@@ -257,3 +258,19 @@ def test_layers_without_variance_and_single_examples_give_finite_networks(spoilt
     with torch.no_grad():
         wanted, given = network(x), made(x)
     assert (given - wanted).abs().max() < wanted.abs().max() + 0.1
+
+
+def test_a_network_whose_layers_run_in_an_order_of_the_datas_is_refused():
+    class Choosing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.last = conv(3, 8), conv(3, 8), conv(8, 8)
+
+        def forward(self, x):
+            first, second = (self.a, self.b) if len(x) > 2 else (self.b, self.a)
+            y = first(x)
+            return self.last(torch.tanh(y) + torch.tanh(second(x)))
+
+    found = survey(Choosing().eval(), [smooth(8), smooth(2)])
+    with pytest.raises(InputError, match="in another order on other data"):
+        calibrate(found, choice(found))

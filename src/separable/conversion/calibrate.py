@@ -114,9 +114,7 @@ def _dense_walk(model: nn.Module, batch: Tensor, halting: dict[str, Site]) -> Ca
             else:  # at the layer itself, as the new network does, though its norm may run after other layers
                 norm = model.get_submodule(site.norm) if site.norm else nn.Identity()
                 conv = model.get_submodule(name)
-                conv.register_forward_hook(
-                    lambda m, a, output, name=name, norm=norm: walk.pause((name, norm(output)))
-                )
+                conv.register_forward_hook(lambda m, a, output, name=name, norm=norm: walk.pause((name, norm(output))))
         with readers:
             model(own_copy(batch))
 
