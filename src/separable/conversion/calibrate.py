@@ -77,13 +77,14 @@ def _next_fitting(
     """The layer at which the dense network halts next, with what it gives there for each batch."""
     fitting: Fitting | None = None
     for walk in walks:
-        name, output = walk.resume() or ("", None)
-        if not name or (fitting is not None and name != fitting.site.name):
+        halt = walk.resume()
+        if halt is None or (fitting is not None and halt[0] != fitting.site.name):
             raise InputError("model", type(survey.model).__name__, "runs its layers in another order on other data")
+        name, output = halt
         if fitting is None:
             fitting = Fitting(survey, halting[name], FORMS[chosen[name][0]], chosen[name][1])
         fitting.add_target(output)
-        del output  # the walk alone holds it, so that it goes when the walk goes on
+        del halt, output  # the walk alone holds it, so that it goes when the walk goes on
     assert fitting is not None, "a survey has data"
     return fitting
 
