@@ -1,4 +1,4 @@
-"""Small networks of the kinds that people have, in the ways in which they write them; each reads images [N, 3, h, w]."""
+"""Small networks of the kinds that people have, as they write them; each reads images [N, 3, h, w]."""
 
 from typing import Any
 

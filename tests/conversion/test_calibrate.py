@@ -176,7 +176,7 @@ def test_a_fit_is_far_nearer_than_the_closed_form_on_images_it_has_not_seen():
     x = smooth(96)
     dense = settled(networks.Residual(), x)
     found = survey(dense, x[:64])
-    chosen = {name: ("depthwise first", 2) for name in ("conv1", "conv2", "conv3")}
+    chosen = dict.fromkeys(("conv1", "conv2", "conv3"), ("depthwise first", 2))
     closed = copy.deepcopy(dense)
     for name in chosen:
         old = closed.get_submodule(name)
