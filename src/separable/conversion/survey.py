@@ -76,6 +76,7 @@ class Survey:
         return self.model.get_submodule(site.name)
 
 
+@torch.inference_mode(False)  # what is copied and made here can be trained later
 def survey(model: nn.Module, data: Data, *, example: Tensor | None = None, samples: int = SAMPLES) -> Survey:
     """Run `model` on data and note for each convolution its place, its work and the moments of what it reads.
 
@@ -97,8 +98,12 @@ def survey(model: nn.Module, data: Data, *, example: Tensor | None = None, sampl
     model = uncompiled(model)
     dense = copy.deepcopy(model).eval().requires_grad_(False)
     inputs = batches.collect(data, dense, samples)
-    example = inputs[0][:1] if example is None else batches.collect(example, dense)[0]
     sites = _trace(dense, inputs[0][:2])
+    if example is None:
+        example = inputs[0][:1]
+    else:
+        example = batches.collect(example, dense)[0]
+        sites = _trace(dense, example[:2], "example")  # the sizes that are counted and timed
     if all(site.kept for site in sites):
         reasons = "; ".join(f"{site.name or 'the model'}: {site.kept}" for site in sites) or "it runs no convolution"
         raise InputError("model", type(model).__name__, f"has no convolution that can be made separable ({reasons})")
@@ -109,7 +114,7 @@ def survey(model: nn.Module, data: Data, *, example: Tensor | None = None, sampl
 
 
 @torch.no_grad()
-def _trace(model: nn.Module, batch: Tensor) -> list[Site]:
+def _trace(model: nn.Module, batch: Tensor, argument: str = "data") -> list[Site]:
     """The convolutions in the order of their first call, from one pass over `batch`."""
     names = {module: name for name, module in model.named_modules()}
     calls: dict[nn.Module, list[tuple[torch.Size, torch.Size]]] = defaultdict(list)
@@ -122,7 +127,9 @@ def _trace(model: nn.Module, batch: Tensor) -> list[Site]:
         given = args[0].shape[1] if args[0].dim() == len(module.kernel_size) + 2 else None
         if given not in (None, module.in_channels):
             shape = f"tensor of shape {list(batch.shape)}"
-            raise InputError("data", shape, f"{names[module]} reads {module.in_channels} channels and is given {given}")
+            raise InputError(
+                argument, shape, f"{names[module]} reads {module.in_channels} channels and is given {given}"
+            )
 
     def ran_convolution(module, args, output):
         readers.inside -= 1
@@ -145,7 +152,7 @@ def _trace(model: nn.Module, batch: Tensor) -> list[Site]:
         elif isinstance(module, _BatchNorm):
             handles.append(module.register_forward_hook(ran_norm))
     with watch.hooks(handles), readers:
-        outputs = run(model, batch)
+        outputs = run(model, batch, argument)
     for tensor in watch.tensors(outputs):
         name = readers.name_of(tensor)
         if name is not None:
