@@ -31,6 +31,7 @@ class Request(NamedTuple):
     shortcut: Tensor | None
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def calibrate(survey: Survey, chosen: dict[str, tuple[str, int]]) -> tuple[nn.Module, dict[str, float]]:
     """The network with the chosen layers in their forms, fitted, and each layer's error.

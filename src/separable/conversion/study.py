@@ -9,6 +9,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from separable import cost, runtimes
@@ -144,6 +145,7 @@ class Study:
             self._table = table
         return self._table
 
+    @torch.inference_mode(False)
     def convert(self, budget: dict[str, float]) -> Conversion:
         """The network under a budget, its layers fitted and its time measured beside the dense network's."""
         budget = read_budget(budget)
