@@ -45,7 +45,7 @@ class Fitting:
         self.generator = torch.Generator().manual_seed(0)
         self.indices: list[Index] = []
         self.targets: list[Tensor] = []
-        self.made: tuple[int, ...] = ()
+        self.made: list[tuple[int, ...]] = []
 
     @property
     def _small(self) -> bool:
@@ -57,7 +57,7 @@ class Fitting:
         index = choose(tuple(output.shape), max(1, round(self.rows * share)), self.generator)
         self.indices.append(index)
         self.targets.append(output_rows(output, index))
-        self.made = tuple(output.shape[2:])
+        self.made.append(tuple(output.shape[2:]))
 
     def fit(self, inputs: list[Tensor], shortcuts: list[Tensor | None], network: nn.Module) -> tuple[nn.Module, float]:
         """The layer, and its error: squared, as a share of the variance of what it should give, after a ReLU if any.
@@ -65,8 +65,8 @@ class Fitting:
         inputs: what reaches the layer, batch by batch. shortcuts: what its output is added to there.
         """
         sums = Accumulator(self.conv, self.survey.examples)
-        for x in inputs:
-            sums.add(x, self.made)
+        for x, made in zip(inputs, self.made, strict=True):
+            sums.add(x, made)
         if not torch.isfinite(sums.square).all() or not all(torch.isfinite(t).all() for t in self.targets):
             raise InputError("data", "activations", f"{self.site.name} reads or gives NaN or infinite values")
         whitening = Whitening(sums.moments(), torch.ones(self.weight.shape[:2], dtype=torch.float64))

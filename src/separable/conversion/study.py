@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from separable import cost, runtimes
@@ -97,7 +98,7 @@ class Conversion:
         """The line that matters."""
         where = f"in {self.target}, batch {self.batch}, {_threads(self.comparison.threads)}"
         if not any(layer.form for layer in self.layers):
-            return f"Nothing was converted: no form of any layer is faster than the dense network {where}."
+            return f"Nothing was converted: no form of a layer that the budget needs is faster {where}."
         return f"{self.times_as_fast:.2f} times as fast as the fastest dense network here ({where})."
 
     batch: int = 1
@@ -154,6 +155,7 @@ class Study:
             self._table = table
         return self._table
 
+    @torch.inference_mode(False)
     def convert(self, budget: dict[str, float]) -> Conversion:
         """The network under a budget, its layers fitted and its time measured beside the dense network's."""
         budget = read_budget(budget)

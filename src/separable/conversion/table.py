@@ -120,7 +120,7 @@ def weigh(survey: Survey, table: Table) -> None:
         return
     median = statistics.median(sensitivities.values())
     for name, sensitivity in sensitivities.items():
-        held = min(max(sensitivity, median / _LEAST), median * _MOST)
+        held = min(max(sensitivity, median / _LEAST), median * _MOST) or 1.0  # 0: outputs that show nothing
         for option in table[name]:
             option.change = option.loss * held
 
@@ -149,5 +149,6 @@ def outputs_of(outputs: Any) -> list[Tensor]:
     """All tensors of numbers that a network gives."""
     if isinstance(outputs, Tensor):
         return [outputs.detach().float()] if outputs.is_floating_point() else []
-    values = outputs.values() if isinstance(outputs, dict) else outputs
-    return [t for value in values if isinstance(value, (Tensor, tuple, list, dict)) for t in outputs_of(value)]
+    if not isinstance(outputs, (tuple, list, dict)):
+        return []
+    return [t for value in (outputs.values() if isinstance(outputs, dict) else outputs) for t in outputs_of(value)]

@@ -111,11 +111,14 @@ class Tucker(Form):
 
     def losses(self, weight: Tensor, shape: Shape, ranks: list[int]) -> list[float]:
         """Of the two bases that nest, without the rounds of `start`: a little above what it leaves."""
+        whole = float(weight.square().sum())
+        if whole == 0:  # nothing to lose
+            return [0.0] * len(ranks)
         a = split(weight.transpose(1, 2).flatten(2), shape.inputs)[0]  # [G, C, C] or less
         b = split(weight.flatten(2), shape.outputs)[0]
         core = (b.mT @ weight.flatten(2)).unflatten(2, weight.shape[2:])  # [G, b, C, K]
         energy = (core.transpose(2, 3) @ a.unsqueeze(1)).square().sum((0, 2))  # [b, a]
-        kept, whole = energy.cumsum(0).cumsum(1), max(float(weight.square().sum()), 1e-300)
+        kept = energy.cumsum(0).cumsum(1)
         found = []
         for rank in ranks:
             first, second = self._ranks(shape, rank)
