@@ -110,7 +110,7 @@ class Conversion:
         """For a terminal: a row for each convolution, totals last."""
         from separable.conversion.layer_table import layer_table
 
-        return layer_table(self)
+        return layer_table(self.to_json())
 
 
 class Study:
