@@ -27,7 +27,7 @@ from separable.export import export_onnx
 from separable.progress import say, track
 from separable.report.comparison_parts import by_speed
 
-BUDGET, TARGET = {"macs": 0.2}, "onnxruntime"  # where so small a network is fastest
+BUDGET, TARGET = {"macs": 0.3}, "onnxruntime"  # where so small a network is fastest
 EPOCHS, DISTILL_EPOCHS, BATCH_SIZE, LEARNING_RATE = 10, 10, 64, 5e-3
 CALIBRATION_IMAGES = 512
 THREADS = 1  # a small network gains nothing from more
