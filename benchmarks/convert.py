@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 import separable
 from separable import progress
-from separable.conversion.factorize import factorize
-from separable.conversion.forms import replace
+from separable.conversion import factorize
+from separable.conversion.calibrate import replace
 
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("SEPARABLE_DATA") or HERE.parents[1] / "shared" / "data") / "cifar10"
@@ -56,7 +56,7 @@ def main() -> None:
             with progress.shown():
                 converted = separable.convert(dense, prepare(train[chosen]), {"macs": budget})
             seconds = time.process_time() - begin
-            rows.append(row(f"convert, macs={budget}", seed, converted.model, whole, test, seconds))
+            rows.append(row(f"convert, macs={budget}", seed, converted.model, whole, test, seconds, converted))
     write(rows, options.threads)
 
 
@@ -78,11 +78,13 @@ def closed_form(dense: nn.Module, rank: int) -> nn.Module:
     network = copy.deepcopy(dense)
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.Conv2d) and name != "conv1":
-            replace(network, module, factorize(module, rank=rank))
+            replace(network, module, factorize(module, "depthwise first", rank))
     return network
 
 
-def row(name: str, seed, network: nn.Module, whole, test: tuple[Tensor, Tensor], seconds: float = 0.0) -> dict:
+def row(
+    name: str, seed, network: nn.Module, whole, test: tuple[Tensor, Tensor], seconds: float = 0.0, done=None
+) -> dict:
     counted = separable.cost.count(network, prepare(test[0][:1]))
     result = {
         "network": name,
@@ -92,6 +94,8 @@ def row(name: str, seed, network: nn.Module, whole, test: tuple[Tensor, Tensor],
         "macs_share": round(counted.macs / whole.macs, 4),
         "params": counted.params,
         "convert_cpu_s": round(seconds, 1) or "",
+        "times_as_fast": "" if done is None else round(done.times_as_fast, 2),
+        "target": "" if done is None else done.target,
     }
     print(result, flush=True)
     return result

@@ -29,7 +29,7 @@ from resnet20 import BasicBlock, resnet20, shortcut
 from torch import Tensor, nn
 
 from separable import _native, accelerate
-from separable.conversion.forms import replace
+from separable.conversion.calibrate import replace
 from separable.cost import processor
 from separable.layers import DepthwiseConv2d, SeparableConv2d
 from separable.models import MobileNetV2

@@ -117,22 +117,107 @@ def test_convert_writes_a_folder_that_needs_nothing_else(place):
     session = onnxruntime.InferenceSession(place / "out" / "model.onnx")
     (exported,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(exported), network(x).detach(), rtol=1e-4, atol=1e-5)
-    assert any(isinstance(m, separable.SeparableConv2d) for m in network.modules())
+    assert sum(hasattr(module, "kernel_size") for module in network.modules()) > 3  # chains in the places of layers
 
 
-def test_convert_keeps_the_budget_and_counts_the_damaged_image(place, tmp_path):
+def test_convert_keeps_the_budget_counts_the_damaged_image_and_asks_who_pays(place, tmp_path):
+    slices = "".join(f"class{label}/{i}.png,{'odd' if i % 2 else 'even'}\n" for label in range(3) for i in range(4))
+    (tmp_path / "slices.csv").write_text(f"file,slice\n{slices}")
     done = run(
-        "convert", f"{place}/net.py:network", "--data", f"{place}/images", "--split", "train", "--budget", "macs=0.6",
-        "--test", f"{place}/images/test", "--distill", "1", "--out", tmp_path / "o", "--json",
+        "convert", f"{place}/net.py:network", "--data", f"{place}/images", "--split", "train", "--budget",
+        "macs=0.6,params=0.9", "--target", "onnxruntime", "--threads", "1", "--batch", "40", "--test",
+        f"{place}/images/test", "--slices", tmp_path / "slices.csv", "--distill", "2", "--distill-minutes", "1",
+        "--patience", "1", "--out", tmp_path / "o", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     conversion = result["conversion"]
     assert conversion["macs_after"] <= 0.6 * conversion["macs_before"]
+    assert conversion["params_after"] <= 0.9 * conversion["params_before"]
     assert conversion["images"] == 36
+    assert (conversion["target"], conversion["batch"], conversion["comparison"]["threads"]) == ("onnxruntime", 40, 1)
+    rows = {(row["network"], row["runtime"]): row["ms"] for row in conversion["comparison"]["rows"]}
+    assert all(rows[name, runtime] > 0 for name in ("dense", "separable") for runtime in ("torch", "onnxruntime"))
     assert [file for file, _ in result["skipped"]] == ["train/class0/broken.png"]
     assert set(result["measured"]["top1"]) == {"dense", "separable", "distilled"}
+    assert {group["name"] for group in result["who_pays"]["slices"]} == {"odd", "even"}
+    assert {group["name"] for group in result["who_pays"]["classes"]} <= {"class0", "class1", "class2"}
     assert result["preparation"]["size"] == [16, 16]
+    assert (result["interrupted"], result["out"]) == (False, str(tmp_path / "o"))
+    page = (tmp_path / "o" / "report.html").read_text()
+    for heading in ("Dense and separable in the same runtime", "What each class loses", "What each slice loses"):
+        assert heading in page
+    assert result["headline"] in page
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o", "slices.csv"]  # the distillation has ended
+
+
+def test_convert_ends_with_the_line_that_matters(place, tmp_path):
+    done = run(
+        "convert", f"{place}/net.py:network", "--data", place / "images" / "train", "--budget", "macs=0.7", "--target",
+        "torch", "--test", place / "images" / "test", "--out", tmp_path / "o",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-1]
+    beside = r"([\d.]+ times as fast as|Slower: it takes [\d.]+ times as long as) the fastest dense network here"
+    assert re.fullmatch(rf"{beside}, (the same accuracy|[\d.]+ points (lost|gained)) \(torch.*, batch 1, .*\)", last)
+    assert "Milliseconds a call" in done.stdout
+    assert "What classes lose" in done.stdout
+
+
+def distilled_until(place, out, monkeypatch, error, *more):
+    """`convert --distill 3`, stopped by an error at the end of the second epoch."""
+    from separable.conversion import distill_history
+
+    with monkeypatch.context() as patch:
+        patch.setattr("separable.conversion.timing.time_options", lambda *_: None)  # the same plan every time
+        if error is not None:
+            describe = distill_history.Epoch.describe
+
+            def stopped(epoch, epochs):
+                if epoch.epoch == 2:
+                    raise error
+                return describe(epoch, epochs)
+
+            patch.setattr(distill_history.Epoch, "describe", stopped)
+        return run(
+            "convert", f"{place}/net.py:network", "--data", place / "images" / "train", "--budget", "macs=0.7",
+            "--target", "torch", "--distill", "3", "--out", out, "--json", *more,
+        )  # fmt: skip
+
+
+def test_a_killed_distillation_goes_on_to_the_same_network(place, tmp_path, monkeypatch):
+    whole = distilled_until(place, tmp_path / "whole", monkeypatch, None)
+    assert whole.returncode == 0, whole.stderr
+    killed = distilled_until(place, tmp_path / "o", monkeypatch, OSError("killed"))
+    assert killed.returncode == 1
+    assert not (tmp_path / "o").exists()
+    assert separable.load(tmp_path / "o.distilling" / "converted")(torch.zeros(1, 1, 16, 16)).shape == (1, 3)
+    anew = distilled_until(place, tmp_path / "o", monkeypatch, None)
+    assert anew.returncode == 2
+    assert "go on with --resume" in anew.stderr
+    other = distilled_until(place, tmp_path / "o", monkeypatch, None, "--resume", "--seed", "5")
+    assert other.returncode == 2
+    assert "was begun with --seed 0, not 5" in other.stderr
+    resumed = distilled_until(place, tmp_path / "o", monkeypatch, None, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Going on with the converted network" in resumed.stderr
+    assert "calibrating" not in resumed.stderr
+    expected, found = (separable.load(tmp_path / name).state_dict() for name in ("whole", "o"))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
+    assert not (tmp_path / "o.distilling").exists()
+
+
+def test_an_interrupted_distillation_is_written_as_it_is_then(place, tmp_path, monkeypatch):
+    done = distilled_until(place, tmp_path / "o", monkeypatch, KeyboardInterrupt())
+    assert done.returncode == 130, done.stderr
+    assert "interrupted" in done.stderr
+    assert json.loads(done.stdout)["interrupted"] is True
+    assert separable.load(tmp_path / "o")(torch.zeros(1, 1, 16, 16)).shape == (1, 3)
+    assert (tmp_path / "o.distilling" / "run").is_dir()
+    again = distilled_until(place, tmp_path / "o", monkeypatch, None, "--resume", "--overwrite")
+    assert again.returncode == 0, again.stderr
+    assert not (tmp_path / "o.distilling").exists()
 
 
 def test_evaluate_uses_the_preparation_that_was_saved(place):
@@ -161,7 +246,7 @@ def test_profile_prints_a_table_and_writes_a_page(place, tmp_path):
     page = tmp_path / "page.html"
     done = start("profile", place / "out", "--html", page, "--threads", "1")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"\b[36]\.conv_dw\b", done.stdout), done.stdout
+    assert re.search(r"\b[36]\.conv", done.stdout), done.stdout
     assert done.stdout.strip().endswith(f"Page written: {page}")
     assert "<svg" in page.read_text()
 
@@ -316,7 +401,7 @@ def test_doctor_explains_which_way_a_shape_takes():
 
 def test_doctor_and_profile_name_layers_with_subnormal_numbers(place, tmp_path):
     network = separable.load(place / "out")
-    name = next(name for name, _ in network.named_parameters() if name.endswith("conv_dw.weight"))
+    name = next(name for name, _ in network.named_parameters() if name.count(".") > 1 and name.endswith(".weight"))
     clean = run("doctor", place / "out")
     assert clean.returncode == 0, clean.stderr
     assert clean.stdout.startswith("None of the weights, and of its activations")
@@ -364,6 +449,22 @@ MISTAKES = {
                            "--out", "{tmp}/o"], "--budget = half"),
     "budget out of reach": (["convert", "{place}/net.py:network", "--data", "{place}/images/train", "--budget",
                              "macs=0.01", "--out", "{tmp}/o"], "cannot be met"),
+    "budget named twice": (["convert", "{place}/net.py:network", "--data", "nowhere", "--budget", "macs=0.5,macs=0.4",
+                            "--out", "{tmp}/o"], "names macs twice"),
+    "budget of no number": (["convert", "{place}/net.py:network", "--data", "nowhere", "--budget", "macs=0.5,params=x",
+                             "--out", "{tmp}/o"], "--budget = macs=0.5,params=x: must be KEY=NUMBER"),
+    "budget of more time": (["convert", "{place}/net.py:network", "--data", "nowhere", "--budget", "latency=2",
+                             "--out", "{tmp}/o"], "at most 1"),
+    "no such target": (["convert", "{place}/net.py:network", "--data", "nowhere", "--target", "tensorrt", "--out",
+                        "{tmp}/o"], "--target = tensorrt: must be one of"),
+    "slices of no test": (["convert", "{place}/net.py:network", "--data", "nowhere", "--slices", "a.csv", "--out",
+                           "{tmp}/o"], "--slices = a.csv: goes with --test"),
+    "slices that are not there": (["convert", "{place}/net.py:network", "--data", "nowhere", "--test", "nowhere",
+                                   "--slices", "a.csv", "--out", "{tmp}/o"], "--slices = a.csv: cannot be read"),
+    "patience without distillation": (["convert", "{place}/net.py:network", "--data", "nowhere", "--patience", "2",
+                                       "--out", "{tmp}/o"], "--patience = 2: goes with --distill"),
+    "no time to distil": (["convert", "{place}/net.py:network", "--data", "nowhere", "--distill", "2",
+                           "--distill-minutes", "-1", "--out", "{tmp}/o"], "--distill-minutes = -1.0: must be"),
     "nothing to convert": (["convert", "{place}/net.py:unconvertible", "--data", "{place}/images/train", "--out",
                             "{tmp}/o"], "convol"),
     "folder taken": (["convert", "{place}/net.py:network", "--data", "{place}/images/train", "--out", "{place}/out"],
@@ -396,7 +497,7 @@ MISTAKES = {
     "weights that are not numbers": (["evaluate", "{place}/net.py:nan", "--data", "{place}/images/test"], "NaN"),
     "channels that do not fit": (["evaluate", "{place}/net.py:colour", "--data", "{place}/images/test"], "refuses it"),
     "one image to distil on": (["convert", "{place}/net.py:network", "--data", "{place}/one", "--distill", "1", "--out",
-                                "{tmp}/o"], "--distill"),
+                                "{tmp}/o"], "--distill = 1: needs at least two"),
     "nothing to evaluate on": (["evaluate", "{place}/out"], "DATA = none"),
     "an option of another task": (["evaluate", "{place}/out", "{place}/images/test", "--unknown-label", "oos"],
                                   "--unknown-label = oos: does not go with a network for image"),
@@ -472,7 +573,7 @@ def test_a_network_that_cannot_be_saved_is_refused_before_the_work_with_its_line
     done = run("convert", f"{tmp_path}/net.py:net", "--data", place / "images" / "train", "--out", tmp_path / "o")
     assert done.returncode == 2
     assert re.search(r"net\.py\W.*\b9\b", done.stderr), done.stderr
-    assert "fitting" not in done.stderr
+    assert "comparing forms" not in done.stderr
     assert not (tmp_path / "o").exists()
 
 
@@ -488,10 +589,7 @@ def test_a_form_that_fails_at_the_end_does_not_lose_the_network(place, tmp_path,
 
     real = job.export_onnx
     monkeypatch.setattr(job, "export_onnx", export)
-    options = job.Options(
-        f"{place}/net.py:network", place / "images" / "train", tmp_path / "o", "macs=0.7", None, None, None, None, 36,
-        0, {"size": None, "mean": None, "std": None}, 0, False,
-    )  # fmt: skip
+    options = job.Options(f"{place}/net.py:network", place / "images" / "train", tmp_path / "o", "macs=0.7", "torch")
     with pytest.raises(separable.InputError, match=r"is saved in .*differs from torch"):
         job.run(options)
     assert separable.load(tmp_path / "o")(torch.zeros(1, 1, 16, 16)).shape == (1, 3)
@@ -521,6 +619,7 @@ def test_a_function_as_preprocess_is_saved_as_settings(place, tmp_path):
 def test_a_network_without_preparation_asks_for_it(place, tmp_path):
     (tmp_path / "net.py").write_text(FACTORY.replace("preprocess", "unused"))
     arguments = ["convert", f"{tmp_path}/net.py:network", "--data", place / "images" / "train", "--out", tmp_path / "o"]
+    arguments += ["--budget", "macs=0.7"]
     done = run(*arguments)
     assert done.returncode == 2
     assert "--mean, --std" in done.stderr

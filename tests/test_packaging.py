@@ -73,9 +73,9 @@ def test_says_what_it_is(metadata):
     assert metadata["Requires-Python"] == ">=3.10"
 
 
-def test_core_needs_torch_safetensors_typer_and_rich_alone(metadata):
+def test_core_needs_torch_safetensors_scipy_typer_and_rich_alone(metadata):
     found = requirements(metadata)
-    assert found[""] == {"torch", "safetensors", "typer", "rich"}
+    assert found[""] == {"torch", "safetensors", "scipy", "typer", "rich"}
     assert set(metadata.get_all("Provides-Extra")) == {"recipes", "deploy", "dev"} == set(found) - {""}
 
 

@@ -76,13 +76,24 @@ def convert(
     source: Source,
     data: Data,
     out: Out,
-    budget: Annotated[str, typer.Option(help="macs=0.6, params=0.5 or latency=0.7 of the dense network.")] = "macs=0.6",
+    budget: Annotated[
+        str | None, typer.Option(help="latency=0.6 (where not given), macs=0.5, params=0.5; several with commas.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Where it will run: accelerate (where not given), onnxruntime, openvino, torch.")
+    ] = None,
+    threads: Threads = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images in the batch that is timed.")] = 1,
     weights: Weights = None,
     split: Split = None,
-    test: Annotated[Path | None, typer.Option(help="Labelled images to measure top-1 on, before and after.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Labelled images: accuracy before and after, and who pays.")] = None,
     test_split: Annotated[str | None, typer.Option(help="Which split folder of --test, where it has several.")] = None,
+    slices: Annotated[Path | None, typer.Option(help="CSV of file,slice: named parts of --test.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Images to calibrate on.")] = 1024,
     distill: Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning against the dense network.")] = 0,
+    distill_minutes: Annotated[float | None, typer.Option(help="At most so many minutes of it.")] = None,
+    patience: Annotated[int | None, typer.Option(min=1, help="End it after so many epochs without a better.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a distillation that did not end.")] = False,
     size: Size = None,
     mean: Mean = None,
     std: Std = None,
@@ -90,14 +101,14 @@ def convert(
     overwrite: Overwrite = False,
     json: Json = False,
 ):
-    """Make a trained dense network separable under a budget; save it and export it."""
+    """Make a trained dense network separable and faster under a budget; time it, save it and export it."""
     from separable.commands import convert as job
 
+    asked: dict[str, Any] = {"budget": budget, "target": target, "threads": threads, "batch": batch, "weights": weights}
+    asked |= {"split": split, "test": test, "test_split": test_split, "slices": slices, "samples": samples}
+    asked |= {"distill": distill, "distill_minutes": distill_minutes, "patience": patience, "resume": resume}
     images = {"size": size, "mean": mean, "std": std}
-    options = job.Options(
-        source, data, out, budget, weights, split, test, test_split, samples, distill, images, seed, overwrite
-    )
-    show(job.run(options), json)
+    show(job.run(job.Options(source, data, out, **asked, images=images, seed=seed, overwrite=overwrite)), json)
 
 
 @app.command(cls=Several)
@@ -277,6 +288,12 @@ def one_of(given: str | None, data: str | None) -> str:
 
 
 def show(result, json: bool) -> None:
+    _print(result, json)
+    if result.code:
+        raise typer.Exit(result.code)
+
+
+def _print(result, json: bool) -> None:
     if json:
         print(json_format.dumps(result.data, indent=2))
         return

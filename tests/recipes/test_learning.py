@@ -230,8 +230,7 @@ def test_a_converted_network_is_taken_further_with_its_classes_or_with_others(tm
     assert results["saved"] == "network"
     assert network(torch.zeros(2, 1, 12, 12)).shape == (2, 2)
     assert store.read_about(tmp_path / "out" / "network")["preparation"]["mean"] == [0.5]
-    kinds = [type(module).__name__ for module in network.modules()]
-    assert "SeparableConv2d" in kinds
+    assert sum(hasattr(module, "kernel_size") for module in network.modules()) > 2  # chains in the places of layers
     assert results["params"] < sum(p.numel() for p in dense.parameters())
 
 

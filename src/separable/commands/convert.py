@@ -1,30 +1,34 @@
-"""A trained dense network in, a folder out: separable, calibrated, measured, saved, exported, compared."""
+"""A trained dense network in, a folder out: separable, calibrated, timed, measured, saved, exported, compared."""
 
 import copy
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
 
 from separable import atomic, conversion, report, store
+from separable.commands import distilling
+from separable.commands.budget import as_typed, parse_budget
+from separable.commands.converted import headline, summary, times_table
 from separable.commands.evaluate import accuracy
-from separable.commands.network import open_network, preparation_of
+from separable.commands.network import Network, open_network, preparation_of
+from separable.commands.profile import check_threads
 from separable.commands.result import Result
-from separable.conversion.plan import MEASURES, read_budget
+from separable.commands.unfinished import Unfinished
+from separable.conversion import WhoPays, timing
+from separable.conversion.layer_table import layer_table
+from separable.conversion.plan import DEFAULT
 from separable.data import ImageSet, open_images
 from separable.errors import InputError, need
 from separable.export import export_onnx
 from separable.progress import say
 
-_VALIDATION_SHARE = 0.1  # of the training images, held out to choose the epoch of distillation
 _BATCH_SIZE = 128
+_LISTED = 10  # rows of each table of who pays; the page has all
+INTERRUPTED = 130
 
 
 @dataclass
@@ -34,24 +38,90 @@ class Options:
     source: str
     data: Path
     out: Path
-    budget: str
-    weights: Path | None
-    split: str | None
-    test: Path | None
-    test_split: str | None
-    samples: int
-    distill: int
-    images: dict[str, str | None]  # size, mean, std as typed
-    seed: int
-    overwrite: bool
+    budget: str | None = None
+    target: str | None = None
+    threads: int | None = None
+    batch: int = 1
+    weights: Path | None = None
+    split: str | None = None
+    test: Path | None = None
+    test_split: str | None = None
+    slices: Path | None = None
+    samples: int = conversion.SAMPLES
+    distill: int = 0
+    distill_minutes: float | None = None
+    patience: int | None = None
+    resume: bool = False
+    images: dict[str, str | None] = field(default_factory=dict)  # size, mean, std as typed
+    seed: int = 0
+    overwrite: bool = False
+
+
+@dataclass
+class Work:
+    """What the options name, opened, and what was made of it so far."""
+
+    options: Options
+    network: Network
+    images: ImageSet
+    test: ImageSet | None
+    slices: dict[str, set[str]] | None
+    budget: dict[str, float]
+    target: str
+    calibration: Tensor  # [samples, C, H, W]
+    conversion: dict[str, Any] = field(default_factory=dict)
+    stages: dict[str, nn.Module] = field(default_factory=dict)  # the last is written
+    top1: dict[str, float] = field(default_factory=dict)
+    pays: WhoPays | None = None
+
+    @property
+    def example(self) -> Tensor:
+        """The batch that is timed: the images that calibrate, again where there are too few."""
+        return self.calibration[torch.arange(self.options.batch) % len(self.calibration)]
 
 
 def run(options: Options) -> Result:
-    """Convert, distil where asked, measure, and write one folder that needs nothing else."""
+    """Convert, distil where asked, and write one folder that needs nothing else; interrupted, what there is by then."""
+    work = opened(options)
+    unfinished = unfinished_of(work) if options.distill else None
+    dense_sizes = rehearse(work.network.model, work.calibration[:1])
+    network = converted(work, unfinished)
+    work.stages = {"dense": work.network.model, "separable": network}
+    is_changed = any(layer["form"] for layer in work.conversion["layers"])
+    interrupted = False
+    try:
+        if work.test is not None:
+            ask_who_pays(work, is_changed)
+        if unfinished is not None and is_changed:
+            work.stages["separable"], work.stages["distilled"] = copy.deepcopy(network), network
+            distilling.distill(network, work.network.model, work.images, options, unfinished)
+            if work.test is not None:
+                work.top1["distilled"] = top1(work, "distilled")
+    except KeyboardInterrupt:
+        interrupted = True
+        say("interrupted: writing the network as it is now")
+    sizes = {"dense": dense_sizes, "separable": write(work)}
+    if unfinished is not None and not interrupted:
+        unfinished.remove()
+    return told(work, sizes, interrupted)
+
+
+def opened(options: Options) -> Work:
+    """Everything that the options name; what can be refused before the work is."""
     atomic.check_folder(options.out, overwrite=options.overwrite, argument="--out")
-    budget = parse_budget(options.budget)
+    budget = dict(DEFAULT) if options.budget is None else parse_budget(options.budget)
+    with as_typed({"target": ("--target", options.target)}):
+        target = timing.check_target(options.target)
+    if options.threads is not None:
+        check_threads(options.threads)
+        torch.set_num_threads(options.threads)
+    distilling.check(options)
+    if options.slices is not None and options.test is None:
+        raise InputError("--slices", options.slices, "goes with --test, the labelled images that it divides")
+    with as_typed({"slices": ("--slices", options.slices)}):
+        slices = None if options.slices is None else conversion.read_slices(options.slices)
     network = open_network(options.source, options.weights)
-    preparation = preparation_of(network, **options.images)
+    preparation = preparation_of(network, **{"size": None, "mean": None, "std": None, **options.images})
     for package in ("jinja2", "matplotlib"):
         need(package, "deploy", "for the page")
     images = open_images(options.data, preparation, options.split, classes=network.classes or None)
@@ -60,37 +130,28 @@ def run(options: Options) -> Result:
         classes = images.classes or network.classes or None
         test = open_images(options.test, images.preparation, options.test_split, classes=classes)
         test.require_labels()
-
-    reading = images.batches(_BATCH_SIZE, options.samples, options.seed, "reading images to calibrate on")
-    calibration = torch.cat([inputs for inputs, _ in reading])  # [samples, C, H, W]
     if options.distill and len(images) < 2:
         raise InputError("--distill", options.distill, "needs at least two images: one to train on, one to choose on")
-    dense_sizes = rehearse(network.model, calibration[:1])
-    say(f"Converting {network.name} to {options.budget}, calibrated on {len(calibration)} images")
-    with budget_as_typed(options.budget):
-        converted = conversion.convert(network.model, calibration, budget=budget, samples=len(calibration))
-    stages = {"dense": network.model, "separable": converted.model}
-    if options.distill:
-        stages["separable"] = copy.deepcopy(converted.model)
-        stages["distilled"] = distill(converted.model, network.model, images, options)
+    reading = images.batches(_BATCH_SIZE, options.samples, options.seed, "reading images to calibrate on")
+    calibration = torch.cat([inputs for inputs, _ in reading])
+    return Work(options, network, images, test, slices, budget, target, calibration)
 
-    about = {
-        "source": network.name,
-        "weights": "as the source makes them" if options.weights is None else options.weights.name,
-        "preparation": images.preparation.to_json(),
-        "classes": images.classes or network.classes,
-        "input_shape": [1, *calibration.shape[1:]],
-        "conversion": {"budget": budget, "images": len(calibration), "seed": options.seed, **converted.to_json()},
+
+def unfinished_of(work: Work) -> Unfinished:
+    options = work.options
+    asked = {
+        "source": options.source,
+        "--weights": None if options.weights is None else str(options.weights),
+        "--data": str(options.data),
+        "--split": options.split,
+        "--budget": work.budget,
+        "--target": work.target,
+        "--batch": options.batch,
+        "--samples": options.samples,
+        "--seed": options.seed,
+        "--distill": options.distill,
     }
-    if test is not None:
-        tops = {name: accuracy(m, test.batches(256, description=f"testing {name}")).top1 for name, m in stages.items()}
-        about["measured"] = {"test": str(options.test.name), "top1": tops}  # type: ignore[union-attr]
-    separable_sizes = write(options, converted.model, calibration[:1], about)
-    sizes = {"dense": dense_sizes, "separable": separable_sizes}
-    skipped = {*images.skipped, *(test.skipped if test else [])}
-    data = {**about, "out": str(options.out), "file_bytes": sizes, "skipped": sorted(skipped)}
-    tables = [converted.table(), summary(converted, about, sizes)]
-    return Result(data, tables, f"Written to {options.out}: model.safetensors, model.json, model.onnx, report.html")
+    return Unfinished(options.out, asked, resume=options.resume, overwrite=options.overwrite)
 
 
 def rehearse(dense: nn.Module, example: Tensor) -> dict[str, int]:
@@ -103,29 +164,76 @@ def rehearse(dense: nn.Module, example: Tensor) -> dict[str, int]:
             raise InputError("source", type(dense).__name__, f"cannot be saved and exported: {error.rule}") from error
 
 
-def distill(student: nn.Module, teacher: nn.Module, images: ImageSet, options: Options) -> nn.Module:
-    """Fine-tune against the dense network; the epoch is chosen on training images held out for that."""
-    readable = images.readable()
-    order = torch.randperm(len(readable), generator=torch.Generator().manual_seed(options.seed)).tolist()
-    held_out = max(1, int(_VALIDATION_SHARE * len(order)))
-    validation, train = ([readable[i] for i in part] for part in (order[:held_out], order[held_out:]))
-    if not train:
-        raise InputError(
-            "--distill", options.distill, f"needs at least two readable images, and there are {len(order)}"
-        )
-    torch.manual_seed(options.seed)
-    # a last batch of one image would give batch norm nothing to estimate from
-    shuffled = DataLoader(Subset(images, train), _BATCH_SIZE, shuffle=True, drop_last=len(train) > _BATCH_SIZE)
-    held = DataLoader(Subset(images, validation), _BATCH_SIZE)
-    return conversion.distill(student, teacher, shuffled, held, epochs=options.distill)[0]
+def converted(work: Work, unfinished: Unfinished | None) -> nn.Module:
+    """The network before distillation, from the folder of one that is resumed if it is there, and how it came about."""
+    options, dense = work.options, work.network.model
+    found = None if unfinished is None else unfinished.load(dense)
+    if found is not None:
+        say(f"Going on with the converted network in {unfinished.folder}")  # type: ignore[union-attr]
+        network, work.conversion = found
+        return network
+    asked = options.budget or ",".join(f"{key}={value:g}" for key, value in work.budget.items())
+    say(f"Converting {work.network.name} to {asked}, calibrated on {len(work.calibration)} images")
+    with as_typed({"budget": ("--budget", asked), "target": ("--target", work.target)}):
+        done = conversion.convert(
+            dense, work.calibration, work.budget,
+            example=work.example, samples=len(work.calibration), target=work.target,
+        )  # fmt: skip
+    work.conversion = {
+        "budget": work.budget, "images": len(work.calibration), "seed": options.seed, **done.to_json(),
+    }  # fmt: skip
+    if unfinished is not None:
+        unfinished.keep(done.model, work.calibration[:1], work.conversion)
+    return done.model
 
 
-def write(options: Options, model: nn.Module, example: Tensor, about: dict[str, Any]) -> dict[str, int]:
+def ask_who_pays(work: Work, is_changed: bool) -> None:
+    """Accuracy before and after, and of a network that differs, who loses what."""
+    assert work.test is not None
+    if not is_changed:
+        work.top1["dense"] = work.top1["separable"] = top1(work, "dense")
+        return
+    say("Asking who pays, on the test images")
+    batches = work.test.named_batches(256, description="testing dense and separable")
+    names = work.images.classes or work.network.classes or None
+    with as_typed({"slices": ("--slices", work.options.slices), "data": ("--test", work.options.test)}):
+        dense, network = work.stages["dense"], work.stages["separable"]
+        work.pays = conversion.who_pays(dense, network, batches, classes=names, slices=work.slices, answers="classes")
+    overall = work.pays.overall
+    if overall.dense is not None and overall.converted is not None:
+        work.top1["dense"], work.top1["separable"] = overall.dense, overall.converted
+
+
+def top1(work: Work, stage: str) -> float:
+    assert work.test is not None
+    return accuracy(work.stages[stage], work.test.batches(256, description=f"testing {stage}")).top1
+
+
+def about_of(work: Work) -> dict[str, Any]:
+    """What is known of the network that is written."""
+    options = work.options
+    about = {
+        "source": work.network.name,
+        "weights": "as the source makes them" if options.weights is None else options.weights.name,
+        "preparation": work.images.preparation.to_json(),
+        "classes": work.images.classes or work.network.classes,
+        "input_shape": [1, *work.calibration.shape[1:]],
+        "conversion": work.conversion,
+    }
+    if work.top1 and options.test is not None:
+        about["measured"] = {"test": options.test.name, "top1": work.top1}
+    return about
+
+
+def write(work: Work) -> dict[str, int]:
     """The folder, whole or not at all; both forms are loaded again and compared before it takes its name."""
-    failure = None
+    options, model, failure = work.options, list(work.stages.values())[-1], None
+    about, example, preparation = about_of(work), work.calibration[:1], work.images.preparation
+    pays = {} if work.pays is None else {"who_pays": work.pays.to_json()}
+    pictures = {} if work.pays is None else work.pays.pictures(preparation.mean, preparation.std)
     with atomic.folder_beside(options.out, overwrite=options.overwrite, argument="--out") as beside:
         store.save(model, beside, example=example, about=about)
-        report.conversion_page(about, beside / "report.html")
+        report.conversion_page({**about, **pays, "headline": last_line(work)}, beside / "report.html", pictures)
         try:
             return export(model, example, about, beside)
         except InputError as error:
@@ -140,48 +248,23 @@ def export(model: nn.Module, example: Tensor, about: dict[str, Any], folder: Pat
     return {file.name: file.stat().st_size for file in sorted(folder.glob("model.*"))}
 
 
-def summary(converted, about: dict[str, Any], sizes: dict[str, dict[str, int]]) -> Table:
-    """Dense against separable, in one small table."""
-    table = Table(title="Dense against separable", title_justify="left")
-    for heading in ("", "dense", "separable", "ratio"):
-        table.add_column(heading, justify="left" if heading == "" else "right")
-    for unit, before, after in (
-        ("MMACs", converted.macs_before / 1e6, converted.macs_after / 1e6),
-        ("thousand parameters", converted.params_before / 1e3, converted.params_after / 1e3),
-    ):
-        table.add_row(unit, f"{before:,.2f}", f"{after:,.2f}", f"{after / before:.3f}")
-    tops = about.get("measured", {}).get("top1", {})
-    for name, top1 in tops.items():
-        if name != "dense":
-            table.add_row(
-                f"top-1, {name}", f"{tops['dense']:.2%}", f"{top1:.2%}", f"{(top1 - tops['dense']) * 100:+.2f} points"
-            )
-    for file in ("model.safetensors", "model.onnx"):
-        before, after = sizes["dense"][file], sizes["separable"][file]
-        table.add_row(file, f"{before / 1e6:.2f} MB", f"{after / 1e6:.2f} MB", f"{after / before:.3f}")
-    return table
+def last_line(work: Work) -> str:
+    """Of the network that is written: distillation changes no shape, so the times are its own."""
+    last, dense = work.top1.get(list(work.stages)[-1]), work.top1.get("dense")
+    return headline(work.conversion, None if last is None or dense is None else 100 * (last - dense))
 
 
-def parse_budget(text: str) -> dict[str, float]:
-    """ "macs=0.6" as {"macs": 0.6}; what the keys may be is the library's to say."""
-    key, _, value = text.partition("=")
-    try:
-        if key.strip() not in MEASURES:
-            raise ValueError
-        budget = {key.strip(): float(value)}
-    except ValueError:
-        raise InputError("--budget", text, "must be KEY=NUMBER, as macs=0.6, params=0.5 or latency=0.7") from None
-    with budget_as_typed(text):
-        read_budget(budget)
-    return budget
-
-
-@contextmanager
-def budget_as_typed(text: str) -> Iterator[None]:
-    """What the library says of the budget, said of the option."""
-    try:
-        yield
-    except InputError as error:
-        if error.argument != "budget":
-            raise
-        raise InputError("--budget", text, error.rule) from error
+def told(work: Work, sizes: dict[str, dict[str, int]], interrupted: bool) -> Result:
+    options, about = work.options, about_of(work)
+    skipped = {*work.images.skipped, *(work.test.skipped if work.test else [])}
+    pays = {} if work.pays is None else {"who_pays": work.pays.to_json()}
+    data = {
+        **about, **pays, "out": str(options.out), "file_bytes": sizes, "skipped": sorted(skipped),
+        "headline": last_line(work), "interrupted": interrupted,
+    }  # fmt: skip
+    tables = [layer_table(work.conversion), summary(about, sizes), times_table(work.conversion)]
+    tables += work.pays.tables(_LISTED) if work.pays else []
+    closing = f"Written to {options.out}: model.safetensors, model.json, model.onnx, report.html\n{last_line(work)}"
+    if interrupted and options.distill:
+        closing = f"Interrupted; the same command with --resume --overwrite goes on.\n{closing}"
+    return Result(data, tables, closing, INTERRUPTED if interrupted else 0)

@@ -12,7 +12,7 @@ from separable.conversion.batches import Data
 from separable.conversion.calibrate import calibrate
 from separable.conversion.distill import Epoch, distill
 from separable.conversion.factorize import factorize
-from separable.conversion.plan import read_budget
+from separable.conversion.plan import DEFAULT, read_budget
 from separable.conversion.study import Choice, Conversion, Study
 from separable.conversion.survey import SAMPLES, Site, Survey, survey
 from separable.conversion.who_pays import WhoPays, read_slices, who_pays
@@ -77,7 +77,7 @@ def convert(
     >>> done.macs_after <= 0.5 * done.macs_before
     True
     """
-    budget = {"latency": 0.6} if budget is None else budget
+    budget = dict(DEFAULT) if budget is None else budget
     read_budget(budget)
     judged = "accuracy" in budget
     return Study(model, data, example=example, samples=samples, target=target, judged=judged).convert(budget)

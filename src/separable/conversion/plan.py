@@ -13,6 +13,7 @@ from separable.conversion.table import Option, Table
 from separable.errors import InputError
 
 MEASURES = ("macs", "params", "latency", "accuracy")
+DEFAULT = {"latency": 0.6}
 SLACK = 1.1  # times the least change, within which time decides
 _NOISE = 1.03  # times the dense layer's time, up to which a form is not told to be slower
 Plan = dict[str, Option]

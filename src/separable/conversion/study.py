@@ -98,7 +98,7 @@ class Conversion:
         """The line that matters."""
         where = f"in {self.target}, batch {self.batch}, {_threads(self.comparison.threads)}"
         if not any(layer.form for layer in self.layers):
-            return f"Nothing was converted: no form of a layer that the budget needs is faster {where}."
+            return f"Nothing was converted: no form of any layer is both faster and worth its loss ({where})."
         return f"{self.times_as_fast:.2f} times as fast as the fastest dense network here ({where})."
 
     batch: int = 1
@@ -115,7 +115,7 @@ class Conversion:
         """For a terminal: a row for each convolution, totals last."""
         from separable.conversion.layer_table import layer_table
 
-        return layer_table(self)
+        return layer_table(self.to_json())
 
 
 class Study:

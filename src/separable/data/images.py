@@ -87,21 +87,30 @@ class ImageSet(Dataset):
         Raises:
             InputError: no image at all can be read, or two of one batch differ in size (give Preparation a size).
         """
+        for inputs, labels, _ in self.named_batches(size, limit, seed, description):
+            yield inputs, labels
+
+    def named_batches(
+        self, size: int = 64, limit: int | None = None, seed: int | None = None, description: str = "reading images"
+    ) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+        """The same with the images' names."""
         if size < 1:
             raise InputError("size", size, "must be at least 1 image in a batch")
         drawn = torch.Generator().manual_seed(seed or 0)
         order = range(len(self)) if seed is None else torch.randperm(len(self), generator=drawn).tolist()
         wanted = len(self) if limit is None else min(limit, len(self))
         items: list[tuple[Tensor, int]] = []
-        for item in track(self._readable(order, wanted), description, wanted):
+        names: list[str] = []
+        for i, item in track(self._readable(order, wanted), description, wanted):
             items.append(item)
+            names.append(self._names[i])
             if len(items) == size:
-                yield self._stack(items)
-                items = []
+                yield *self._stack(items), names
+                items, names = [], []
         if items:
-            yield self._stack(items)
+            yield *self._stack(items), names
 
-    def _readable(self, order: Sequence[int], wanted: int) -> Iterator[tuple[Tensor, int]]:
+    def _readable(self, order: Sequence[int], wanted: int) -> Iterator[tuple[int, tuple[Tensor, int]]]:
         read, unreadable = 0, 0
         for i in order:
             if read == wanted:
@@ -109,7 +118,7 @@ class ImageSet(Dataset):
             item = self._read(i)
             if not isinstance(item, str):
                 read += 1
-                yield item
+                yield i, item
                 continue
             unreadable += 1
             if unreadable <= _NAMED:

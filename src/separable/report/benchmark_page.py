@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from separable.report import plots
+from separable.report.comparison_parts import comparison_parts
 from separable.report.page import Section, table, write_page
 
 
@@ -26,7 +26,7 @@ def benchmark_page(data: Mapping[str, Any], file: str | Path) -> Path:
     names = [row["name"] for row in networks]
     sections = [
         Section("What it comes to", [f"{line}." for line in data["conclusions"]]),
-        *(Section(_title(part), _parts(part)) for part in measured),
+        *(Section(_title(part), comparison_parts(part, _title(part))) for part in measured),
         Section("On paper and on disk", [_on_paper(networks)]),
         Section("How this was measured", _method(data)),
     ]
@@ -51,49 +51,6 @@ def _facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _title(part: Mapping[str, Any]) -> str:
     return f"Batch {part['batch']}, {'one thread' if part['threads'] == 1 else str(part['threads']) + ' threads'}"
-
-
-def _parts(part: Mapping[str, Any]) -> list[str]:
-    """A plot of all times, the longest bars being the slowest, and the table."""
-    first = part["rows"][0]["network"]
-    names = list(dict.fromkeys(row["network"] for row in part["rows"]))
-    several = len(names) > 1
-    timed = [row for row in _by_runtime(part["rows"]) if row["ms"] is not None]
-    shown: list[str] = []
-    if timed:
-        bars = plots.bars(
-            [f"{row['runtime']}, {row['network']}" if several else row["runtime"] for row in timed],
-            [row["ms"] for row in timed],
-            unit="ms",
-            title=f"{_title(part)}: milliseconds a call; the line spans the middle half of the calls",
-            spans=[(row["low_ms"], row["high_ms"]) for row in timed],
-            groups=[row["network"] for row in timed],
-        )
-        shown.append(bars)
-    columns = ["runtime", "network", "ms", "middle half", "times as fast", "error", "peak MB"]
-    shown.append(table(columns, [_cells(row) for row in _by_runtime(part["rows"])]))
-    if part["busy"]:
-        shown.append("The machine was busy: take times as rough, and measure again when it is not.")
-    fastest = part["fastest"][first]
-    if fastest:
-        shown.append(f"Times as fast: as {first} in its fastest float32 runtime, {fastest}.")
-    shown += [f"{row['network']} in {row['runtime']}: {row['problem']}." for row in part["rows"] if row["problem"]]
-    return shown + [f"Without {name}: {reason}." for name, reason in part["unusable"].items()]
-
-
-def _by_runtime(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    order = list(dict.fromkeys(row["runtime"] for row in rows))
-    return sorted(rows, key=lambda row: order.index(row["runtime"]))
-
-
-def _cells(row: Mapping[str, Any]) -> list[str | None]:
-    memory = None if row["memory_bytes"] is None else f"{row['memory_bytes'] / 1e6:,.0f}"
-    error = None if row["error"] is None else f"{row['error']:.0e}"
-    if row["ms"] is None:
-        return [row["runtime"], row["network"], None, None, None, error, memory]
-    half = f"{row['low_ms']:.3f} to {row['high_ms']:.3f}"
-    faster = None if row["times_as_fast"] is None else f"{row['times_as_fast']:.2f}"
-    return [row["runtime"], row["network"], f"{row['ms']:.3f}", half, faster, error, memory]
 
 
 def _on_paper(networks: Sequence[Mapping[str, Any]]) -> str:

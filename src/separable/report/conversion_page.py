@@ -5,61 +5,66 @@ from pathlib import Path
 from typing import Any
 
 from separable.report import plots
+from separable.report.comparison_parts import by_speed, comparison_parts
 from separable.report.page import Section, table, write_page
+from separable.report.who_pays_page import who_pays_sections
 
 _BARS = 40  # more are not read; the table below them has every layer
 
 
-def conversion_page(data: Mapping[str, Any], file: str | Path) -> Path:
+def conversion_page(data: Mapping[str, Any], file: str | Path, pictures: Mapping[int, Any] | None = None) -> Path:
     """Write one self-contained HTML page of what became of a network.
 
     Args:
-        data: what `separable convert --json` prints: "source", "conversion" (`Conversion.to_json()` with "budget",
-            "images" and "seed"), and "measured" where top-1 was.
+        data: what `separable convert --json` prints: "source", "headline", "conversion" (`Conversion.to_json()` with
+            "budget", "images" and "seed"), "measured" where top-1 was, and "who_pays" (`WhoPays.to_json()`).
         file: where; written beside and renamed.
+        pictures: of examples, by their index, as `WhoPays.pictures()` gives them.
 
     Raises:
         InputError: `file` cannot be written, or jinja2 or matplotlib is not installed.
     """
     conversion, tops = data["conversion"], data.get("measured", {}).get("top1", {})
-    facts = [(f"{top1:.2%}", f"top-1, {name}") for name, top1 in tops.items()] + _cost_facts(conversion)
+    facts = [_speed_fact(conversion), *((f"{top1:.2%}", f"top-1, {name}") for name, top1 in tops.items())]
+    facts += _cost_facts(conversion)
     subtitle = (
         f"{_budget(conversion['budget'])}; calibrated on {conversion['images']:,} images, seed {conversion['seed']}"
     )
-    return write_page(
-        file, f"{data['source']}, made separable", layer_sections(conversion), subtitle=subtitle, facts=facts
-    )
+    sections = [Section("What it comes to", [f"{data['headline']}."]), time_section(conversion)]
+    sections += layer_sections(conversion)
+    pays = data.get("who_pays")
+    if pays is not None:
+        sections += who_pays_sections(pays, pictures)
+        if "distilled" in tops:
+            sections.append(Section("Before and after distillation", [_BEFORE_DISTILLATION]))
+    return write_page(file, f"{data['source']}, made separable", sections, subtitle=subtitle, facts=facts)
+
+
+_BEFORE_DISTILLATION = (
+    "Who pays was asked of the network before distillation: afterwards every layer has adapted to every other, and "
+    "taking one back says little of what it lost."
+)
 
 
 def demo_page(data: Mapping[str, Any], file: str | Path) -> Path:
     """Write the demo's page: its networks side by side, then what became of each layer. `data` is what it prints."""
-    networks = data["networks"]
+    networks, comparison = data["networks"], data["comparison"]
     names = list(networks)
-    dense = networks["dense"]
-    last = networks[names[-1]]
+    dense, last = networks["dense"], networks[names[-1]]
+    where = "one thread" if comparison["threads"] == 1 else f"{comparison['threads']} threads"
     facts = [
+        (f"{data['times_as_fast']:.2f}×", "as fast as the fastest dense network here"),
         (f"{dense['top1']:.1%} → {last['top1']:.1%}", "top-1, dense to separable"),
         (f"{last['macs'] / dense['macs']:.0%}", "of the multiply-adds"),
         (f"{last['params'] / dense['params']:.0%}", "of the parameters"),
-        (f"{dense['latency_ms']['onnxruntime'] / last['latency_ms']['onnxruntime']:.2f}×", "as fast in ONNX Runtime"),
     ]
-    rows = [
+    rows: list[list[Any]] = [
         ["top-1", *(f"{networks[n]['top1']:.1%}" for n in names)],
+        *([f"ms an image, {way}", *(_demo_ms(networks[n], way) for n in names)] for way in data["shown_in"]),
         ["multiply-adds", *(f"{networks[n]['macs'] / 1e6:.2f} M" for n in names)],
         ["parameters", *(f"{networks[n]['params']:,}" for n in names)],
         ["model.safetensors", *(f"{networks[n]['file_bytes'] / 1e3:.0f} kB" for n in names)],
-        ["torch, one thread", *(f"{networks[n]['latency_ms']['torch']:.3f} ms" for n in names)],
-        ["ONNX Runtime, one thread", *(f"{networks[n]['latency_ms']['onnxruntime']:.3f} ms" for n in names)],
     ]
-    ways = [(n, way) for way in ("torch", "onnxruntime") for n in names]
-    title = "Milliseconds for one image on one thread"
-    bars = plots.bars(
-        [f"{n} ({way})" for n, way in ways],
-        [networks[n]["latency_ms"][way] for n, way in ways],
-        unit="ms",
-        title=title,
-        groups=[way for _, way in ways],
-    )
     learning = plots.curves(
         {
             "distillation, validation": _curve(data["history"], "accuracy"),
@@ -70,7 +75,11 @@ def demo_page(data: Mapping[str, Any], file: str | Path) -> Path:
         title="Distillation against the dense network, on images that neither was trained on",
     )
     sections = [
-        Section("Dense against separable", [table(["", *names], rows), bars]),
+        Section("Dense against separable", [f"{data['headline']}.", table(["", *names], rows)]),
+        Section(
+            "In every runtime here",
+            comparison_parts(comparison, f"One image, {where}", by_speed(comparison, names[-1])),
+        ),
         Section("What distillation adds", [learning]),
         *layer_sections(data["conversion"]),
     ]
@@ -81,42 +90,86 @@ def demo_page(data: Mapping[str, Any], file: str | Path) -> Path:
     return write_page(file, "Digits, dense and separable", sections, subtitle=subtitle, facts=facts)
 
 
+def time_section(conversion: Mapping[str, Any]) -> Section:
+    """Dense and separable in each runtime: the fastest first, then torch, then ONNX Runtime, then the others."""
+    comparison = conversion["comparison"]
+    where = "one thread" if comparison["threads"] == 1 else f"{comparison['threads']} threads"
+    versions = ", ".join(f"{name} {version}" for name, version in comparison["versions"].items())
+    parts = comparison_parts(comparison, f"Batch {conversion['batch']}, {where}", by_speed(comparison, "separable"))
+    return Section("Dense and separable in the same runtime", [*parts, f"{comparison['processor']}; {versions}."])
+
+
 def layer_sections(conversion: Mapping[str, Any]) -> list[Section]:
-    """What became of each layer: a plot of its multiply-adds before and after, and a table."""
+    """What became of each layer: its milliseconds, or where none were taken its multiply-adds, and a table."""
+    columns = [
+        "layer", "form", "rank", "error", "ms before", "ms after", "M MACs before", "M MACs after",
+        "parameters before", "after", "note",
+    ]  # fmt: skip
     layers = conversion["layers"]
-    shown = sorted(layers, key=lambda layer: -layer["macs_before"])[:_BARS]
-    first = [layer for layer in layers if any(layer is s for s in shown)]
-    bars = plots.bars(
-        [layer["name"] for layer in first],
-        [layer["macs_after"] / 1e6 for layer in first],
-        unit="million multiply-adds",
-        title="Multiply-adds of each layer after conversion; the stroke is the dense layer",
-        marks=[layer["macs_before"] / 1e6 for layer in first],
-        mark_name="dense",
-        groups=[_order(layer) for layer in first],
-    )
-    columns = ["layer", "form", "rank", "error", "M MACs before", "M MACs after", "parameters before", "after", "note"]
     rows = [
         [
-            layer["name"], _order(layer), layer["rank"], f"{layer['error']:.2%}", f"{layer['macs_before'] / 1e6:.2f}",
+            layer["name"], _form(layer), layer["rank"], None if layer["error"] is None else f"{layer['error']:.2%}",
+            _ms(layer["ms_before"]), _ms(layer["ms_after"]), f"{layer['macs_before'] / 1e6:.2f}",
             f"{layer['macs_after'] / 1e6:.2f}", layer["params_before"], layer["params_after"], layer["note"],
         ]
         for layer in layers
     ]  # fmt: skip
+    target = conversion["target"]
+    whole = {row["network"]: row["ms"] for row in conversion["comparison"]["rows"] if row["runtime"] == target}
     total = [
-        "whole network", "", None, "", f"{conversion['macs_before'] / 1e6:.2f}",
-        f"{conversion['macs_after'] / 1e6:.2f}", conversion["params_before"], conversion["params_after"], "",
+        "whole network", "", None, None, _ms(whole.get("dense")), _ms(whole.get("separable")),
+        f"{conversion['macs_before'] / 1e6:.2f}", f"{conversion['macs_after'] / 1e6:.2f}",
+        conversion["params_before"], conversion["params_after"], "",
     ]  # fmt: skip
-    said = "The error is the share of a layer's output variance that its new form loses on the calibration images."
-    return [Section("What became of each layer", [bars, said, table(columns, rows, total=total)])]
+    said = (
+        "The error is the share of a layer's output variance, after its norm, shortcut and ReLU, that the new form "
+        "misses on the calibration images, with all that earlier layers have lost. Milliseconds of a layer are taken "
+        f"in {target} together with its norm and activation, those of the whole network in one piece."
+    )
+    return [Section("What became of each layer", [_layer_bars(conversion), said, table(columns, rows, total=total)])]
 
 
-def _order(layer: Mapping[str, Any]) -> str:
-    return (layer["order"] or "left dense").replace("_", " ")
+def _layer_bars(conversion: Mapping[str, Any]) -> str:
+    """Milliseconds in the target, or multiply-adds where layers were not timed; the layers that cost most."""
+    timed = [layer for layer in conversion["layers"] if layer["ms_before"] is not None]
+    measure, unit, scale = "ms", "ms", 1.0
+    title = f"Milliseconds of each layer in {conversion['target']} after conversion; the stroke is the dense layer"
+    if not timed:
+        timed, measure, unit, scale = conversion["layers"], "macs", "million multiply-adds", 1e-6
+        title = "Multiply-adds of each layer after conversion; the stroke is the dense layer"
+    largest = sorted(timed, key=lambda layer: -layer[f"{measure}_before"])[:_BARS]
+    first = [layer for layer in timed if any(layer is s for s in largest)]
+    before = [layer[f"{measure}_before"] * scale for layer in first]
+    after = [layer[f"{measure}_after"] for layer in first]
+    return plots.bars(
+        [layer["name"] for layer in first],
+        [b if a is None else a * scale for a, b in zip(after, before, strict=True)],
+        unit=unit,
+        title=title,
+        marks=before,
+        mark_name="dense",
+        groups=[_form(layer) for layer in first],
+    )
+
+
+def _form(layer: Mapping[str, Any]) -> str:
+    return layer["form"] or "left dense"
+
+
+def _ms(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3f}"
+
+
+def _demo_ms(network: Mapping[str, Any], runtime: str) -> str | None:
+    return _ms(network["ms"].get(runtime))
 
 
 def _budget(budget: Mapping[str, float]) -> str:
     return "Budget: " + ", ".join(f"{measure} {amount:g}" for measure, amount in budget.items())
+
+
+def _speed_fact(conversion: Mapping[str, Any]) -> tuple[str, str]:
+    return (f"{conversion['times_as_fast']:.2f}×", "as fast as the fastest dense network here")
 
 
 def _cost_facts(conversion: Mapping[str, Any]) -> list[tuple[str, str]]:

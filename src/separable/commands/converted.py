@@ -1,0 +1,87 @@
+"""What `separable convert` and `demo` say of a converted network at their end: tables, and the line that matters."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from separable.report.comparison_parts import by_speed
+
+_LEAST_POINTS = 0.005  # below which an accuracy counts as the same
+
+
+def headline(conversion: Mapping[str, Any], points: float | None = None) -> str:
+    """The line that matters, from `Conversion.to_json()`. points: of accuracy, gained or (below 0) lost."""
+    comparison, target = conversion["comparison"], conversion["target"]
+    where = f"batch {conversion['batch']}, {threads(comparison['threads'])}"
+    if not any(layer["form"] for layer in conversion["layers"]):
+        return (
+            "Nothing was converted: no form of any layer that the budget allows makes the network faster "
+            f"({target}, {where}); what was written is the dense network"
+        )
+    fastest = comparison["fastest"]["dense"]
+    return beside_dense(
+        conversion["times_as_fast"], points, target, fastest, conversion["batch"], comparison["threads"]
+    )
+
+
+def beside_dense(faster: float, points: float | None, runtime: str, dense: str, batch: int, number: int) -> str:
+    """faster: times, than the dense network in its fastest runtime, which is named only where it is another."""
+    if faster >= 1:
+        said = f"{faster:.2f} times as fast as the fastest dense network here"
+    else:
+        said = f"Slower: it takes {1 / faster:.2f} times as long as the fastest dense network here"
+    place = runtime if runtime == dense else f"{runtime} against {dense}"
+    return f"{said}{_points(points)} ({place}, batch {batch}, {threads(number)})"
+
+
+def _points(points: float | None) -> str:
+    if points is None:
+        return ""
+    if abs(points) < _LEAST_POINTS:
+        return ", the same accuracy"
+    return f", {abs(points):.2f} points {'lost' if points < 0 else 'gained'}"
+
+
+def threads(number: int) -> str:
+    return "one thread" if number == 1 else f"{number} threads"
+
+
+def times_table(conversion: Mapping[str, Any]) -> Table:
+    """Dense and separable in each runtime: the fastest first, then torch, then ONNX Runtime, then the others."""
+    comparison = conversion["comparison"]
+    where = f"batch {conversion['batch']}, {threads(comparison['threads'])}"
+    table = Table(title=f"Milliseconds a call, {where}", title_justify="left")
+    for heading in ("runtime", "dense", "separable", "times as fast"):
+        table.add_column(heading, justify="left" if heading == "runtime" else "right")
+    for runtime in by_speed(comparison, "separable"):
+        dense, converted = (_ms(comparison, network, runtime) for network in ("dense", "separable"))
+        shown = ["none" if ms is None else f"{ms:.3f}" for ms in (dense, converted)]
+        table.add_row(runtime, *shown, f"{dense / converted:.2f}" if dense and converted else "")
+    table.caption = "The machine was busy: take times as rough." if comparison["busy"] else None
+    return table
+
+
+def _ms(comparison: Mapping[str, Any], network: str, runtime: str) -> float | None:
+    found = (row["ms"] for row in comparison["rows"] if (row["network"], row["runtime"]) == (network, runtime))
+    return next(found, None)
+
+
+def summary(about: Mapping[str, Any], sizes: Mapping[str, Mapping[str, int]]) -> Table:
+    """Dense against separable on paper, on disk, and in accuracy where that was measured."""
+    conversion = about["conversion"]
+    table = Table(title="Dense against separable", title_justify="left")
+    for heading in ("", "dense", "separable", "ratio"):
+        table.add_column(heading, justify="left" if heading == "" else "right")
+    for unit, measure, size in (("MMACs", "macs", 1e6), ("thousand parameters", "params", 1e3)):
+        before, after = (conversion[f"{measure}_{when}"] / size for when in ("before", "after"))
+        table.add_row(unit, f"{before:,.2f}", f"{after:,.2f}", f"{after / before:.3f}")
+    tops = about.get("measured", {}).get("top1", {})
+    for name, top1 in tops.items():
+        if name != "dense":
+            lost = f"{(top1 - tops['dense']) * 100:+.2f} points"
+            table.add_row(f"top-1, {name}", f"{tops['dense']:.2%}", f"{top1:.2%}", lost)
+    for file in ("model.safetensors", "model.onnx"):
+        before, after = sizes["dense"][file], sizes["separable"][file]
+        table.add_row(file, f"{before / 1e6:.2f} MB", f"{after / 1e6:.2f} MB", f"{after / before:.3f}")
+    return table
