@@ -393,7 +393,7 @@ separable.save(student.eval(), sys.argv[1], example=x)
 assert torch.equal(separable.load(sys.argv[1])(x), student(x))
 print("done")
 """
-ABSENT = ("numpy", "PIL", "matplotlib", "jinja2", "onnx", "onnxruntime", "onnxscript", "timm", "torchvision")
+ABSENT = ("PIL", "matplotlib", "jinja2", "onnx", "onnxruntime", "onnxscript", "timm", "torchvision")
 
 
 def test_the_core_counts_converts_trains_saves_and_loads_with_nothing_else_installed(tmp_path):

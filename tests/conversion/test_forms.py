@@ -77,6 +77,8 @@ def test_losses_are_what_the_start_leaves(name, case):
         left = (form.compose(form.start(weight, shape, rank)) - weight).square().sum() / weight.square().sum()
         if name == "polyadic":  # of fewer rounds
             assert 0.9 * float(left) - 1e-9 <= loss <= 5 * float(left) + 1e-6, rank
+        elif name == "pointwise, dense, pointwise":  # before its rounds
+            assert float(left) - 1e-9 <= loss <= 2 * float(left) + 1e-6, rank
         else:
             assert loss == pytest.approx(float(left), rel=1e-6, abs=1e-9), rank
 
