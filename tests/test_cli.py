@@ -211,7 +211,8 @@ def test_a_killed_distillation_goes_on_to_the_same_network(place, tmp_path, monk
 def test_an_interrupted_distillation_is_written_as_it_is_then(place, tmp_path, monkeypatch):
     done = distilled_until(place, tmp_path / "o", monkeypatch, KeyboardInterrupt())
     assert done.returncode == 130, done.stderr
-    assert "interrupted" in done.stderr
+    assert "interrupted: writing the network as it is now" in done.stderr
+    assert "stopped" not in done.stderr
     assert json.loads(done.stdout)["interrupted"] is True
     assert separable.load(tmp_path / "o")(torch.zeros(1, 1, 16, 16)).shape == (1, 3)
     assert (tmp_path / "o.distilling" / "run").is_dir()
@@ -556,6 +557,15 @@ def test_our_own_fault_exits_with_1_and_debug_shows_where(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["separable", "doctor", "--debug"])
     with pytest.raises(ZeroDivisionError):
         cli.main()
+
+
+def test_ctrl_c_says_that_nothing_is_left_behind(monkeypatch):
+    from separable.commands import doctor
+
+    monkeypatch.setattr(doctor, "run", mock.Mock(side_effect=KeyboardInterrupt))
+    done = run("doctor")
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.strip() == "separable: stopped; nothing that was not finished is left behind"
 
 
 def test_a_network_that_cannot_be_saved_is_refused_before_the_work_with_its_line(place, tmp_path):

@@ -17,6 +17,7 @@ from separable.errors import InputError, first_line
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
+INTERRUPTED = 130
 SEVERAL = ("--batch", "--threads", "--runtimes")  # options whose values stand one after the other
 IMAGES, TEXT, SOUND = "Images", "Sentences", "Sounds"  # headings of the help
 SOURCE = "A saved folder, timm:NAME, torchvision:NAME, or FILE.py:FACTORY."
@@ -290,7 +291,7 @@ def one_of(given: str | None, data: str | None) -> str:
 def show(result, json: bool) -> None:
     _print(result, json)
     if result.code:
-        raise typer.Exit(result.code)
+        raise SystemExit(result.code)
 
 
 def _print(result, json: bool) -> None:
@@ -315,13 +316,14 @@ def main() -> None:
         with progress.shown():
             code = app(arguments, prog_name="separable", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        print("separable: stopped; nothing that was not finished is left behind", file=sys.stderr)
-        raise SystemExit(130) from None
+        code = INTERRUPTED
     except Exception as error:
         if len(arguments) < len(sys.argv) - 1:
             raise
         sentence, code = explain(error, arguments)
         print(f"separable: {sentence}", file=sys.stderr)
+    if code == INTERRUPTED:  # typer makes that of Ctrl-C, or lets it through
+        print("separable: stopped; nothing that was not finished is left behind", file=sys.stderr)
     raise SystemExit(code or 0)
 
 
