@@ -80,7 +80,7 @@ def test_timing_leaves_the_callers_data_alone(writing, twin):
 
 
 @BOTH
-def test_calibrate_of_a_network_reads_the_callers_data(writing, twin):
+def test_calibrate_reads_the_callers_data(writing, twin):
     errors, x = [], data()
     for kind in (writing, twin):
         found = conversion.survey(kind().eval(), [(part, None) for part in x.split(32)])

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from separable.conversion import convert, factorize
-from separable.conversion.forms import replace
+from separable.conversion.calibrate import replace
+
+pytestmark = pytest.mark.usefixtures("one_thread", "untimed")
 
 
 def plain():
@@ -29,8 +31,8 @@ def sequence():
 
 
 @pytest.mark.parametrize("network", [plain, sequence])
-def test_a_quarter_of_the_work_keeps_the_accuracy_where_the_closed_form_loses_it(network):
-    """Measured: dense 98.8 and 99.4 %, closed form 89 and 35 %, converted 98 and 99 % (64 images to calibrate on)."""
+def test_a_seventh_of_the_work_keeps_the_accuracy_where_the_closed_form_loses_it(network):
+    """Measured: dense 98.6 and 99.2 %, closed form 87 and 60 %, converted 98 % (64 images, no gradient step)."""
     datasets = pytest.importorskip("sklearn.datasets")
     digits = datasets.load_digits()
     order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
@@ -50,16 +52,13 @@ def test_a_quarter_of_the_work_keeps_the_accuracy_where_the_closed_form_loses_it
         with torch.no_grad():
             return float((net(x[1300:]).argmax(1) == y[1300:]).double().mean())
 
-    done = convert(dense, x[:64], {"macs": 0.25})
+    done = convert(dense, x[:64], {"macs": 0.15}, target="torch")
     closed = copy.deepcopy(dense)
     for layer in done.layers:
-        if layer.order:
-            replace(
-                closed,
-                closed.get_submodule(layer.name),
-                factorize(closed.get_submodule(layer.name), layer.order, layer.rank),
-            )
-    assert done.macs_after <= 0.25 * done.macs_before
+        if layer.form:
+            old = closed.get_submodule(layer.name)
+            replace(closed, old, factorize(old, layer.form, layer.rank))
+    assert done.macs_after <= 0.15 * done.macs_before
     assert accuracy(dense) > 0.97
     assert accuracy(done.model) > accuracy(dense) - 0.03
     assert accuracy(done.model) > accuracy(closed) + 0.03

@@ -1,88 +1,132 @@
-"""Each step of the fit lowers the error that the data itself shows, and stays put where the data says nothing."""
+"""The last fit of a chain finds what brute force finds, and stays put where the data says nothing."""
 
 import itertools
 
 import pytest
 import torch
-from torch import nn
 
-from separable.conversion.factorize import halves
-from separable.conversion.least_squares import compose, fit, solve_ridge
-from separable.conversion.moments import Accumulator, patch_rows, rows
+from separable.conversion import least_squares
+from separable.conversion.least_squares import fit_rows, rectified_targets, solve_ridge
 
-ORDERS = ["depthwise_first", "pointwise_first"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-
-def correlated(n=32, channels=6, size=9):
-    """Smooth maps, mixed channels: what networks see, and where the closed form is poor."""
-    torch.manual_seed(0)
-    x = nn.functional.avg_pool2d(torch.randn(n, channels, size + 4, size + 4, dtype=torch.float64), 5, 1)
-    return torch.einsum("nchw,cd->ndhw", x, torch.randn(channels, channels, dtype=torch.float64)).relu() + 0.3
+ONE = torch.float64
 
 
-def measured(conv, x):
-    sums = Accumulator(conv.in_channels)
-    for part in x.split(8):
-        sums.add(patch_rows(conv, part, None), rows(conv(part).detach(), None))
-    return sums.moments(intercept=True)
+def problem(groups=1, rows=300, inputs=6, outputs=4, noise=0.2):
+    x = torch.randn(groups, rows, inputs, dtype=ONE) + 1
+    weight = torch.randn(groups, outputs, inputs, dtype=ONE)
+    t = x @ weight.mT + torch.randn(groups, 1, outputs, dtype=ONE)
+    return x, t + noise * torch.randn_like(t), weight
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_predicted_error_is_the_error_on_the_data(order):
-    conv, x = nn.Conv2d(6, 8, 3, padding=1, dtype=torch.float64), correlated()
-    moments = measured(conv, x)
-    weight = compose(order, *halves(conv.weight, order, 2, moments))
-    bias = moments.intercept(weight)
-    given = nn.functional.conv2d(x, weight.view_as(conv.weight), bias, padding=1)
-    error = (given - conv(x)).square().mean((0, 2, 3))
-    torch.testing.assert_close(moments.errors(weight), error.detach(), rtol=1e-6, atol=1e-9)
+def shown(x, weight, constant, added=None):
+    return x @ weight.mT + constant.unsqueeze(1) + (0 if added is None else added)
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_every_sweep_lowers_the_error(order):
-    conv = nn.Conv2d(6, 8, 3, padding=1, dtype=torch.float64)
-    moments = measured(conv, correlated())
-    start = halves(conv.weight, order, 2)
-    ones = torch.ones(8, dtype=torch.float64)
-    errors = [float(moments.errors(compose(order, *start)).sum())]
-    for sweeps in (1, 2, 3, 4):
-        fitted = fit(order, moments, *start, ones, sweeps=sweeps)
-        errors.append(float(moments.errors(compose(order, *fitted)).sum()))
-    assert all(after < before for before, after in itertools.pairwise(errors)), errors
-    assert errors[-1] < 0.5 * errors[0]
+def test_without_a_rectifier_it_is_ordinary_least_squares():
+    x, t, _ = problem(groups=2)
+    prior = torch.zeros(2, 4, 6, dtype=ONE)
+    weight, constant, error = fit_rows(x, t, prior, rectified=False, ridge=1e-12)
+    ones = torch.cat([x, torch.ones(2, 300, 1, dtype=ONE)], 2)
+    wanted = torch.linalg.lstsq(ones, t).solution
+    torch.testing.assert_close(weight, wanted[:, :-1].mT)
+    torch.testing.assert_close(constant, wanted[:, -1])
+    off = (shown(x, weight, constant) - t).square().mean() / t.var(1, correction=0).mean()
+    assert error == pytest.approx(float(off))
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_the_start_that_knows_the_data_is_nearer_in_outputs(order):
-    conv = nn.Conv2d(6, 8, 3, padding=1, dtype=torch.float64)
-    moments = measured(conv, correlated())
-    blind, aware = (compose(order, *halves(conv.weight, order, 2, known)) for known in (None, moments))
-    assert moments.errors(aware).sum() < moments.errors(blind).sum()
+def test_what_is_added_later_is_taken_off_the_targets():
+    x, t, weight = problem(noise=0)
+    added = torch.randn_like(t)
+    found, constant, error = fit_rows(x, t + added, torch.zeros_like(weight), False, added, ridge=1e-12)
+    torch.testing.assert_close(found, weight)
+    torch.testing.assert_close(shown(x, found, constant, added), t + added)
+    assert error < 1e-12
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_dead_and_constant_channels_and_one_example_stay_finite(order):
-    conv, x = nn.Conv2d(6, 8, 3, padding=1, dtype=torch.float64), correlated(n=1)
-    x[:, 0], x[:, 1] = 0.0, 2.0
-    moments = measured(conv, x)
-    fitted = fit(order, moments, *halves(conv.weight, order, 3, moments), torch.ones(8, dtype=torch.float64), sweeps=3)
-    assert all(half.isfinite().all() for half in fitted)
-    assert compose(order, *fitted).abs().max() < 100 * conv.weight.abs().max()
+def surrogate(given, t):
+    """What the alternation lessens: the square missed above zero, and what sticks out of zero below."""
+    return torch.where(t > 0, given - t, given.relu()).square().mean(-2)
+
+
+@pytest.mark.parametrize("with_shortcut", [False, True])
+def test_with_a_rectifier_it_finds_what_brute_force_finds(with_shortcut, monkeypatch):
+    """Two unknowns and a constant on a grid; a target that no linear map reaches."""
+    x = torch.randn(1, 400, 2, dtype=ONE)
+    added = torch.randn(1, 400, 1, dtype=ONE) if with_shortcut else None
+    t = 1.5 * x[..., :1] - x[..., 1:] ** 2 + (0 if added is None else added)
+    monkeypatch.setattr(least_squares, "RECTIFIED_ROUNDS", 100)
+    weight, constant, error = fit_rows(x, t, torch.zeros(1, 1, 2, dtype=ONE), True, added, ridge=1e-12)
+    steps = [i / 10 for i in range(-30, 31)]
+    least = float("inf")
+    for a, b in itertools.product(steps, steps):
+        linear = (a * x[0, :, 0] + b * x[0, :, 1])[:, None] + torch.tensor(steps, dtype=ONE)
+        least = min(least, float(surrogate(linear if added is None else linear + added[0], t[0]).min()))
+    given = shown(x, weight, constant, added)
+    assert float(surrogate(given, t)) <= 1.001 * least
+    assert error == pytest.approx(float((given.relu() - t.relu()).square().mean() / t.relu().var(correction=0)))
+
+
+def test_each_round_with_a_rectifier_lessens_the_error(monkeypatch):
+    x, t, weight = problem(inputs=5, noise=1.0)
+    x, errors = x[..., :3], []
+    for rounds in (1, 2, 4, 8, 16):
+        monkeypatch.setattr(least_squares, "RECTIFIED_ROUNDS", rounds)
+        found, constant, _ = fit_rows(x, t, torch.zeros_like(weight[..., :3]), True, ridge=1e-12)
+        errors.append(float(surrogate(shown(x, found, constant), t).mean()))
+    assert all(after <= before + 1e-12 for before, after in itertools.pairwise(errors)), errors
+    assert errors[-1] < 0.95 * errors[0]
+
+
+def test_targets_below_zero_are_met_by_any_value_below_zero():
+    targets, given = torch.tensor([2.0, -1.0, -1.0]), torch.tensor([-3.0, -5.0, 4.0])
+    assert rectified_targets(targets, given).tolist() == [2.0, -5.0, 0.0]
 
 
 def test_what_the_data_does_not_determine_keeps_its_value():
-    normal = torch.diag(torch.tensor([2.0, 0.0, 1.0], dtype=torch.float64))
+    normal = torch.diag(torch.tensor([2.0, 0.0, 1.0], dtype=ONE))
     right, prior = torch.tensor([[4.0], [0.0], [3.0]]).double(), torch.tensor([[0.0], [7.0], [0.0]]).double()
     solved = solve_ridge(normal, right, prior, 1e-6)
     torch.testing.assert_close(solved, torch.tensor([[2.0], [7.0], [3.0]]).double(), rtol=1e-4, atol=1e-4)
 
 
-def test_blocks_of_channels_solve_what_one_system_would(monkeypatch):
-    conv = nn.Conv2d(6, 8, 3, padding=1, dtype=torch.float64)
-    moments, ones = measured(conv, correlated()), torch.ones(8, dtype=torch.float64)
-    start = halves(conv.weight, "depthwise_first", 2, moments)
-    whole = fit("depthwise_first", moments, *start, ones, sweeps=6)
-    monkeypatch.setattr("separable.conversion.least_squares.BLOCK_UNKNOWNS", 36)
-    parts = fit("depthwise_first", moments, *start, ones, sweeps=6)
-    errors = [float(moments.errors(compose("depthwise_first", *h)).sum()) for h in (whole, parts)]
-    assert errors[1] < 1.5 * errors[0]
+def test_the_ridge_is_the_least_of_its_own_objective():
+    a = torch.randn(20, 5, dtype=ONE)
+    normal, right, prior = a.T @ a, torch.randn(5, 3, dtype=ONE), torch.randn(5, 3, dtype=ONE)
+    pull = 0.1 * (normal.diagonal() + 1e-3 * normal.diagonal().mean())
+    wanted = torch.linalg.solve(normal + torch.diag(pull), right + pull.unsqueeze(1) * prior)
+    torch.testing.assert_close(solve_ridge(normal, right, prior, 0.1), wanted)
+
+
+@pytest.mark.parametrize("rectified", [False, True])
+@pytest.mark.parametrize("rows", ["none vary", "one", "fewer than unknowns", "zero", "two alike"])
+def test_singular_systems_stay_near_the_prior_and_finite(rows, rectified):
+    x, t, prior = problem()
+    if rows == "none vary":
+        x = torch.ones_like(x)
+    elif rows == "one":
+        x, t = x[:, :1], t[:, :1]
+    elif rows == "fewer than unknowns":
+        x, t = x[:, :3], t[:, :3]
+    elif rows == "zero":
+        x, t = torch.zeros_like(x), torch.zeros_like(t)
+    else:
+        x[..., 1] = x[..., 0]
+    weight, constant, error = fit_rows(x, t, prior, rectified)
+    assert weight.isfinite().all()
+    assert constant.isfinite().all()
+    assert (weight - prior).norm() < prior.norm()
+    if rows in ("none vary", "one"):
+        torch.testing.assert_close(weight, prior)
+    if rows in ("none vary", "one") and not rectified:
+        torch.testing.assert_close(shown(x, weight, constant).mean(1), t.mean(1))
+    assert error == error
+
+
+def test_float32_rows_are_solved_in_float64():
+    x, t, prior = problem(noise=0)
+    weight, constant, error = fit_rows(x.float(), t.float(), torch.zeros_like(prior), False, ridge=1e-12)
+    assert weight.dtype == constant.dtype == torch.float64
+    torch.testing.assert_close(weight, prior, rtol=1e-4, atol=1e-4)
+    assert error < 1e-9

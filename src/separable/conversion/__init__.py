@@ -54,7 +54,8 @@ def convert(
         budget: one or several of {"macs": b, "params": b, "latency": b}. Up to 1, b is a share of what the whole dense
             network has (1: nothing needs to change); above 1 a count of multiply-adds for one example, or of
             parameters. Latency is always a share: of the time of the dense network in the fastest runtime at hand.
-            {"latency": 0.6} where not given.
+            {"accuracy": -0.5} asks for the fastest network that loses at most half a point on labelled examples: those
+            beyond `samples`, or the last quarter. {"latency": 0.6} where not given.
         example: the input that MACs are counted and latency is measured on, of the batch that will be run; the first of
             the data where not given.
         samples: how many examples of the data are used at most.
@@ -78,4 +79,5 @@ def convert(
     """
     budget = dict(DEFAULT) if budget is None else budget
     read_budget(budget)
-    return Study(model, data, example=example, samples=samples, target=target).convert(budget)
+    judged = "accuracy" in budget
+    return Study(model, data, example=example, samples=samples, target=target, judged=judged).convert(budget)

@@ -18,6 +18,7 @@ from separable.conversion.fitting import Fitting, from_moments
 from separable.conversion.forms import FORMS
 from separable.conversion.streams import Walk, own_structure
 from separable.conversion.survey import Site, Survey
+from separable.errors import InputError
 from separable.inputs import own_copy
 from separable.progress import track
 
@@ -30,6 +31,7 @@ class Request(NamedTuple):
     shortcut: Tensor | None
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def calibrate(survey: Survey, chosen: dict[str, tuple[str, int]]) -> tuple[nn.Module, dict[str, float]]:
     """The network with the chosen layers in their forms, fitted, and each layer's error.
@@ -43,7 +45,7 @@ def calibrate(survey: Survey, chosen: dict[str, tuple[str, int]]) -> tuple[nn.Mo
         ReLU) over the variance of what the dense network gives there.
 
     Raises:
-        InputError: NaN or infinity inside (names the layer).
+        InputError: NaN or infinity inside (names the layer), or a network whose layers run in an order of the data's.
     """
     network = copy.deepcopy(survey.model)
     sites = {site.name: site for site in survey.convertible if site.name in chosen}
@@ -76,11 +78,14 @@ def _next_fitting(
     """The layer at which the dense network halts next, with what it gives there for each batch."""
     fitting: Fitting | None = None
     for walk in walks:
-        name, output = walk.resume()
+        halt = walk.resume()
+        if halt is None or (fitting is not None and halt[0] != fitting.site.name):
+            raise InputError("model", type(survey.model).__name__, "runs its layers in another order on other data")
+        name, output = halt
         if fitting is None:
             fitting = Fitting(survey, halting[name], FORMS[chosen[name][0]], chosen[name][1])
         fitting.add_target(output)
-        del output  # the walk alone holds it, so that it goes when the walk goes on
+        del halt, output  # the walk alone holds it, so that it goes when the walk goes on
     assert fitting is not None, "a survey has data"
     return fitting
 
@@ -100,15 +105,18 @@ def _dense_walk(model: nn.Module, batch: Tensor, halting: dict[str, Site]) -> Ca
 
     def run(walk: Walk) -> None:
         def added(addition: watch.Addition) -> None:
-            walk.pause((addition.name, addition.side + addition.other))
+            if addition.name in halting:  # a sum of such sums is followed too
+                walk.pause((addition.name, addition.side + addition.other))
 
         readers = watch.Readers(added)
         for name, site in halting.items():
-            end = model.get_submodule(site.norm or site.name)
             if site.added:
+                end = model.get_submodule(site.added)
                 end.register_forward_hook(lambda m, a, output, name=name: readers.follow(name, output))
-            else:
-                end.register_forward_hook(lambda m, a, output, name=name: walk.pause((name, output)))
+            else:  # at the layer itself, as the new network does, though its norm may run after other layers
+                norm = model.get_submodule(site.norm) if site.norm else nn.Identity()
+                conv = model.get_submodule(name)
+                conv.register_forward_hook(lambda m, a, output, name=name, norm=norm: walk.pause((name, norm(output))))
         with readers:
             model(own_copy(batch))
 
@@ -142,6 +150,8 @@ def _new_walk(model: nn.Module, batch: Tensor, halting: dict[str, Site]) -> Call
         pending: dict[str, _Pending] = {}
 
         def added(addition: watch.Addition) -> None:
+            if addition.name not in pending:
+                return
             waiting = pending[addition.name]
             assert waiting.x is not None, "the layer ran before its sum"
             layer = walk.pause(Request(addition.name, waiting.x, addition.other))

@@ -16,23 +16,41 @@ from separable.conversion.patches import (
     write_weight,
 )
 
+Pad = tuple[int, ...] | None
+_ZERO_PAD = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 
-def assemble(conv: Any, form: Form, rank: int, factors: list[Tensor] | None, bias: Tensor | None) -> nn.Sequential:
-    """The chain in the place of `conv`: same input, same output; without factors, weights as torch draws none."""
+
+def assemble(
+    conv: Any, form: Form, rank: int, factors: list[Tensor] | None, bias: Tensor | None, pad: Pad = None
+) -> nn.Sequential:
+    """The chain in the place of `conv`: same input, same output.
+
+    factors: their weights; without, weights are left as memory holds them. pad: zeros that the network puts around the
+    input, as torch.nn.functional.pad has them: a chain that mixes channels first does that without them, and pads then.
+    """
     shape = Shape.of(conv)
     stages = form.stages(shape, rank)
-    convs = [(s.name, _convolution(conv, s, last=s is stages[-1], bias=bias is not None)) for s in stages]
-    chain = nn.Sequential(OrderedDict(convs))
+    parts: list[tuple[str, nn.Module]] = [
+        (s.name, _convolution(conv, s, last=s is stages[-1], bias=bias is not None)) for s in stages
+    ]
+    if pad is not None and not stages[0].axes:
+        kind: Any = _ZERO_PAD[len(conv.kernel_size) - 1]
+        whole = pad + (0,) * (2 * len(conv.kernel_size) - len(pad))
+        parts.insert(1, ("pad", kind(whole)))
+        parts.insert(0, ("crop", kind(tuple(-n for n in whole))))
+    chain = nn.Sequential(OrderedDict(parts))
     if factors is not None:
         write(chain, form.stage_weights(factors))
     if bias is not None:
-        convs[-1][1].bias.data.copy_(bias)
+        last: Any = chain[-1]
+        last.bias.data.copy_(bias)
     return chain.requires_grad_(conv.weight.requires_grad).train(conv.training)
 
 
 def write(chain: nn.Sequential, weights: list[Tensor]) -> None:
     """Put weights [G, O, C, K], one for each stage, into the chain."""
-    for stage, weight in zip(chain, weights, strict=True):
+    convolutions = [stage for stage in chain if hasattr(stage, "weight")]
+    for stage, weight in zip(convolutions, weights, strict=True):
         write_weight(stage, weight)
 
 
@@ -65,12 +83,14 @@ def _convolution(conv: Any, stage: Stage, last: bool, bias: bool) -> Any:
 Size = tuple[int, ...]
 
 
-def macs(conv: Any, form: Form, rank: int, given: Size, made: Size) -> int:
+def macs(conv: Any, form: Form, rank: int, given: Size, made: Size, pad: Pad = None) -> int:
     """Multiply-adds for one example of spatial size `given`, `made` after: each stage works at the size it makes.
 
-    A transposed one multiplies each position that it reads.
+    A transposed one multiplies each position that it reads. What mixes channels first reads the input without its pad.
     """
     shape, size, total = Shape.of(conv), list(given), 0
+    for i in range(len(pad or ()) // 2):
+        size[-1 - i] -= pad[2 * i] + pad[2 * i + 1]  # type: ignore[index]
     for stage in form.stages(shape, rank):
         read = math.prod(size)
         for axis in stage.axes:

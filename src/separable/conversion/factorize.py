@@ -14,6 +14,7 @@ from separable.conversion.survey import why_not
 from separable.errors import InputError
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def factorize(
     conv: Any, form: str = "polyadic", rank: int | None = None, moments: Moments | None = None

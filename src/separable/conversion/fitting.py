@@ -45,7 +45,7 @@ class Fitting:
         self.generator = torch.Generator().manual_seed(0)
         self.indices: list[Index] = []
         self.targets: list[Tensor] = []
-        self.made: tuple[int, ...] = ()
+        self.made: list[tuple[int, ...]] = []
 
     @property
     def _small(self) -> bool:
@@ -57,7 +57,7 @@ class Fitting:
         index = choose(tuple(output.shape), max(1, round(self.rows * share)), self.generator)
         self.indices.append(index)
         self.targets.append(output_rows(output, index))
-        self.made = tuple(output.shape[2:])
+        self.made.append(tuple(output.shape[2:]))
 
     def fit(self, inputs: list[Tensor], shortcuts: list[Tensor | None], network: nn.Module) -> tuple[nn.Module, float]:
         """The layer, and its error: squared, as a share of the variance of what it should give, after a ReLU if any.
@@ -65,8 +65,8 @@ class Fitting:
         inputs: what reaches the layer, batch by batch. shortcuts: what its output is added to there.
         """
         sums = Accumulator(self.conv, self.survey.examples)
-        for x in inputs:
-            sums.add(x, self.made)
+        for x, made in zip(inputs, self.made, strict=True):
+            sums.add(x, made)
         if not torch.isfinite(sums.square).all() or not all(torch.isfinite(t).all() for t in self.targets):
             raise InputError("data", "activations", f"{self.site.name} reads or gives NaN or infinite values")
         whitening = Whitening(sums.moments(), torch.ones(self.weight.shape[:2], dtype=torch.float64))
@@ -117,7 +117,7 @@ class Fitting:
         """The chain, its last convolution fitted to the rows that reach it; a norm after it takes the statistics."""
         stages = self.form.stage_weights(factors)
         bias = None if self.site.norm else torch.zeros(self.conv.out_channels)
-        layer = chain.assemble(self.conv, self.form, self.rank, factors, bias)
+        layer = chain.assemble(self.conv, self.form, self.rank, factors, bias, self.site.pad)
         last: Any = layer[-1]
         pairs = zip(inputs, self.indices, strict=True)
         rows = torch.cat([patch_rows(last, layer[:-1](x), index).flatten(2) for x, index in pairs])
@@ -141,13 +141,20 @@ def approximate(form: Form, weight: Tensor, shape: Shape, rank: int, whitening: 
     return [f.double() for f in whitening.back(form, form.start(target, shape, rank), shape)]
 
 
-def from_moments(conv: Any, form: Form, rank: int, moments: Moments, importance: Tensor | None = None) -> nn.Sequential:
+def from_moments(
+    conv: Any,
+    form: Form,
+    rank: int,
+    moments: Moments,
+    importance: Tensor | None = None,
+    pad: tuple[int, ...] | None = None,
+) -> nn.Sequential:
     """The chain that is nearest to a convolution on inputs of these moments; importance [G, O] of its outputs."""
     weight, shape = folded_weight(conv, None)[0], Shape.of(conv)
     whitening = Whitening(
         moments, torch.ones(weight.shape[:2], dtype=torch.float64) if importance is None else importance
     )
-    return chain.assemble(conv, form, rank, approximate(form, weight, shape, rank, whitening), conv.bias)
+    return chain.assemble(conv, form, rank, approximate(form, weight, shape, rank, whitening), conv.bias, pad)
 
 
 def _grouped(rows: Tensor, groups: int) -> Tensor:

@@ -82,10 +82,6 @@ class Whitening:
         self.outputs = importance.sqrt().clamp_min(_FLOOR * float(importance.max().sqrt()))
         self._roots: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def weight(self, weight: Tensor) -> Tensor:
-        """[G, O, C, K] in the norm of the outputs."""
-        return self.outputs[..., None, None] * (self._root("c")[0] @ (weight @ self._root("k")[0]))
-
     def target(self, form: Form, weight: Tensor, shape: Shape) -> Tensor:
         """[G, O, C, K] in the nearest norm in which the factors of `form` keep their structure."""
         for letter in form.dense_letters[1:]:
@@ -126,15 +122,15 @@ class Whitening:
         scale = variance.clamp_min(_FLOOR * float(variance.max())).clamp_min(1e-30).sqrt()
         return scale, 1 / scale
 
-    def _root(self, letter: str, shape: Shape | None = None) -> tuple[Tensor, Tensor]:
+    def _root(self, letter: str, shape: Shape) -> tuple[Tensor, Tensor]:
         if letter not in self._roots:
             self._roots[letter] = root(self._metric(letter, shape))
         return self._roots[letter]
 
-    def _metric(self, letter: str, shape: Shape | None) -> Tensor:
+    def _metric(self, letter: str, shape: Shape) -> Tensor:
         if letter == "c":
             return self.moments.channels
-        if letter == "k" or shape is None:
+        if letter == "k":
             return self.moments.taps.unsqueeze(0)
         split = self.moments.taps.unflatten(1, (shape.kernel[0], -1)).unflatten(0, (shape.kernel[0], -1))
         if letter == "i":

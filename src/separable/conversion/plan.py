@@ -15,6 +15,7 @@ from separable.errors import InputError
 MEASURES = ("macs", "params", "latency", "accuracy")
 DEFAULT = {"latency": 0.6}
 SLACK = 1.1  # times the least change, within which time decides
+_NOISE = 1.03  # times the dense layer's time, up to which a form is not told to be slower
 Plan = dict[str, Option]
 
 
@@ -55,7 +56,7 @@ def _useful(options: list[Option]) -> list[Option]:
     dense_ms = options[0].ms
     if dense_ms is None:
         return options
-    return [options[0]] + [option for option in options[1:] if option.ms is not None and option.ms < dense_ms]
+    return [options[0]] + [o for o in options[1:] if o.ms is not None and o.ms <= _NOISE * dense_ms]
 
 
 def _solve(

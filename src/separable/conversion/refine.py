@@ -51,7 +51,10 @@ def _step(form: Form, factors: list[Tensor], i: int, gram: Tensor, missing: Tens
         if not before > 1e-14 * first:
             break
         moved = project(spread(direction) @ gram)
-        length = before / (direction * moved).sum().clamp_min(1e-300)
+        curvature = (direction * moved).sum()
+        if not curvature > 0:  # moments that are singular but for rounding: no step along what they do not know
+            break
+        length = before / curvature
         change = change + length * direction
         residual = residual - length * moved
         conditioned = condition(residual)

@@ -61,10 +61,11 @@ class Walk:
         return value if what == "paused" else None
 
     def close(self) -> None:
-        if self._started and not self.over:
+        """End the walk at its next pause and wait for its thread, also after an interruption of `resume`."""
+        if self._thread.ident is not None:
             self._answers.put(_Closed)
-            self._news.get()
-            self.over = True
+            self._thread.join()
+        self.over = True
 
 
 def own_structure(model: nn.Module) -> nn.Module:

@@ -6,15 +6,18 @@ chosen forms one pass over the data.
 
 import copy
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from separable import cost, runtimes
 from separable.conversion import timing
 from separable.conversion.batches import Data
 from separable.conversion.calibrate import calibrate, replace
+from separable.conversion.judge import Judge
 from separable.conversion.plan import Plan, choose, read_budget
 from separable.conversion.survey import SAMPLES, Site, survey
 from separable.conversion.table import Option, Table, options, tabulate
@@ -23,6 +26,8 @@ from separable.errors import InputError
 from separable.progress import say
 
 _FEW = 64  # examples; a fit on fewer is warned of
+_HALVINGS = 6  # of the interval of latencies, to 1.6 % of the dense network's time
+PARETO = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 _ATTEMPTS = 5  # at a plan that keeps a latency budget when the whole network is timed
 _COMPARED = ("torch", "torch channels-last", "accelerate", "onnxruntime", "openvino")
 _ROUNDS = 11
@@ -93,7 +98,7 @@ class Conversion:
         """The line that matters."""
         where = f"in {self.target}, batch {self.batch}, {_threads(self.comparison.threads)}"
         if not any(layer.form for layer in self.layers):
-            return f"Nothing was converted: no form of any layer is faster than the dense network {where}."
+            return f"Nothing was converted: no form of any layer is both faster and worth its loss ({where})."
         return f"{self.times_as_fast:.2f} times as fast as the fastest dense network here ({where})."
 
     batch: int = 1
@@ -124,11 +129,17 @@ class Study:
         example: Tensor | None = None,
         samples: int = SAMPLES,
         target: str | None = None,
+        judged: bool = False,
     ):
-        """See `convert` for the arguments."""
+        """See `convert` for the arguments. judged: hold labelled examples back, for budgets of accuracy."""
         self.target = timing.check_target(target)
         self.given = uncompiled(model)
-        self.survey = survey(model, data, example=example, samples=samples)
+        self._data = data if isinstance(data, (Tensor, str, dict)) or not isinstance(data, Iterable) else list(data)
+        self._judge: Judge | None = None
+        if judged:
+            self._judge = Judge(self._data, samples)
+            samples = self._judge.fitted
+        self.survey = survey(model, self._data, example=example, samples=samples)
         if self.survey.examples < _FEW:
             many = "example" if self.survey.examples == 1 else "examples"
             say(f"calibrated on {self.survey.examples} {many}; some hundreds are needed for a fit that holds")
@@ -144,13 +155,56 @@ class Study:
             self._table = table
         return self._table
 
+    @torch.inference_mode(False)
     def convert(self, budget: dict[str, float]) -> Conversion:
         """The network under a budget, its layers fitted and its time measured beside the dense network's."""
         budget = read_budget(budget)
         room = self._room(budget)
+        if "accuracy" in budget:
+            return self._finished(*self._within_accuracy(budget, room))
         plan = self._plan(budget, room)
-        network, errors = self.fit(plan)
-        return self._finished(plan, network, errors)
+        return self._finished(plan, *self.fit(plan))
+
+    def pareto(self, shares: Sequence[float] = PARETO) -> list[Conversion]:
+        """Conversions to shares of the fastest dense network's time, for a curve of accuracy against latency.
+
+        Shares that cannot be reached are left out; the table is made once.
+        """
+        found = []
+        for share in shares:
+            try:
+                found.append(self.convert({"latency": share}))
+            except InputError as error:
+                if error.argument != "budget":
+                    raise
+                say(f"latency {share:g}: {error.rule}")
+        return found
+
+    def _within_accuracy(
+        self, budget: dict[str, float], limits: dict[str, float]
+    ) -> tuple[Plan, nn.Module, dict[str, float]]:
+        """The fastest network that loses at most so many points on the labelled examples, by halving the interval."""
+        if self._judge is None:
+            raise InputError("budget", str(budget), "a budget of accuracy needs a study that holds labelled data back")
+        wanted = self._judge.accuracy(self.survey.model) + budget["accuracy"] / 100
+        plan: Plan = {name: many[0] for name, many in self.table.items()}
+        best = (plan, *self.fit(plan))
+        low, high = 0.0, budget.get("latency", 1.0)  # of the fastest dense network's time: too fast, slow enough
+        for _ in range(_HALVINGS):
+            share = (low + high) / 2
+            try:
+                plan = self._plan({**budget, "latency": share}, limits)
+            except InputError:  # not to be had at all
+                low = share
+                continue
+            network, errors = self.fit(plan)
+            reached = self._judge.accuracy(network)
+            say(f"latency {share:.2f}: {reached:.2%} of the labelled examples, {wanted:.2%} wanted")
+            if reached >= wanted:
+                best, high = (plan, network, errors), share
+            else:
+                low = share
+        return best
 
     def fit(self, plan: Plan) -> tuple[nn.Module, dict[str, float]]:
         chosen = {name: (option.form, option.rank) for name, option in plan.items() if option.form}

@@ -76,6 +76,7 @@ class Survey:
         return self.model.get_submodule(site.name)
 
 
+@torch.inference_mode(False)  # what is copied and made here can be trained later
 def survey(model: nn.Module, data: Data, *, example: Tensor | None = None, samples: int = SAMPLES) -> Survey:
     """Run `model` on data and note for each convolution its place, its work and the moments of what it reads.
 
@@ -97,8 +98,12 @@ def survey(model: nn.Module, data: Data, *, example: Tensor | None = None, sampl
     model = uncompiled(model)
     dense = copy.deepcopy(model).eval().requires_grad_(False)
     inputs = batches.collect(data, dense, samples)
-    example = inputs[0][:1] if example is None else batches.collect(example, dense)[0]
     sites = _trace(dense, inputs[0][:2])
+    if example is None:
+        example = inputs[0][:1]
+    else:
+        example = batches.collect(example, dense)[0]
+        sites = _trace(dense, example[:2], "example")  # the sizes that are counted and timed
     if all(site.kept for site in sites):
         reasons = "; ".join(f"{site.name or 'the model'}: {site.kept}" for site in sites) or "it runs no convolution"
         raise InputError("model", type(model).__name__, f"has no convolution that can be made separable ({reasons})")
@@ -109,7 +114,7 @@ def survey(model: nn.Module, data: Data, *, example: Tensor | None = None, sampl
 
 
 @torch.no_grad()
-def _trace(model: nn.Module, batch: Tensor) -> list[Site]:
+def _trace(model: nn.Module, batch: Tensor, argument: str = "data") -> list[Site]:
     """The convolutions in the order of their first call, from one pass over `batch`."""
     names = {module: name for name, module in model.named_modules()}
     calls: dict[nn.Module, list[tuple[torch.Size, torch.Size]]] = defaultdict(list)
@@ -122,7 +127,9 @@ def _trace(model: nn.Module, batch: Tensor) -> list[Site]:
         given = args[0].shape[1] if args[0].dim() == len(module.kernel_size) + 2 else None
         if given not in (None, module.in_channels):
             shape = f"tensor of shape {list(batch.shape)}"
-            raise InputError("data", shape, f"{names[module]} reads {module.in_channels} channels and is given {given}")
+            raise InputError(
+                argument, shape, f"{names[module]} reads {module.in_channels} channels and is given {given}"
+            )
 
     def ran_convolution(module, args, output):
         readers.inside -= 1
@@ -145,7 +152,11 @@ def _trace(model: nn.Module, batch: Tensor) -> list[Site]:
         elif isinstance(module, _BatchNorm):
             handles.append(module.register_forward_hook(ran_norm))
     with watch.hooks(handles), readers:
-        run(model, batch)
+        outputs = run(model, batch, argument)
+    for tensor in watch.tensors(outputs):
+        name = readers.name_of(tensor)
+        if name is not None:
+            readers.reads[name].append(run)  # by the caller
     shared = _shared_weights(model)
     norm_calls = [norm for read in norms.values() for norm in read]
     sites = []
@@ -158,6 +169,7 @@ def _trace(model: nn.Module, batch: Tensor) -> list[Site]:
                 if readers.padded_reads(padded) == 1 and len(pad) <= 2 * len(conv.kernel_size):
                     site.pad = pad
         sites.append(site)
+    _keep_the_later_of_a_sum(sites, readers)
     sites += [
         Site(f"function {i}", 0, 0, [], "it is called as a function, not as a module")
         for i, _ in enumerate(readers.bare)
@@ -214,6 +226,18 @@ def _note_readers(
     if len(readers.reads[end]) == 1 and len(readers.sums[end]) == 1:
         site.added, end = end, readers.sums[end][0]
     site.rectified = len(readers.reads[end]) == 1 and readers.reads[end][0] in watch.RECTIFIERS
+
+
+def _keep_the_later_of_a_sum(sites: list[Site], readers: watch.Readers) -> None:
+    """Of two layers whose outputs are added to each other the first is fitted alone, the other to the sum."""
+    later: dict[str, Site] = {}
+    for site in reversed(sites):
+        if site.added is None:
+            continue
+        if readers.summed.get(site.added) in later:
+            site.added, site.rectified = None, False
+        else:
+            later[site.added] = site
 
 
 def _shared_weights(model: nn.Module) -> set[str]:

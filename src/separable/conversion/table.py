@@ -63,7 +63,7 @@ def options(survey: Survey, site: Site, *, fit: bool = True) -> list[Option]:
             continue
         costs = {}
         for rank in _ranks(site, conv, form, shape):
-            macs = sum(chain.macs(conv, form, rank, *sizes) for sizes in site.sizes)
+            macs = sum(chain.macs(conv, form, rank, *sizes, site.pad) for sizes in site.sizes)
             params = chain.params(conv, form, rank, site.takes_bias(conv))
             if macs < site.macs and params < site.params:
                 costs[rank] = (macs, params)
@@ -75,8 +75,8 @@ def options(survey: Survey, site: Site, *, fit: bool = True) -> list[Option]:
 
 def _ranks(site: Site, conv: Any, form: Form, shape: Shape) -> list[int]:
     """The least, and those that take a share of the layer's multiply-adds; from 16 on whole vectors."""
-    one = sum(chain.macs(conv, form, 16, *sizes) for sizes in site.sizes) / 16
-    full, found = form.full_rank(shape), {1}
+    one = sum(chain.macs(conv, form, 16, *sizes, site.pad) for sizes in site.sizes) / 16
+    full, found = form.useful_rank(shape), {1}
     for share in _SHARES:
         rank = int(share * site.macs / one)
         found.add(min(full, rank // _MULTIPLE * _MULTIPLE if rank >= 2 * _MULTIPLE else max(1, rank)))
@@ -120,7 +120,7 @@ def weigh(survey: Survey, table: Table) -> None:
         return
     median = statistics.median(sensitivities.values())
     for name, sensitivity in sensitivities.items():
-        held = min(max(sensitivity, median / _LEAST), median * _MOST)
+        held = min(max(sensitivity, median / _LEAST), median * _MOST) or 1.0  # 0: outputs that show nothing
         for option in table[name]:
             option.change = option.loss * held
 
@@ -128,7 +128,7 @@ def weigh(survey: Survey, table: Table) -> None:
 def _with_option(survey: Survey, site: Site, option: Option, inputs: Tensor) -> Any:
     """What the dense network gives with one layer in this form."""
     conv = survey.conv(site)
-    layer = from_moments(conv, FORMS[option.form or ""], option.rank, site.known, _importance(survey, site))
+    layer = from_moments(conv, FORMS[option.form or ""], option.rank, site.known, _importance(survey, site), site.pad)
     replaced = replace(survey.model, conv, layer)
     try:
         return replaced(own_copy(inputs))
@@ -149,5 +149,6 @@ def outputs_of(outputs: Any) -> list[Tensor]:
     """All tensors of numbers that a network gives."""
     if isinstance(outputs, Tensor):
         return [outputs.detach().float()] if outputs.is_floating_point() else []
-    values = outputs.values() if isinstance(outputs, dict) else outputs
-    return [t for value in values if isinstance(value, (Tensor, tuple, list, dict)) for t in outputs_of(value)]
+    if not isinstance(outputs, (tuple, list, dict)):
+        return []
+    return [t for value in (outputs.values() if isinstance(outputs, dict) else outputs) for t in outputs_of(value)]

@@ -89,7 +89,7 @@ def layer(survey: Survey, site: Site, option: Option) -> nn.Module:
     if option.form is None:
         return conv
     bias = conv.weight.new_zeros(conv.out_channels) if site.takes_bias(conv) else None
-    chained = chain.assemble(conv, FORMS[option.form], option.rank, None, bias)
+    chained = chain.assemble(conv, FORMS[option.form], option.rank, None, bias, site.pad)
     own = torch.Generator().manual_seed(0)
     for weight in chained.parameters():
         fan = max(1, weight[0].numel())

@@ -40,6 +40,7 @@ class Readers(TorchFunctionMode):
         self._on_addition = on_addition
         self.reads: dict[str, list[Callable]] = defaultdict(list)  # the functions that read each, in order
         self.sums: dict[str, list[str]] = defaultdict(list)  # names under which the sums are followed
+        self.summed: dict[str, str] = {}  # what each was added to, where that is followed as well
         self.bare: list[tuple[Callable, tuple]] = []  # convolutions called as functions, with their arguments' shapes
         self.inside = 0  # of a convolution's module
 
@@ -71,11 +72,11 @@ class Readers(TorchFunctionMode):
         for addition in summed:
             if self._on_addition is not None:
                 self._on_addition(addition)
-        for tensor in tensors((args, kwargs)):
-            if id(tensor) in self._padded:
-                self._padded_reads[id(tensor)] += 1
         result = func(*args, **kwargs)
-        if isinstance(result, (Tensor, tuple, list)):
+        if next(tensors(result), None) is not None:  # a look at the shape reads nothing
+            for tensor in tensors((args, kwargs)):
+                if id(tensor) in self._padded:
+                    self._padded_reads[id(tensor)] += 1
             for tensor in read:
                 name = self._followed[id(tensor)][0] if id(tensor) in self._followed else None
                 if name is not None:
@@ -85,6 +86,8 @@ class Readers(TorchFunctionMode):
         for addition in summed:
             name = f"sum of {addition.name}"
             self.sums[addition.name].append(name)
+            if len(summed) == 2:
+                self.summed[addition.name] = next(a.name for a in summed if a is not addition)
             self.follow(name, result)
         self._note_padding(func, args, kwargs, result)
         return result

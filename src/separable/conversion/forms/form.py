@@ -59,6 +59,10 @@ class Form:
         """The rank at which the form can be exact."""
         raise NotImplementedError
 
+    def useful_rank(self, shape: Shape) -> int:
+        """The largest rank that is worth a look."""
+        return self.full_rank(shape)
+
     def stages(self, shape: Shape, rank: int) -> tuple[Stage, ...]:
         """The chain, in the order in which it runs; its s-th convolution holds the s-th factor."""
         raise NotImplementedError
@@ -76,7 +80,9 @@ class Form:
         energies = self.energies(weight, shape)
         whole = float(weight.square().sum())
         kept = energies.sum(0).cumsum(0)  # of the groups together
-        return [max(0.0, 1 - float(kept[min(rank, len(kept)) - 1]) / max(whole, 1e-300)) for rank in ranks]
+        if whole == 0:  # nothing to lose
+            return [0.0] * len(ranks)
+        return [max(0.0, 1 - float(kept[min(rank, len(kept)) - 1]) / whole) for rank in ranks]
 
     def energies(self, weight: Tensor, shape: Shape) -> Tensor:
         """|component|² of each rank in turn [G, r], for forms whose decompositions nest."""

@@ -110,6 +110,18 @@ class Tucker(Form):
         return [a.contiguous(), core.contiguous(), b.contiguous()]
 
     def losses(self, weight: Tensor, shape: Shape, ranks: list[int]) -> list[float]:
-        """Of the core: its factors are orthonormal."""
-        whole = max(float(weight.square().sum()), 1e-300)
-        return [max(0.0, 1 - float(self.start(weight, shape, rank)[1].square().sum()) / whole) for rank in ranks]
+        """Of the two bases that nest, without the rounds of `start`: a little above what it leaves."""
+        whole = float(weight.square().sum())
+        if whole == 0:  # nothing to lose
+            return [0.0] * len(ranks)
+        a = split(weight.transpose(1, 2).flatten(2), shape.inputs)[0]  # [G, C, C] or less
+        b = split(weight.flatten(2), shape.outputs)[0]
+        core = (b.mT @ weight.flatten(2)).unflatten(2, weight.shape[2:])  # [G, b, C, K]
+        energy = (core.transpose(2, 3) @ a.unsqueeze(1)).square().sum((0, 2))  # [b, a]
+        kept = energy.cumsum(0).cumsum(1)
+        found = []
+        for rank in ranks:
+            first, second = self._ranks(shape, rank)
+            at = min(second, kept.shape[0]) - 1, min(first, kept.shape[1]) - 1
+            found.append(max(0.0, 1 - float(kept[at]) / whole))
+        return found

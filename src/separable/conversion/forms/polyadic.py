@@ -13,7 +13,8 @@ from torch import Tensor
 from separable.conversion.forms.form import Form, Shape, Stage
 
 ROUNDS = 30
-_TRIED, _TRIAL_ROUNDS = 4, 12  # ranks, and rounds of each, that losses are interpolated from
+_TRIED, _TRIAL_ROUNDS = 4, 8  # ranks, and rounds of each, that losses of large layers are interpolated from
+_LARGE = 1 << 16  # numbers in a weight
 
 
 class Polyadic(Form):
@@ -22,6 +23,10 @@ class Polyadic(Form):
 
     def possible(self, shape: Shape) -> bool:
         return shape.taps > 1 and shape.inputs > 1
+
+    def useful_rank(self, shape: Shape) -> int:
+        """Beyond a few times the channels, forms with a closed solution are as good and are had at once."""
+        return min(self.full_rank(shape), round(3 * (shape.inputs * shape.outputs) ** 0.5))
 
     def full_rank(self, shape: Shape) -> int:
         sizes = sorted((shape.inputs, shape.outputs, shape.taps))
@@ -54,12 +59,15 @@ class Polyadic(Form):
 
     def losses(self, weight: Tensor, shape: Shape, ranks: list[int]) -> list[float]:
         """Of a few ranks by a few rounds, between them by interpolation: the logarithm of the loss is smooth."""
-        whole = max(float(weight.square().sum()), 1e-300)
+        whole = float(weight.square().sum())
+        if whole == 0:  # nothing to lose
+            return [0.0] * len(ranks)
         tried = sorted({ranks[round(i * (len(ranks) - 1) / (_TRIED - 1))] for i in range(_TRIED)})
+        rounds = ROUNDS if weight.numel() <= _LARGE else _TRIAL_ROUNDS
         found = []
         for rank in tried:
             start = self._random(weight, shape, rank)
-            missing = weight - self.compose(alternate(weight, start, _TRIAL_ROUNDS))
+            missing = weight - self.compose(alternate(weight, start, rounds))
             found.append(max(math.log(max(float(missing.square().sum()) / whole, 1e-12)), -30.0))
         return [math.exp(_between(rank, tried, found)) for rank in ranks]
 
