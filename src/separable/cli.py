@@ -78,7 +78,8 @@ def convert(
     data: Data,
     out: Out,
     budget: Annotated[
-        str | None, typer.Option(help="latency=0.6 (where not given), macs=0.5, params=0.5; several with commas.")
+        str | None,
+        typer.Option(help="latency=0.6 (if not given), macs=0.5, params=0.5, accuracy=-0.5; or several."),
     ] = None,
     target: Annotated[
         str | None, typer.Option(help="Where it will run: accelerate (where not given), onnxruntime, openvino, torch.")
@@ -90,6 +91,7 @@ def convert(
     test: Annotated[Path | None, typer.Option(help="Labelled images: accuracy before and after, and who pays.")] = None,
     test_split: Annotated[str | None, typer.Option(help="Which split folder of --test, where it has several.")] = None,
     slices: Annotated[Path | None, typer.Option(help="CSV of file,slice: named parts of --test.")] = None,
+    pareto: Annotated[bool, typer.Option("--pareto", help="Also draw accuracy on --test against time.")] = False,
     samples: Annotated[int, typer.Option(min=1, help="Images to calibrate on.")] = 1024,
     distill: Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning against the dense network.")] = 0,
     distill_minutes: Annotated[float | None, typer.Option(help="At most so many minutes of it.")] = None,
@@ -106,10 +108,17 @@ def convert(
     from separable.commands import convert as job
 
     asked: dict[str, Any] = {"budget": budget, "target": target, "threads": threads, "batch": batch, "weights": weights}
-    asked |= {"split": split, "test": test, "test_split": test_split, "slices": slices, "samples": samples}
-    asked |= {"distill": distill, "distill_minutes": distill_minutes, "patience": patience, "resume": resume}
+    asked |= {"split": split, "test": test, "test_split": test_split, "slices": slices, "pareto": pareto}
+    asked |= {
+        "samples": samples,
+        "distill": distill,
+        "distill_minutes": distill_minutes,
+        "patience": patience,
+        "resume": resume,
+    }
     images = {"size": size, "mean": mean, "std": std}
-    show(job.run(job.Options(source, data, out, **asked, images=images, seed=seed, overwrite=overwrite)), json)
+    asked |= {"samples": samples, "seed": seed, "overwrite": overwrite}
+    show(job.run(job.Options(source, data, out, **asked, images=images)), json)
 
 
 @app.command(cls=Several)
