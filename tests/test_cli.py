@@ -171,7 +171,7 @@ def test_convert_draws_accuracy_against_time_and_keeps_an_accuracy(place, tmp_pa
     monkeypatch.setattr(study, "PARETO", (1.0,))
     monkeypatch.setattr(study, "_HALVINGS", 1)
     pareto = study.Study.pareto
-    monkeypatch.setattr(study.Study, "pareto", lambda self: [self.convert({"macs": 0.7})] + pareto(self, (1.0,)))
+    monkeypatch.setattr(study.Study, "pareto", lambda self: [self.convert({"macs": 0.7}), *pareto(self, (1.0,))])
     done = run(
         "convert", f"{place}/net.py:network", "--data", place / "images" / "train", "--budget", "accuracy=-50",
         "--target", "onnxruntime", "--samples", "30", "--test", place / "images" / "test", "--pareto", "--out",
