@@ -70,6 +70,7 @@ def place(tmp_path_factory):
             for i in range(count):
                 pixels = torch.randint(0, 80 * (label + 1), (20, 20), dtype=torch.uint8, generator=drawn)
                 Image.fromarray(pixels.numpy()).save(folder / "images" / split / f"class{label}" / f"{i}.png")
+    (folder / "other.csv").write_text("file,slice\nnight.png,dark\n")
     (folder / "one").mkdir()
     Image.new("L", (20, 20)).save(folder / "one" / "0.png")
     (folder / "images" / "train" / "class0" / "broken.png").write_bytes(b"not an image")
@@ -164,6 +165,40 @@ def test_convert_ends_with_the_line_that_matters(place, tmp_path):
     assert "What classes lose" in done.stdout
 
 
+def test_convert_draws_accuracy_against_time_and_keeps_an_accuracy(place, tmp_path, monkeypatch):
+    from separable.conversion import study
+
+    monkeypatch.setattr(study, "PARETO", (1.0,))
+    monkeypatch.setattr(study, "_HALVINGS", 1)
+    pareto = study.Study.pareto
+    monkeypatch.setattr(study.Study, "pareto", lambda self: [self.convert({"macs": 0.7}), *pareto(self, (1.0,))])
+    done = run(
+        "convert", f"{place}/net.py:network", "--data", place / "images" / "train", "--budget", "accuracy=-50",
+        "--target", "onnxruntime", "--samples", "30", "--test", place / "images" / "test", "--pareto", "--out",
+        tmp_path / "o", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["pareto"][0]["name"] == "dense"
+    assert len(result["pareto"]) >= 2
+    assert all(0 <= one["top1"] <= 1 and one["ms"] > 0 for one in result["pareto"])
+    assert "Accuracy against time" in (tmp_path / "o" / "report.html").read_text()
+
+
+def test_what_fails_after_the_conversion_does_not_lose_it(place, tmp_path, monkeypatch):
+    from separable import conversion
+
+    refusal = separable.InputError("data", "labels", "mean nothing")
+    monkeypatch.setattr(conversion, "who_pays", mock.Mock(side_effect=refusal))
+    done = run(
+        "convert", f"{place}/net.py:network", "--data", place / "images" / "train", "--budget", "macs=0.7", "--target",
+        "torch", "--test", place / "images" / "test", "--out", tmp_path / "o",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"mean nothing; the network as it was until then is saved in {tmp_path}/o" in done.stderr
+    assert separable.load(tmp_path / "o")(torch.zeros(1, 1, 16, 16)).shape == (1, 3)
+
+
 def distilled_until(place, out, monkeypatch, error, *more):
     """`convert --distill 3`, stopped by an error at the end of the second epoch."""
     from separable.conversion import distill_history
@@ -211,7 +246,8 @@ def test_a_killed_distillation_goes_on_to_the_same_network(place, tmp_path, monk
 def test_an_interrupted_distillation_is_written_as_it_is_then(place, tmp_path, monkeypatch):
     done = distilled_until(place, tmp_path / "o", monkeypatch, KeyboardInterrupt())
     assert done.returncode == 130, done.stderr
-    assert "interrupted" in done.stderr
+    assert "interrupted: writing the network as it is now" in done.stderr
+    assert "stopped" not in done.stderr
     assert json.loads(done.stdout)["interrupted"] is True
     assert separable.load(tmp_path / "o")(torch.zeros(1, 1, 16, 16)).shape == (1, 3)
     assert (tmp_path / "o.distilling" / "run").is_dir()
@@ -461,6 +497,13 @@ MISTAKES = {
                            "{tmp}/o"], "--slices = a.csv: goes with --test"),
     "slices that are not there": (["convert", "{place}/net.py:network", "--data", "nowhere", "--test", "nowhere",
                                    "--slices", "a.csv", "--out", "{tmp}/o"], "--slices = a.csv: cannot be read"),
+    "slices of other files": (["convert", "{place}/net.py:network", "--data", "{place}/images/train", "--test",
+                               "{place}/images/test", "--slices", "{place}/other.csv", "--out", "{tmp}/o"],
+                              "names no file of --test, as night.png; its images are called as class0/0.png"),
+    "accuracy against time of no test": (["convert", "{place}/net.py:network", "--data", "nowhere", "--pareto", "--out",
+                                          "{tmp}/o"], "--pareto = given: needs --test"),
+    "an accuracy to be gained": (["convert", "{place}/net.py:network", "--data", "nowhere", "--budget", "accuracy=2",
+                                  "--out", "{tmp}/o"], "accuracy is what may be lost"),
     "patience without distillation": (["convert", "{place}/net.py:network", "--data", "nowhere", "--patience", "2",
                                        "--out", "{tmp}/o"], "--patience = 2: goes with --distill"),
     "no time to distil": (["convert", "{place}/net.py:network", "--data", "nowhere", "--distill", "2",
@@ -556,6 +599,15 @@ def test_our_own_fault_exits_with_1_and_debug_shows_where(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["separable", "doctor", "--debug"])
     with pytest.raises(ZeroDivisionError):
         cli.main()
+
+
+def test_ctrl_c_says_that_nothing_is_left_behind(monkeypatch):
+    from separable.commands import doctor
+
+    monkeypatch.setattr(doctor, "run", mock.Mock(side_effect=KeyboardInterrupt))
+    done = run("doctor")
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.strip() == "separable: stopped; nothing that was not finished is left behind"
 
 
 def test_a_network_that_cannot_be_saved_is_refused_before_the_work_with_its_line(place, tmp_path):

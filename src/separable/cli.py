@@ -17,6 +17,7 @@ from separable.errors import InputError, first_line
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
+INTERRUPTED = 130
 SEVERAL = ("--batch", "--threads", "--runtimes")  # options whose values stand one after the other
 IMAGES, TEXT, SOUND = "Images", "Sentences", "Sounds"  # headings of the help
 SOURCE = "A saved folder, timm:NAME, torchvision:NAME, or FILE.py:FACTORY."
@@ -77,7 +78,8 @@ def convert(
     data: Data,
     out: Out,
     budget: Annotated[
-        str | None, typer.Option(help="latency=0.6 (where not given), macs=0.5, params=0.5; several with commas.")
+        str | None,
+        typer.Option(help="latency=0.6 (if not given), macs=0.5, params=0.5, accuracy=-0.5; or several."),
     ] = None,
     target: Annotated[
         str | None, typer.Option(help="Where it will run: accelerate (where not given), onnxruntime, openvino, torch.")
@@ -89,6 +91,7 @@ def convert(
     test: Annotated[Path | None, typer.Option(help="Labelled images: accuracy before and after, and who pays.")] = None,
     test_split: Annotated[str | None, typer.Option(help="Which split folder of --test, where it has several.")] = None,
     slices: Annotated[Path | None, typer.Option(help="CSV of file,slice: named parts of --test.")] = None,
+    pareto: Annotated[bool, typer.Option("--pareto", help="Also draw accuracy on --test against time.")] = False,
     samples: Annotated[int, typer.Option(min=1, help="Images to calibrate on.")] = 1024,
     distill: Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning against the dense network.")] = 0,
     distill_minutes: Annotated[float | None, typer.Option(help="At most so many minutes of it.")] = None,
@@ -105,10 +108,17 @@ def convert(
     from separable.commands import convert as job
 
     asked: dict[str, Any] = {"budget": budget, "target": target, "threads": threads, "batch": batch, "weights": weights}
-    asked |= {"split": split, "test": test, "test_split": test_split, "slices": slices, "samples": samples}
-    asked |= {"distill": distill, "distill_minutes": distill_minutes, "patience": patience, "resume": resume}
+    asked |= {"split": split, "test": test, "test_split": test_split, "slices": slices, "pareto": pareto}
+    asked |= {
+        "samples": samples,
+        "distill": distill,
+        "distill_minutes": distill_minutes,
+        "patience": patience,
+        "resume": resume,
+    }
     images = {"size": size, "mean": mean, "std": std}
-    show(job.run(job.Options(source, data, out, **asked, images=images, seed=seed, overwrite=overwrite)), json)
+    asked |= {"samples": samples, "seed": seed, "overwrite": overwrite}
+    show(job.run(job.Options(source, data, out, **asked, images=images)), json)
 
 
 @app.command(cls=Several)
@@ -290,7 +300,7 @@ def one_of(given: str | None, data: str | None) -> str:
 def show(result, json: bool) -> None:
     _print(result, json)
     if result.code:
-        raise typer.Exit(result.code)
+        raise SystemExit(result.code)
 
 
 def _print(result, json: bool) -> None:
@@ -315,13 +325,14 @@ def main() -> None:
         with progress.shown():
             code = app(arguments, prog_name="separable", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        print("separable: stopped; nothing that was not finished is left behind", file=sys.stderr)
-        raise SystemExit(130) from None
+        code = INTERRUPTED
     except Exception as error:
         if len(arguments) < len(sys.argv) - 1:
             raise
         sentence, code = explain(error, arguments)
         print(f"separable: {sentence}", file=sys.stderr)
+    if code == INTERRUPTED:  # typer makes that of Ctrl-C, or lets it through
+        print("separable: stopped; nothing that was not finished is left behind", file=sys.stderr)
     raise SystemExit(code or 0)
 
 

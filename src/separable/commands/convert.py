@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from separable import atomic, conversion, report, store
 from separable.commands import distilling
 from separable.commands.budget import as_typed, parse_budget
-from separable.commands.converted import headline, summary, times_table
-from separable.commands.evaluate import accuracy
+from separable.commands.convert_work import Options, Work
+from separable.commands.converted import summary, times_table
+from separable.commands.evaluate import accuracy, check_classes, logits_of
 from separable.commands.network import Network, open_network, preparation_of
+from separable.commands.pareto import pareto, pareto_table
 from separable.commands.profile import check_threads
 from separable.commands.result import Result
 from separable.commands.unfinished import Unfinished
-from separable.conversion import WhoPays, timing
+from separable.conversion import Study, timing
 from separable.conversion.layer_table import layer_table
 from separable.conversion.plan import DEFAULT
 from separable.data import ImageSet, open_images
@@ -27,71 +29,25 @@ from separable.export import export_onnx
 from separable.progress import say
 
 _BATCH_SIZE = 128
+_JUDGED = 2048  # labelled images beyond --samples, for a budget of accuracy
 _LISTED = 10  # rows of each table of who pays; the page has all
 INTERRUPTED = 130
 
 
-@dataclass
-class Options:
-    """What `separable convert` was asked for."""
-
-    source: str
-    data: Path
-    out: Path
-    budget: str | None = None
-    target: str | None = None
-    threads: int | None = None
-    batch: int = 1
-    weights: Path | None = None
-    split: str | None = None
-    test: Path | None = None
-    test_split: str | None = None
-    slices: Path | None = None
-    samples: int = conversion.SAMPLES
-    distill: int = 0
-    distill_minutes: float | None = None
-    patience: int | None = None
-    resume: bool = False
-    images: dict[str, str | None] = field(default_factory=dict)  # size, mean, std as typed
-    seed: int = 0
-    overwrite: bool = False
-
-
-@dataclass
-class Work:
-    """What the options name, opened, and what was made of it so far."""
-
-    options: Options
-    network: Network
-    images: ImageSet
-    test: ImageSet | None
-    slices: dict[str, set[str]] | None
-    budget: dict[str, float]
-    target: str
-    calibration: Tensor  # [samples, C, H, W]
-    conversion: dict[str, Any] = field(default_factory=dict)
-    stages: dict[str, nn.Module] = field(default_factory=dict)  # the last is written
-    top1: dict[str, float] = field(default_factory=dict)
-    pays: WhoPays | None = None
-
-    @property
-    def example(self) -> Tensor:
-        """The batch that is timed: the images that calibrate, again where there are too few."""
-        return self.calibration[torch.arange(self.options.batch) % len(self.calibration)]
-
-
 def run(options: Options) -> Result:
-    """Convert, distil where asked, and write one folder that needs nothing else; interrupted, what there is by then."""
+    """Convert, distil where asked, and write one folder that needs nothing else; what stops it loses nothing."""
     work = opened(options)
     unfinished = unfinished_of(work) if options.distill else None
     dense_sizes = rehearse(work.network.model, work.calibration[:1])
     network = converted(work, unfinished)
     work.stages = {"dense": work.network.model, "separable": network}
     is_changed = any(layer["form"] for layer in work.conversion["layers"])
-    interrupted = False
+    interrupted, failure = False, None
     try:
         if work.test is not None:
             ask_who_pays(work, is_changed)
+        if work.study is not None and work.test is not None and options.pareto:
+            work.points = pareto(work.study, work.top1["dense"], work.test)
         if unfinished is not None and is_changed:
             work.stages["separable"], work.stages["distilled"] = copy.deepcopy(network), network
             distilling.distill(network, work.network.model, work.images, options, unfinished)
@@ -100,7 +56,12 @@ def run(options: Options) -> Result:
     except KeyboardInterrupt:
         interrupted = True
         say("interrupted: writing the network as it is now")
+    except InputError as error:
+        failure = error
     sizes = {"dense": dense_sizes, "separable": write(work)}
+    if failure is not None:
+        rule = f"{failure.rule}; the network as it was until then is saved in {options.out}"
+        raise InputError(failure.argument, failure.value, rule) from failure
     if unfinished is not None and not interrupted:
         unfinished.remove()
     return told(work, sizes, interrupted)
@@ -118,6 +79,9 @@ def opened(options: Options) -> Work:
     distilling.check(options)
     if options.slices is not None and options.test is None:
         raise InputError("--slices", options.slices, "goes with --test, the labelled images that it divides")
+    if options.pareto and (options.test is None or options.resume):
+        rule = "needs --test, on which accuracy is measured, and is drawn before distillation: not with --resume"
+        raise InputError("--pareto", "given", rule)
     with as_typed({"slices": ("--slices", options.slices)}):
         slices = None if options.slices is None else conversion.read_slices(options.slices)
     network = open_network(options.source, options.weights)
@@ -130,11 +94,26 @@ def opened(options: Options) -> Work:
         classes = images.classes or network.classes or None
         test = open_images(options.test, images.preparation, options.test_split, classes=classes)
         test.require_labels()
+        check_test(network, test, slices)
     if options.distill and len(images) < 2:
         raise InputError("--distill", options.distill, "needs at least two images: one to train on, one to choose on")
-    reading = images.batches(_BATCH_SIZE, options.samples, options.seed, "reading images to calibrate on")
-    calibration = torch.cat([inputs for inputs, _ in reading])
-    return Work(options, network, images, test, slices, budget, target, calibration)
+    if "accuracy" in budget:
+        images.require_labels()
+    wanted = options.samples + (_JUDGED if "accuracy" in budget else 0)
+    read = list(images.batches(_BATCH_SIZE, wanted, options.seed, "reading images to calibrate on"))
+    calibration, labels = (torch.cat([batch[i] for batch in read]) for i in range(2))
+    return Work(options, network, images, test, slices, budget, target, calibration, labels)
+
+
+def check_test(network: Network, test: ImageSet, slices: Mapping[str, set[str]] | None) -> None:
+    """Refuse before the work test images that the dense network has no classes for, and slices of other files."""
+    inputs, labels = next(test.batches(2, 2, description="looking at test images"))
+    check_classes(network, test, logits_of(network.model, inputs, labels).shape[1])
+    names = set(test.names)
+    for name, files in (slices or {}).items():
+        if not files & names:
+            example = f"{min(files)}; its images are called as {test.names[0]}"
+            raise InputError("--slices", name, f"names no file of --test, as {example}")
 
 
 def unfinished_of(work: Work) -> Unfinished:
@@ -174,11 +153,14 @@ def converted(work: Work, unfinished: Unfinished | None) -> nn.Module:
         return network
     asked = options.budget or ",".join(f"{key}={value:g}" for key, value in work.budget.items())
     say(f"Converting {work.network.name} to {asked}, calibrated on {len(work.calibration)} images")
-    with as_typed({"budget": ("--budget", asked), "target": ("--target", work.target)}):
-        done = conversion.convert(
-            dense, work.calibration, work.budget,
-            example=work.example, samples=len(work.calibration), target=work.target,
+    with as_typed(
+        {"budget": ("--budget", asked), "target": ("--target", work.target), "data": ("--data", options.data)}
+    ):
+        work.study = Study(
+            dense, work.data, example=work.example, samples=options.samples, target=work.target,
+            judged="accuracy" in work.budget,
         )  # fmt: skip
+        done = work.study.convert(work.budget)
     work.conversion = {
         "budget": work.budget, "images": len(work.calibration), "seed": options.seed, **done.to_json(),
     }  # fmt: skip
@@ -209,31 +191,14 @@ def top1(work: Work, stage: str) -> float:
     return accuracy(work.stages[stage], work.test.batches(256, description=f"testing {stage}")).top1
 
 
-def about_of(work: Work) -> dict[str, Any]:
-    """What is known of the network that is written."""
-    options = work.options
-    about = {
-        "source": work.network.name,
-        "weights": "as the source makes them" if options.weights is None else options.weights.name,
-        "preparation": work.images.preparation.to_json(),
-        "classes": work.images.classes or work.network.classes,
-        "input_shape": [1, *work.calibration.shape[1:]],
-        "conversion": work.conversion,
-    }
-    if work.top1 and options.test is not None:
-        about["measured"] = {"test": options.test.name, "top1": work.top1}
-    return about
-
-
 def write(work: Work) -> dict[str, int]:
     """The folder, whole or not at all; both forms are loaded again and compared before it takes its name."""
     options, model, failure = work.options, list(work.stages.values())[-1], None
-    about, example, preparation = about_of(work), work.calibration[:1], work.images.preparation
-    pays = {} if work.pays is None else {"who_pays": work.pays.to_json()}
+    about, example, preparation = work.about(), work.calibration[:1], work.images.preparation
     pictures = {} if work.pays is None else work.pays.pictures(preparation.mean, preparation.std)
     with atomic.folder_beside(options.out, overwrite=options.overwrite, argument="--out") as beside:
         store.save(model, beside, example=example, about=about)
-        report.conversion_page({**about, **pays, "headline": last_line(work)}, beside / "report.html", pictures)
+        report.conversion_page({**about, **work.measured()}, beside / "report.html", pictures)
         try:
             return export(model, example, about, beside)
         except InputError as error:
@@ -248,23 +213,17 @@ def export(model: nn.Module, example: Tensor, about: dict[str, Any], folder: Pat
     return {file.name: file.stat().st_size for file in sorted(folder.glob("model.*"))}
 
 
-def last_line(work: Work) -> str:
-    """Of the network that is written: distillation changes no shape, so the times are its own."""
-    last, dense = work.top1.get(list(work.stages)[-1]), work.top1.get("dense")
-    return headline(work.conversion, None if last is None or dense is None else 100 * (last - dense))
-
-
 def told(work: Work, sizes: dict[str, dict[str, int]], interrupted: bool) -> Result:
-    options, about = work.options, about_of(work)
+    options, about = work.options, work.about()
     skipped = {*work.images.skipped, *(work.test.skipped if work.test else [])}
-    pays = {} if work.pays is None else {"who_pays": work.pays.to_json()}
     data = {
-        **about, **pays, "out": str(options.out), "file_bytes": sizes, "skipped": sorted(skipped),
-        "headline": last_line(work), "interrupted": interrupted,
+        **about, **work.measured(), "out": str(options.out), "file_bytes": sizes, "skipped": sorted(skipped),
+        "interrupted": interrupted,
     }  # fmt: skip
     tables = [layer_table(work.conversion), summary(about, sizes), times_table(work.conversion)]
+    tables += [pareto_table(work.points)] if work.points else []
     tables += work.pays.tables(_LISTED) if work.pays else []
-    closing = f"Written to {options.out}: model.safetensors, model.json, model.onnx, report.html\n{last_line(work)}"
+    closing = f"Written to {options.out}: model.safetensors, model.json, model.onnx, report.html\n{work.last_line()}"
     if interrupted and options.distill:
         closing = f"Interrupted; the same command with --resume --overwrite goes on.\n{closing}"
     return Result(data, tables, closing, INTERRUPTED if interrupted else 0)

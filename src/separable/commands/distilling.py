@@ -1,7 +1,5 @@
 """Distillation as a part of `separable convert`: which images, in which order, and how long."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,19 +46,8 @@ def distill(student: nn.Module, teacher: nn.Module, images: ImageSet, options: A
     # a last batch of one image would give batch norm nothing to estimate from
     shuffled = DataLoader(Subset(images, train), _BATCH_SIZE, shuffle=True, drop_last=len(train) > _BATCH_SIZE)
     held = DataLoader(Subset(images, validation), _BATCH_SIZE)
-    with _told(options, unfinished):
+    with as_typed({"minutes": ("--distill-minutes", options.distill_minutes)}):
         conversion.distill(
             student, teacher, shuffled, held, epochs=options.distill, minutes=options.distill_minutes,
             patience=options.patience, checkpoint=unfinished.run, resume=options.resume,
         )  # fmt: skip
-
-
-@contextmanager
-def _told(options: Any, unfinished: Unfinished) -> Iterator[None]:
-    """A refusal names the option, and where the converted network is."""
-    try:
-        with as_typed({"minutes": ("--distill-minutes", options.distill_minutes)}):
-            yield
-    except InputError as error:
-        rule = f"{error.rule}; the network before distillation is in {unfinished.converted}"
-        raise InputError(error.argument, error.value, rule) from error

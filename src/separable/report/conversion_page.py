@@ -17,7 +17,7 @@ def conversion_page(data: Mapping[str, Any], file: str | Path, pictures: Mapping
 
     Args:
         data: what `separable convert --json` prints: "source", "headline", "conversion" (`Conversion.to_json()` with
-            "budget", "images" and "seed"), "measured" where top-1 was, and "who_pays" (`WhoPays.to_json()`).
+            "budget", "images" and "seed"), "measured" where top-1 was, "pareto", and "who_pays" (`WhoPays.to_json()`).
         file: where; written beside and renamed.
         pictures: of examples, by their index, as `WhoPays.pictures()` gives them.
 
@@ -31,6 +31,8 @@ def conversion_page(data: Mapping[str, Any], file: str | Path, pictures: Mapping
         f"{_budget(conversion['budget'])}; calibrated on {conversion['images']:,} images, seed {conversion['seed']}"
     )
     sections = [Section("What it comes to", [f"{data['headline']}."]), time_section(conversion)]
+    if data.get("pareto"):
+        sections.append(pareto_section(data["pareto"]))
     sections += layer_sections(conversion)
     pays = data.get("who_pays")
     if pays is not None:
@@ -97,6 +99,27 @@ def time_section(conversion: Mapping[str, Any]) -> Section:
     versions = ", ".join(f"{name} {version}" for name, version in comparison["versions"].items())
     parts = comparison_parts(comparison, f"Batch {conversion['batch']}, {where}", by_speed(comparison, "separable"))
     return Section("Dense and separable in the same runtime", [*parts, f"{comparison['processor']}; {versions}."])
+
+
+def pareto_section(points: Sequence[Mapping[str, Any]]) -> Section:
+    """Accuracy against time, a point a network; the dense one is the first."""
+    shown = sorted(points, key=lambda one: one["ms"])
+    curve = plots.curves(
+        {"top-1": ([one["ms"] for one in shown], [100 * one["top1"] for one in shown])},
+        x="ms a call",
+        y="top-1, %",
+        title="Accuracy against time; the slowest point is the dense network in its fastest runtime",
+    )
+    rows = [
+        [
+            one["name"], f"{one['ms']:.3f}", f"{one['times_as_fast']:.2f}", f"{one['top1']:.2%}",
+            f"{one['macs'] / 1e6:,.2f}", one["params"],
+        ]
+        for one in points
+    ]  # fmt: skip
+    columns = ["network", "ms", "times as fast", "top-1", "M MACs", "parameters"]
+    said = "Each network was calibrated for its share of the dense network's time, without a gradient step."
+    return Section("Accuracy against time", [curve, said, table(columns, rows)])
 
 
 def layer_sections(conversion: Mapping[str, Any]) -> list[Section]:
