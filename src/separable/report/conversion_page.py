@@ -147,7 +147,8 @@ def layer_sections(conversion: Mapping[str, Any]) -> list[Section]:
     said = (
         "The error is the share of a layer's output variance, after its norm, shortcut and ReLU, that the new form "
         "misses on the calibration images, with all that earlier layers have lost. Milliseconds of a layer are taken "
-        f"in {target} together with its norm and activation, those of the whole network in one piece."
+        f"in {target} together with its norm and activation and hold a call of their own, so that they add up to more "
+        "than those of the whole network, which is timed in one piece."
     )
     return [Section("What became of each layer", [_layer_bars(conversion), said, table(columns, rows, total=total)])]
 
