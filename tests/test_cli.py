@@ -201,19 +201,19 @@ def test_what_fails_after_the_conversion_does_not_lose_it(place, tmp_path, monke
 
 def distilled_until(place, out, monkeypatch, error, *more):
     """`convert --distill 3`, stopped by an error at the end of the second epoch."""
-    from separable.conversion import distill_history
+    from separable.conversion.distillation import history
 
     with monkeypatch.context() as patch:
         patch.setattr("separable.conversion.timing.time_options", lambda *_: None)  # the same plan every time
         if error is not None:
-            describe = distill_history.Epoch.describe
+            describe = history.Epoch.describe
 
             def stopped(epoch, epochs):
                 if epoch.epoch == 2:
                     raise error
                 return describe(epoch, epochs)
 
-            patch.setattr(distill_history.Epoch, "describe", stopped)
+            patch.setattr(history.Epoch, "describe", stopped)
         return run(
             "convert", f"{place}/net.py:network", "--data", place / "images" / "train", "--budget", "macs=0.7",
             "--target", "torch", "--distill", "3", "--out", out, "--json", *more,

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from separable.conversion import distill
-from separable.conversion.distill_data import Source
-from separable.conversion.distill_look import look
-from separable.conversion.distill_loss import Objective
-from separable.conversion.distill_networks import Pair
+from separable.conversion.distillation.data import Source
+from separable.conversion.distillation.look import look
+from separable.conversion.distillation.loss import Objective
+from separable.conversion.distillation.networks import Pair
 from separable.errors import InputError
 
 

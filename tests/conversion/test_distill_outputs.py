@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from separable.conversion import distill
-from separable.conversion.distill_loss import Objective, by_name, softened_divergence
-from separable.conversion.distill_variance import channel_variance
+from separable.conversion.distillation.loss import Objective, by_name, softened_divergence
+from separable.conversion.distillation.variance import channel_variance
 from separable.errors import InputError
 
 Boxes = namedtuple("Boxes", "place size")

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from separable.conversion import distill
-from separable.conversion.distill_data import Source
-from separable.conversion.distill_processes import Processes
+from separable.conversion.distillation.data import Source
+from separable.conversion.distillation.processes import Processes
 
 SCRIPT = """
 import json, sys
@@ -23,6 +23,8 @@ import test_distill_processes as here
 if sys.argv[3] == "joined":
     dist.init_process_group("gloo")
 print("rank", json.dumps(here.run(checkpoint=sys.argv[1])), flush=True)
+if sys.argv[3] == "joined":
+    dist.destroy_process_group()  # who opens a group closes it: torch may abort at exit otherwise
 """
 
 

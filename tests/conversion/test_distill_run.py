@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from separable import progress
-from separable.conversion import distill, distill_run, distill_state
+from separable.conversion import distill
+from separable.conversion.distillation import run as loop
+from separable.conversion.distillation import state
 from separable.errors import InputError
 
 
@@ -72,9 +74,9 @@ import os, signal, sys
 import torch
 torch.set_num_threads({threads})
 sys.path.insert(0, {tests!r})
-from separable.conversion import distill_run
+from separable.conversion.distillation import run as loop
 import test_distill_run as here
-distill_run._CHECKPOINT_EVERY_S = 0.0
+loop._CHECKPOINT_EVERY_S = 0.0
 here.run(here.Images(at=13, act=lambda: os.kill(os.getpid(), signal.SIGKILL)), checkpoint={folder!r})
 """
 
@@ -85,7 +87,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path):
     text = KILLED.format(threads=torch.get_num_threads(), tests=str(Path(__file__).parent), folder=str(folder))
     killed = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    kept = torch.load(folder / distill_state.NAME, weights_only=True)
+    kept = torch.load(folder / state.NAME, weights_only=True)
     assert (kept["epoch"], kept["done"], kept["step"]) == (2, 3, 8)
     student, history = run(Images(), checkpoint=folder, resume=True)
     expected, whole = run(Images())
@@ -112,7 +114,7 @@ def test_ctrl_c_keeps_the_best_and_what_came_before(tmp_path, capsys):
     with pytest.raises(KeyboardInterrupt), progress.shown():
         distill(student, teacher, Images(13, interrupt), Images().x[:32], epochs=3, checkpoint=tmp_path)
     assert "interrupted in epoch" in capsys.readouterr().err
-    kept = torch.load(tmp_path / distill_state.NAME, weights_only=True)
+    kept = torch.load(tmp_path / state.NAME, weights_only=True)
     assert all(torch.equal(kept["best"][name], tensor) for name, tensor in student.state_dict().items())
     assert student.training
 
@@ -139,13 +141,13 @@ def test_patience_stops_a_run_that_no_longer_gets_better():
 def test_a_time_limit_ends_the_schedule_in_time():
     """Slow batches: of a hundred epochs few fit, and the last steps are small."""
     student, teacher = networks()
-    rates, set_rate = [], distill_run.steps.set_rate
+    rates, set_rate = [], loop.steps.set_rate
     data = Images()
     data.__class__ = type(
         "Slow", (Images,), {"__iter__": lambda self: (time.sleep(0.05) or b for b in list(Images.__iter__(self)))}
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distill_run.steps, "set_rate", lambda o, rate: (rates.append(rate), set_rate(o, rate)))
+        patch.setattr(loop.steps, "set_rate", lambda o, rate: (rates.append(rate), set_rate(o, rate)))
         began = time.monotonic()
         _, history = distill(student, teacher, data, Images().x[:32], epochs=100, minutes=2.0 / 60)
     assert time.monotonic() - began < 6
@@ -196,7 +198,7 @@ FOLDERS = {
         "holds other files and no distillation.pt",
     ),
     "a file": (
-        lambda folder: run(Images(), checkpoint=folder / distill_state.NAME),
+        lambda folder: run(Images(), checkpoint=folder / state.NAME),
         "must be a folder, or a name that is free",
     ),
 }
@@ -211,15 +213,15 @@ def finished(tmp_path_factory):
 
 @pytest.mark.parametrize("case", FOLDERS)
 def test_a_folder_that_is_not_of_this_run_is_refused(finished, case):
-    before = (finished / distill_state.NAME).read_bytes()
+    before = (finished / state.NAME).read_bytes()
     call, sentence = FOLDERS[case]
     with pytest.raises(InputError, match=f"^checkpoint = .*{sentence}"):
         call(finished)
-    assert (finished / distill_state.NAME).read_bytes() == before
+    assert (finished / state.NAME).read_bytes() == before
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
-    (tmp_path / distill_state.NAME).write_bytes(b"something else")
+    (tmp_path / state.NAME).write_bytes(b"something else")
     with pytest.raises(InputError, match=r"^checkpoint = .*: cannot be read: "):
         run(Images(), checkpoint=tmp_path, resume=True)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from separable.conversion import distill
-from separable.conversion.distill_steps import Clock, Spread, factor, optimizer, scales
+from separable.conversion.distillation.steps import Clock, Spread, factor, optimizer, scales
 
 
 def chain(scale=1.0):

@@ -10,6 +10,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from separable import cost, runtimes, store
+from separable.commands.converted import points_in_words
 from separable.commands.evaluate import accuracy, check_classes
 from separable.commands.image import open_test
 from separable.commands.measuring import Job, Named, inputs_of, measured
@@ -20,6 +21,7 @@ from separable.data.images import Preparation
 from separable.errors import InputError
 from separable.inputs import own_copy
 from separable.progress import say
+from separable.runtimes import threads_in_words
 
 
 @dataclass
@@ -57,7 +59,7 @@ def run(options: Options) -> Result:
     batches = list(dict.fromkeys(options.batches)) or [_batch_of(options.shapes)]
     found = []
     for number in threads:
-        say(f"Measuring on {_threads(number)} in a process of its own")
+        say(f"Measuring on {threads_in_words(number)} in a process of its own")
         found += measured(Job([named for named, _ in opened], batches, number, names, options.rounds))
     data: dict[str, Any] = {"networks": rows, "data": options.data, "measured": found}
     data["conclusions"] = conclusions(data)
@@ -170,7 +172,7 @@ def conclusions(data: Mapping[str, Any]) -> list[str]:
     first, *others = data["networks"]
     said = []
     for part in data["measured"]:
-        where = f"batch {part['batch']}, {_threads(part['threads'])}"
+        where = f"batch {part['batch']}, {threads_in_words(part['threads'])}"
         best = {row["network"]: row for row in part["rows"] if part["fastest"][row["network"]] == row["runtime"]}
         missing = [row["name"] for row in data["networks"] if row["name"] not in best]
         said += [f"{name} ran in no float32 runtime that was asked for ({where})" for name in missing]
@@ -195,14 +197,7 @@ def _beside(row: Mapping[str, Any], first: Mapping[str, Any], where: str) -> str
 def _points(row: Mapping[str, Any], first: Mapping[str, Any]) -> str:
     if "accuracy" not in row:
         return ""
-    points = 100 * (row["accuracy"]["top1"] - first["accuracy"]["top1"])
-    if abs(points) < 0.005:
-        return "; the same accuracy"
-    return f"; {abs(points):.2f} points {'lost' if points < 0 else 'gained'}"
-
-
-def _threads(number: int) -> str:
-    return "one thread" if number == 1 else f"{number} threads"
+    return f"; {points_in_words(100 * (row['accuracy']['top1'] - first['accuracy']['top1']))}"
 
 
 def table_of(rows: list[dict[str, Any]]) -> Table:

@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from separable.report.comparison_parts import by_speed
+from separable.runtimes import threads_in_words
 
 _LEAST_POINTS = 0.005  # below which an accuracy counts as the same
 
@@ -13,7 +14,7 @@ _LEAST_POINTS = 0.005  # below which an accuracy counts as the same
 def headline(conversion: Mapping[str, Any], points: float | None = None) -> str:
     """The line that matters, from `Conversion.to_json()`. points: of accuracy, gained or (below 0) lost."""
     comparison, target = conversion["comparison"], conversion["target"]
-    where = f"batch {conversion['batch']}, {threads(comparison['threads'])}"
+    where = f"batch {conversion['batch']}, {threads_in_words(comparison['threads'])}"
     if not any(layer["form"] for layer in conversion["layers"]):
         return (
             "Nothing was converted: no form of any layer that the budget allows makes the network faster "
@@ -32,25 +33,20 @@ def beside_dense(faster: float, points: float | None, runtime: str, dense: str, 
     else:
         said = f"Slower: it takes {1 / faster:.2f} times as long as the fastest dense network here"
     place = runtime if runtime == dense else f"{runtime} against {dense}"
-    return f"{said}{_points(points)} ({place}, batch {batch}, {threads(number)})"
+    lost = "" if points is None else f", {points_in_words(points)}"
+    return f"{said}{lost} ({place}, batch {batch}, {threads_in_words(number)})"
 
 
-def _points(points: float | None) -> str:
-    if points is None:
-        return ""
+def points_in_words(points: float) -> str:
     if abs(points) < _LEAST_POINTS:
-        return ", the same accuracy"
-    return f", {abs(points):.2f} points {'lost' if points < 0 else 'gained'}"
-
-
-def threads(number: int) -> str:
-    return "one thread" if number == 1 else f"{number} threads"
+        return "the same accuracy"
+    return f"{abs(points):.2f} points {'lost' if points < 0 else 'gained'}"
 
 
 def times_table(conversion: Mapping[str, Any]) -> Table:
     """Dense and separable in each runtime: the fastest first, then torch, then ONNX Runtime, then the others."""
     comparison = conversion["comparison"]
-    where = f"batch {conversion['batch']}, {threads(comparison['threads'])}"
+    where = f"batch {conversion['batch']}, {threads_in_words(comparison['threads'])}"
     table = Table(title=f"Milliseconds a call, {where}", title_justify="left")
     for heading in ("runtime", "dense", "separable", "times as fast"):
         table.add_column(heading, justify="left" if heading == "runtime" else "right")

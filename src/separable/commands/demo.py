@@ -7,7 +7,6 @@ test on, drawn by the seed. The test images are read once, at the end.
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,7 +69,7 @@ def run(out: Path, overwrite: bool, seed: int) -> Result:
     dense = train_dense(train, validation)
 
     say(f"Converting to at most {BUDGET['macs']:.0%} of the multiply-adds, calibrated on {CALIBRATION_IMAGES} images")
-    with on_threads(THREADS):
+    with runtimes.torch_threads(THREADS):
         converted = conversion.convert(dense, train.images[:CALIBRATION_IMAGES], BUDGET, target=TARGET)
     calibrated = copy.deepcopy(converted.model)
     say(f"Distilling for {DISTILL_EPOCHS} epochs against the dense network")
@@ -93,16 +92,6 @@ def run(out: Path, overwrite: bool, seed: int) -> Result:
         report.demo_page(data, beside / "report.html")
     closing = f"Everything was written to {out.resolve()}: open report.html there.\n{data['headline']}"
     return Result({**data, "out": str(out)}, [table_of(data)], closing)
-
-
-@contextmanager
-def on_threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def digits(seed: int) -> tuple[Split, Split, Split]:

@@ -2,8 +2,8 @@
 
     loss = (1 - label_weight) * sum over outputs of distance(student, teacher) + label_weight * cross_entropy
 
-`distill_loss` has the distances, `distill_features` what is matched inside, `distill_steps` how far each step goes,
-`distill_state` what a folder keeps, `distill_processes` what several processes share; `distill_run` is the loop.
+Its parts stand in `distillation/`: `loss` has the distances, `features` what is matched inside, `steps` how far each
+step goes, `state` what a folder keeps, `processes` what several processes share; `run` is the loop.
 """
 
 import math
@@ -14,15 +14,15 @@ from typing import Any
 from torch import nn
 
 from separable.conversion.batches import Data, check_values
-from separable.conversion.distill_data import Source
-from separable.conversion.distill_history import Epoch
-from separable.conversion.distill_loss import Loss, softened_divergence
-from separable.conversion.distill_networks import Pair, modes_kept, twin
-from separable.conversion.distill_processes import joined
-from separable.conversion.distill_run import Run, Settings
-from separable.conversion.distill_state import repeatable
+from separable.conversion.distillation.data import Source
+from separable.conversion.distillation.history import Epoch
+from separable.conversion.distillation.loss import Loss, softened_divergence
+from separable.conversion.distillation.networks import Pair, modes_kept, twin
+from separable.conversion.distillation.processes import joined
+from separable.conversion.distillation.run import Run, Settings
 from separable.cost.count import uncompiled
 from separable.errors import InputError
+from separable.functional.measure import reproducible
 
 __all__ = ["Epoch", "distill", "softened_divergence"]
 
@@ -84,7 +84,7 @@ def distill(
         KeyboardInterrupt: Ctrl-C. The student then holds its best epoch; without validation, what it has learnt.
 
     The order of examples, and dropout, come of torch's global random numbers: `torch.manual_seed` repeats a run.
-    Under torchrun, or where torch.distributed runs, all processes train one student; see `distill_processes`.
+    Under torchrun, or where torch.distributed runs, all processes train one student; see `distillation.processes`.
 
     >>> import torch
     >>> x = torch.randn(64, 3, 8, 8)
@@ -111,7 +111,7 @@ def distill(
     _check(student, teacher, settings, validation)
     given, student, teacher = student, uncompiled(student), uncompiled(teacher)
     sources = Source(train, "train"), None if validation is None else Source(validation, "validation")
-    with joined() as processes, processes.quiet(), repeatable(), modes_kept(student, teacher):
+    with joined() as processes, processes.quiet(), reproducible(), modes_kept(student, teacher):
         teacher.eval()
         with twin(student) as faster:
             return given, Run(Pair(student, teacher, faster), *sources, settings, processes)()

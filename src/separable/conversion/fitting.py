@@ -137,7 +137,6 @@ class Fitting:
 def approximate(form: Form, weight: Tensor, shape: Shape, rank: int, whitening: Whitening) -> list[Tensor]:
     """Factors of `weight` [G, O, C, K], nearest in the norm of the outputs, float64."""
     target = whitening.target(form, weight, shape)
-    target = target if target.numel() < 1 << 18 else target.float()  # of large layers, whose sums are the slow part
     return [f.double() for f in whitening.back(form, form.start(target, shape, rank), shape)]
 
 

@@ -33,11 +33,7 @@ class Judge:
             if not isinstance(given, Tensor) or given.dim() < 2 or given[:, 0].shape != y.shape:
                 rule = "gives no class logits [N, classes, ...] for its labels, so a budget of accuracy says nothing"
                 raise InputError("model", type(network).__name__, rule)
-            right += (
-                float((given.argmax(1) == y).double().flatten(1).mean(1).sum())
-                if y.dim() > 1
-                else float((given.argmax(1) == y).sum())
-            )
+            right += float((given.argmax(1) == y).double().reshape(len(y), -1).mean(1).sum())  # of a map, its share
         return right / len(self.labels)
 
 

@@ -20,6 +20,7 @@ from separable.conversion.patches import choose, output_rows, patch_rows
 PIXELS = 8_192  # input positions that a channel covariance is taken of, or so many for each channel:
 _PIXELS_A_CHANNEL = 32
 _TAP_ROWS = 1 << 19  # of one channel's taps, that a tap correlation is taken of
+_LARGE = 1 << 18  # numbers in a weight whose decompositions are made in float32: their sums are the slow part
 _FLOOR = 1e-6  # of the largest eigenvalue: directions that data does not excite keep some weight
 
 
@@ -87,7 +88,7 @@ class Whitening:
         for letter in form.dense_letters[1:]:
             weight = _apply(self._scales(form, letter, shape)[0], form.fold(weight, shape), form.dense_letters, letter)
             weight = weight.flatten(3)
-        return weight
+        return weight.float() if weight.numel() >= _LARGE else weight
 
     def back(self, form: Form, factors: list[Tensor], shape: Shape) -> list[Tensor]:
         """The factors of a target as factors of the weight."""

@@ -1,8 +1,8 @@
 """Choose for each layer one of its options, so that the network changes least within its budgets.
 
 One option a layer, the sum of the predicted changes least, the sum of the costs within each budget: a knapsack of
-several constraints, solved exactly by branch and bound (scipy's HiGHS). Among plans that change the network little more
-than the best, the fastest is taken.
+several constraints, solved by branch and bound (scipy's HiGHS) to a thousandth of the least change. Among plans that
+change the network little more than the best, the fastest is taken.
 """
 
 import math
@@ -15,6 +15,7 @@ from separable.errors import InputError
 MEASURES = ("macs", "params", "latency", "accuracy")
 DEFAULT = {"latency": 0.6}
 SLACK = 1.1  # times the least change, within which time decides
+_GAP, _SECONDS = 1e-3, 10.0  # of the least objective that a plan may miss, and of the search for it
 _NOISE = 1.03  # times the dense layer's time, up to which a form is not told to be slower
 Plan = dict[str, Option]
 
@@ -77,7 +78,7 @@ def _solve(
     scaled = np.array(objective) / max(max(objective), 1e-30)
     result = milp(
         scaled, constraints=held, integrality=np.ones(len(options)), bounds=Bounds(0, 1),
-        options={"mip_rel_gap": 1e-3, "time_limit": 10},
+        options={"mip_rel_gap": _GAP, "time_limit": _SECONDS},
     )  # fmt: skip
     if result.x is None:
         return None

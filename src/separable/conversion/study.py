@@ -5,6 +5,7 @@ chosen forms one pass over the data.
 """
 
 import copy
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -69,6 +70,7 @@ class Conversion:
     params_after: int
     target: str
     comparison: runtimes.Comparison = field(repr=False)
+    batch: int = 1
 
     @property
     def dense_ms(self) -> float:
@@ -83,25 +85,16 @@ class Conversion:
         return row.ms or math.inf
 
     @property
-    def target_dense_ms(self) -> float:
-        """The dense network in the runtime that the converted one was planned for."""
-        row = self.comparison.of("dense", self.target)
-        assert row is not None
-        return row.ms or math.inf
-
-    @property
     def times_as_fast(self) -> float:
         """As the fastest dense network of all runtimes at hand."""
         return self.dense_ms / self.ms
 
     def headline(self) -> str:
         """The line that matters."""
-        where = f"in {self.target}, batch {self.batch}, {_threads(self.comparison.threads)}"
+        where = f"in {self.target}, batch {self.batch}, {runtimes.threads_in_words(self.comparison.threads)}"
         if not any(layer.form for layer in self.layers):
             return f"Nothing was converted: no form of any layer is both faster and worth its loss ({where})."
         return f"{self.times_as_fast:.2f} times as fast as the fastest dense network here ({where})."
-
-    batch: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the model, as plain values."""
@@ -134,12 +127,13 @@ class Study:
         """See `convert` for the arguments. judged: hold labelled examples back, for budgets of accuracy."""
         self.target = timing.check_target(target)
         self.given = uncompiled(model)
-        self._data = data if isinstance(data, (Tensor, str, dict)) or not isinstance(data, Iterable) else list(data)
+        if isinstance(data, Iterable) and not isinstance(data, (Tensor, str, dict)):
+            data = list(data)  # walked twice: labels are read apart from inputs
         self._judge: Judge | None = None
         if judged:
-            self._judge = Judge(self._data, samples)
+            self._judge = Judge(data, samples)
             samples = self._judge.fitted
-        self.survey = survey(model, self._data, example=example, samples=samples)
+        self.survey = survey(model, data, example=example, samples=samples)
         if self.survey.examples < _FEW:
             many = "example" if self.survey.examples == 1 else "examples"
             say(f"calibrated on {self.survey.examples} {many}; some hundreds are needed for a fit that holds")
@@ -243,11 +237,9 @@ class Study:
         found = choose(self.table, limits)
         if found is None:  # only with layers that are slower than the dense ones
             say(f"the budget needs layers that are slower in {self.target} than the dense ones")
-            untimed = {
-                n: [Option(o.form, o.rank, o.macs, o.params, o.loss, o.change) for o in many]
-                for n, many in self.table.items()
-            }
-            found = choose(untimed, limits)
+            found = choose(
+                {n: [dataclasses.replace(o, ms=None) for o in many] for n, many in self.table.items()}, limits
+            )
         if found is None:
             raise InputError("budget", str(budget), "cannot be met by macs and params at once")
         return found
@@ -262,18 +254,12 @@ class Study:
         least_ms, allowed = math.inf, wanted - base + layers_ms
         for _ in range(_ATTEMPTS):
             found = choose(self.table, {**limits, "ms": allowed})
-            if found is None:
-                found = {
-                    name: min(_timed(many), key=lambda option: option.ms or 0.0) for name, many in self.table.items()
-                }
-                last = True
-            else:
-                last = False
-            taken = self.rough_ms(found)
+            plan = found or {name: min(many, key=_ms) for name, many in self.table.items()}
+            taken = self.rough_ms(plan)
             least_ms = min(least_ms, taken)
             if taken <= wanted:
-                return found
-            if last:
+                return plan
+            if found is None:
                 break
             allowed -= 1.1 * (taken - wanted)
         best = f"the fastest network found takes {least_ms / whole:.2f} of the fastest dense network's {whole:.3f} ms"
@@ -316,17 +302,15 @@ class Study:
         )  # fmt: skip
 
 
-def _timed(many: list[Option]) -> list[Option]:
-    return [option for option in many if option.ms is not None]
+def _ms(option: Option) -> float:
+    return math.inf if option.ms is None else option.ms
 
 
 def _choice(site: Site, option: Option | None, table: Table | None, errors: dict[str, float]) -> Choice:
     before = None if table is None or site.name not in table else table[site.name][0].ms
     if option is None or option.form is None:
-        note = site.kept or "dense is worth its cost here"
-        return Choice(
-            site.name, None, None, 0.0, None, site.macs, site.macs, site.params, site.params, before, before, note
-        )
+        note, costs = site.kept or "dense is worth its cost here", (site.macs, site.macs, site.params, site.params)
+        return Choice(site.name, None, None, 0.0, None, *costs, before, before, note)
     costs = (site.macs, option.macs, site.params, option.params)
     return Choice(site.name, option.form, option.rank, option.loss, errors.get(site.name), *costs, before, option.ms)
 
@@ -336,13 +320,13 @@ def _as_given(network: nn.Module, given: nn.Module) -> None:
     modes = {name: module.training for name, module in given.named_modules()}
     wants = {name: parameter.requires_grad for name, parameter in given.named_parameters()}
 
-    def nearest(name: str, known: dict[str, bool], otherwise: bool) -> bool:
-        while name not in known and name:
+    def nearest(name: str) -> bool:
+        while name not in modes:  # the network itself, of the name "", is
             name = name.rpartition(".")[0]
-        return known.get(name, otherwise)
+        return modes[name]
 
     for name, module in network.named_modules():
-        module.training = nearest(name, modes, given.training)
+        module.training = nearest(name)
     for name, parameter in network.named_parameters():
         if name in wants:
             parameter.requires_grad_(wants[name])
@@ -356,7 +340,3 @@ def _as_given(network: nn.Module, given: nn.Module) -> None:
 def _fastest_ms(comparison: runtimes.Comparison, network: str) -> float:
     row = comparison.fastest(network)
     return math.inf if row is None or row.ms is None else row.ms
-
-
-def _threads(number: int) -> str:
-    return "one thread" if number == 1 else f"{number} threads"

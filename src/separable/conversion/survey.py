@@ -171,8 +171,7 @@ def _trace(model: nn.Module, batch: Tensor, argument: str = "data") -> list[Site
         sites.append(site)
     _keep_the_later_of_a_sum(sites, readers)
     sites += [
-        Site(f"function {i}", 0, 0, [], "it is called as a function, not as a module")
-        for i, _ in enumerate(readers.bare)
+        Site(f"function {i}", 0, 0, [], "it is called as a function, not as a module") for i in range(readers.bare)
     ]
     return sites
 

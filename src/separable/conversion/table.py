@@ -22,6 +22,7 @@ from separable.conversion.forms import FORMS, Form, Shape
 from separable.conversion.moments import Whitening
 from separable.conversion.patches import grouped_weight
 from separable.conversion.survey import Site, Survey
+from separable.conversion.watch import tensors
 from separable.inputs import own_copy
 from separable.progress import track
 
@@ -84,9 +85,9 @@ def _ranks(site: Site, conv: Any, form: Form, shape: Shape) -> list[int]:
 
 
 def _losses(survey: Survey, site: Site, form: Form, ranks: list[int]) -> list[float]:
-    weight = grouped_weight(survey.conv(site))
-    target = Whitening(site.known, _importance(survey, site)).target(form, weight, Shape.of(survey.conv(site)))
-    return form.losses(target if target.numel() < 1 << 18 else target.float(), Shape.of(survey.conv(site)), ranks)
+    conv = survey.conv(site)
+    shape, whitening = Shape.of(conv), Whitening(site.known, _importance(survey, site))
+    return form.losses(whitening.target(form, grouped_weight(conv), shape), shape, ranks)
 
 
 def _importance(survey: Survey, site: Site) -> Tensor:
@@ -102,8 +103,8 @@ def weigh(survey: Survey, table: Table) -> None:
     """Turn losses into changes of the network, by one probe of each layer.
 
     A probe shows what a loss does that nothing repairs. Each later layer is fitted to what really reaches it, and takes
-    back a part: measured on a residual network of 19 layers, the change that remains is the probe's over the number of
-    layers from there to the end. What the first layer loses of the input, no later layer can find elsewhere.
+    back a part; the change that remains is taken to be the probe's over the number of layers from there to the end, a
+    rule of thumb. What the first layer loses of the input, no later layer can find elsewhere.
     """
     inputs = torch.cat([b for b in survey.inputs[:_PROBE_BATCHES] if b.shape[1:] == survey.inputs[0].shape[1:]])
     dense = outputs_of(survey.model(own_copy(inputs)))
@@ -147,8 +148,4 @@ def change(changed: list[Tensor], dense: list[Tensor]) -> float:
 
 def outputs_of(outputs: Any) -> list[Tensor]:
     """All tensors of numbers that a network gives."""
-    if isinstance(outputs, Tensor):
-        return [outputs.detach().float()] if outputs.is_floating_point() else []
-    if not isinstance(outputs, (tuple, list, dict)):
-        return []
-    return [t for value in (outputs.values() if isinstance(outputs, dict) else outputs) for t in outputs_of(value)]
+    return [tensor.detach().float() for tensor in tensors(outputs) if tensor.is_floating_point()]

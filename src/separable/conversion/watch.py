@@ -35,21 +35,17 @@ class Readers(TorchFunctionMode):
     def __init__(self, on_addition: Callable[[Addition], None] | None = None) -> None:
         super().__init__()
         self._followed: dict[int, tuple[str, Tensor]] = {}  # by identity; the tensor is kept so that no id returns
-        self._padded: dict[int, tuple[tuple[int, ...], Tensor, Tensor]] = {}
+        self._padded: dict[int, tuple[tuple[int, ...], Tensor]] = {}  # by identity, kept likewise
         self._padded_reads: dict[int, int] = defaultdict(int)
         self._on_addition = on_addition
         self.reads: dict[str, list[Callable]] = defaultdict(list)  # the functions that read each, in order
         self.sums: dict[str, list[str]] = defaultdict(list)  # names under which the sums are followed
         self.summed: dict[str, str] = {}  # what each was added to, where that is followed as well
-        self.bare: list[tuple[Callable, tuple]] = []  # convolutions called as functions, with their arguments' shapes
+        self.bare = 0  # convolutions called as functions
         self.inside = 0  # of a convolution's module
 
     def follow(self, name: str, tensor: Tensor) -> None:
         self._followed[id(tensor)] = (name, tensor)
-
-    def forget(self) -> None:
-        self._followed.clear()
-        self._padded.clear()
 
     def name_of(self, tensor: Tensor) -> str | None:
         found = self._followed.get(id(tensor))
@@ -66,7 +62,7 @@ class Readers(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func in CONVOLUTIONS and not self.inside:
-            self.bare.append((func, tuple(getattr(a, "shape", None) for a in args[:2])))
+            self.bare += 1
         read = [t for t in tensors((args, kwargs)) if id(t) in self._followed]
         summed = self._additions(func, args, kwargs)
         for addition in summed:
@@ -98,7 +94,7 @@ class Readers(TorchFunctionMode):
         given = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
         pads = tuple(given["pad"])
         if given.get("mode", "constant") == "constant" and not given.get("value") and min(pads) >= 0:
-            self._padded[id(result)] = (pads, result, given["input"])
+            self._padded[id(result)] = (pads, result)
 
     def _additions(self, func, args, kwargs) -> list[Addition]:
         if func not in ADDITIONS or kwargs or len(args) != 2 or not all(isinstance(a, Tensor) for a in args):

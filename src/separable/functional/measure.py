@@ -1,7 +1,8 @@
 """Time ways of computing the same, to take the fastest: for choices that are made where a program runs."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -40,3 +41,19 @@ def fastest(ways: Mapping[Way, Run], rounds: int) -> dict[Way, float]:
         for name, run in left.items():
             least[name] = min(least[name], seconds_of(run))
     return least
+
+
+@contextmanager
+def reproducible() -> Iterator[None]:
+    """Ask for the same kernels in every run: a run that goes on must not choose others by a measurement of its own."""
+    asked = torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic
+    fills = memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    memory.fill_uninitialized_memory = False  # it finds faults, and takes a pass over each new tensor
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(asked, warn_only=only_warns)
+        memory.fill_uninitialized_memory = fills

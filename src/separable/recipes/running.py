@@ -12,8 +12,6 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor
 
 from separable.errors import InputError
+from separable.functional.measure import reproducible
 from separable.models import sources
 from separable.progress import say
 from separable.recipes.rules import Count, Rate, Seed, ShareBelow1, Weight, Whole, one_of
@@ -211,22 +210,6 @@ def fit(module: Training, settings: Running, monitor: str) -> Path:
         rule = "its checkpoints are of another network, or of other data; choose another out"
         raise InputError("resume", str(settings.out), rule) from error
     return best
-
-
-@contextmanager
-def reproducible() -> Iterator[None]:
-    """Ask for the same kernels in every run: a run that goes on must not choose others by a measurement of its own."""
-    asked = torch.are_deterministic_algorithms_enabled()
-    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    memory: Any = torch.utils.deterministic
-    fills = memory.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    memory.fill_uninitialized_memory = False  # it finds faults, and takes a pass over each new tensor
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(asked, warn_only=only_warns)
-        memory.fill_uninitialized_memory = fills
 
 
 def _kept(folder: Path, name: str, **when: Any) -> callbacks.ModelCheckpoint:

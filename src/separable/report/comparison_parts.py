@@ -9,6 +9,10 @@ from separable.report.page import Markup, table
 _FIRST = ("torch", "onnxruntime")  # after the fastest: what people have, and what they deploy with
 
 
+def threads_of(comparison: Mapping[str, Any]) -> str:
+    return "one thread" if comparison["threads"] == 1 else f"{comparison['threads']} threads"
+
+
 def by_speed(comparison: Mapping[str, Any], network: str) -> list[str]:
     """The runtimes in the order in which they are shown: the network's fastest, torch, ONNX Runtime, the others."""
     there = list(dict.fromkeys(row["runtime"] for row in comparison["rows"]))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from separable.report import plots
-from separable.report.comparison_parts import by_speed, comparison_parts
+from separable.report.comparison_parts import by_speed, comparison_parts, threads_of
 from separable.report.page import Section, table, write_page
 from separable.report.who_pays_page import who_pays_sections
 
@@ -53,7 +53,7 @@ def demo_page(data: Mapping[str, Any], file: str | Path) -> Path:
     networks, comparison = data["networks"], data["comparison"]
     names = list(networks)
     dense, last = networks["dense"], networks[names[-1]]
-    where = "one thread" if comparison["threads"] == 1 else f"{comparison['threads']} threads"
+    where = threads_of(comparison)
     facts = [
         (f"{data['times_as_fast']:.2f}×", "as fast as the fastest dense network here"),
         (f"{dense['top1']:.1%} → {last['top1']:.1%}", "top-1, dense to separable"),
@@ -95,7 +95,7 @@ def demo_page(data: Mapping[str, Any], file: str | Path) -> Path:
 def time_section(conversion: Mapping[str, Any]) -> Section:
     """Dense and separable in each runtime: the fastest first, then torch, then ONNX Runtime, then the others."""
     comparison = conversion["comparison"]
-    where = "one thread" if comparison["threads"] == 1 else f"{comparison['threads']} threads"
+    where = threads_of(comparison)
     versions = ", ".join(f"{name} {version}" for name, version in comparison["versions"].items())
     parts = comparison_parts(comparison, f"Batch {conversion['batch']}, {where}", by_speed(comparison, "separable"))
     return Section("Dense and separable in the same runtime", [*parts, f"{comparison['processor']}; {versions}."])

@@ -6,8 +6,8 @@
 
 from separable.runtimes.comparison import Comparison, Timed, choose, compare, relative_error, table_of
 from separable.runtimes.memory import peak_bytes
-from separable.runtimes.names import FLOAT32, NAMES, why_not
-from separable.runtimes.prepared import prepare
+from separable.runtimes.names import FLOAT32, NAMES, threads_in_words, why_not
+from separable.runtimes.prepared import prepare, torch_threads
 
 __all__ = [
     "FLOAT32",
@@ -20,5 +20,7 @@ __all__ = [
     "prepare",
     "relative_error",
     "table_of",
+    "threads_in_words",
+    "torch_threads",
     "why_not",
 ]

@@ -24,7 +24,7 @@ from separable.cost import processor
 from separable.cost.timing import spread
 from separable.errors import InputError
 from separable.progress import track
-from separable.runtimes.names import FLOAT32, NAMES, why_not
+from separable.runtimes.names import FLOAT32, NAMES, threads_in_words, why_not
 from separable.runtimes.prepared import Case, Run, tensors_of, torch_threads
 
 EXACT, ROUGH = (
@@ -255,7 +255,7 @@ def versions() -> dict[str, str]:
 
 def table_of(data: Mapping[str, Any], where: str = "") -> Group:
     """A comparison for people, from its plain data: a row for each runtime and network, and what to know of them."""
-    threads = ("one thread" if data["threads"] == 1 else f"{data['threads']} threads") + (where and f", {where}")
+    threads = threads_in_words(data["threads"]) + (where and f", {where}")
     best = set(data["fastest"].items())
     table = Table(title=f"Milliseconds a call, {threads}", title_justify="left")
     for heading in ("runtime", "network", "ms", "middle half", "times as fast", "peak MB"):

@@ -27,6 +27,14 @@ FLOAT32 = tuple(name for name in NAMES if name not in ("accelerate bfloat16", "o
 _PIP = {"onnxruntime": "'separable[deploy]'", "openvino": "openvino"}
 
 
+def threads_in_words(number: int) -> str:
+    """
+    >>> threads_in_words(1), threads_in_words(2)
+    ('one thread', '2 threads')
+    """
+    return "one thread" if number == 1 else f"{number} threads"
+
+
 def check_name(name: str) -> str:
     if name not in NAMES:
         raise InputError("runtime", name, f"must be one of: {', '.join(NAMES)}")

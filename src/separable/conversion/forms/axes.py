@@ -24,7 +24,7 @@ class Axes(Form):
         g, inner = shape.groups, shape.groups * rank
         return (
             Stage("conv_first", g * shape.inputs, inner, g, (0,)),
-            Stage("conv_rest", inner, g * shape.outputs, g, tuple(range(1, len(shape.kernel)))),
+            Stage("conv_rest", inner, g * shape.outputs, g, shape.axes[1:]),
         )
 
     def stage_weights(self, factors: list[Tensor]) -> list[Tensor]:

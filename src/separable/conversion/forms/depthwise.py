@@ -24,9 +24,8 @@ class DepthwiseFirst(Form):
 
     def stages(self, shape: Shape, rank: int) -> tuple[Stage, ...]:
         g, channels = shape.groups, shape.groups * shape.inputs
-        every = tuple(range(len(shape.kernel)))
         return (
-            Stage("conv_dw", channels, channels * rank, channels, every),
+            Stage("conv_dw", channels, channels * rank, channels, shape.axes),
             Stage("conv_pw", channels * rank, g * shape.outputs, g, ()),
         )
 
@@ -55,10 +54,9 @@ class PointwiseFirst(Form):
 
     def stages(self, shape: Shape, rank: int) -> tuple[Stage, ...]:
         g, outputs = shape.groups, shape.groups * shape.outputs
-        every = tuple(range(len(shape.kernel)))
         return (
             Stage("conv_pw", g * shape.inputs, outputs * rank, g, ()),
-            Stage("conv_dw", outputs * rank, outputs, outputs, every),
+            Stage("conv_dw", outputs * rank, outputs, outputs, shape.axes),
         )
 
     def stage_weights(self, factors: list[Tensor]) -> list[Tensor]:

@@ -22,6 +22,10 @@ class Shape:
     kernel: tuple[int, ...]
 
     @property
+    def axes(self) -> tuple[int, ...]:
+        return tuple(range(len(self.kernel)))
+
+    @property
     def taps(self) -> int:
         return math.prod(self.kernel)
 

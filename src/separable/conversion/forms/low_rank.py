@@ -26,7 +26,7 @@ class PointwiseDense(Form):
         g, inner = shape.groups, shape.groups * rank
         return (
             Stage("conv_pw", g * shape.inputs, inner, g, ()),
-            Stage("conv", inner, g * shape.outputs, g, tuple(range(len(shape.kernel)))),
+            Stage("conv", inner, g * shape.outputs, g, shape.axes),
         )
 
     def stage_weights(self, factors: list[Tensor]) -> list[Tensor]:
@@ -55,7 +55,7 @@ class DensePointwise(Form):
     def stages(self, shape: Shape, rank: int) -> tuple[Stage, ...]:
         g, inner = shape.groups, shape.groups * rank
         return (
-            Stage("conv", g * shape.inputs, inner, g, tuple(range(len(shape.kernel)))),
+            Stage("conv", g * shape.inputs, inner, g, shape.axes),
             Stage("conv_pw", inner, g * shape.outputs, g, ()),
         )
 
@@ -90,7 +90,7 @@ class Tucker(Form):
         g, (first, second) = shape.groups, self._ranks(shape, rank)
         return (
             Stage("conv_pw", g * shape.inputs, g * first, g, ()),
-            Stage("conv", g * first, g * second, g, tuple(range(len(shape.kernel)))),
+            Stage("conv", g * first, g * second, g, shape.axes),
             Stage("conv_pwl", g * second, g * shape.outputs, g, ()),
         )
 

@@ -34,10 +34,9 @@ class Polyadic(Form):
 
     def stages(self, shape: Shape, rank: int) -> tuple[Stage, ...]:
         g, inner = shape.groups, shape.groups * rank
-        every = tuple(range(len(shape.kernel)))
         return (
             Stage("conv_pw", g * shape.inputs, inner, g, ()),
-            Stage("conv_dw", inner, inner, inner, every),
+            Stage("conv_dw", inner, inner, inner, shape.axes),
             Stage("conv_pwl", inner, g * shape.outputs, g, ()),
         )
 

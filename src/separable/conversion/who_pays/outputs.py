@@ -1,12 +1,12 @@
 """What networks give, in whatever structure: class logits where there are any, and tensors to measure distances of."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from separable.conversion.batches import describe
+from separable.conversion.watch import tensors
 from separable.errors import InputError
 
 
@@ -14,10 +14,10 @@ def logits_of(outputs: Any, examples: int) -> Tensor | None:
     """Class logits [N, classes]: the only output, or the one that a dict calls "logits"; None where there are none."""
     if isinstance(outputs, dict) and isinstance(outputs.get("logits"), Tensor):
         outputs = outputs["logits"]
-    tensors = list(_tensors(outputs))
-    if len(tensors) != 1 or tensors[0].dim() != 2 or tensors[0].shape[1] < 2 or len(tensors[0]) != examples:
+    found = [tensor.detach() for tensor in tensors(outputs)]
+    if len(found) != 1 or found[0].dim() != 2 or found[0].shape[1] < 2 or len(found[0]) != examples:
         return None
-    return tensors[0].double() if tensors[0].is_floating_point() else None
+    return found[0].double() if found[0].is_floating_point() else None
 
 
 def tensors_of(outputs: Any, examples: int, argument: str) -> list[Tensor]:
@@ -26,7 +26,7 @@ def tensors_of(outputs: Any, examples: int, argument: str) -> list[Tensor]:
     Raises:
         InputError: there is none, one has another first dimension, or one holds NaN or infinity.
     """
-    found = list(_tensors(outputs))
+    found = [tensor.detach() for tensor in tensors(outputs)]
     if not found:
         raise InputError(argument, f"output of type {type(outputs).__name__}", "must hold a tensor to compare")
     for tensor in found:
@@ -69,14 +69,3 @@ def _real(tensor: Tensor) -> Tensor:
     """Numbers that can be subtracted: large maps stay in float32, which is as exact as they are."""
     tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.to(torch.float32)
-
-
-def _tensors(outputs: Any) -> Iterator[Tensor]:
-    if isinstance(outputs, Tensor):
-        yield outputs.detach()
-    elif isinstance(outputs, (tuple, list)):
-        for one in outputs:
-            yield from _tensors(one)
-    elif isinstance(outputs, dict):
-        for one in outputs.values():
-            yield from _tensors(one)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from separable.conversion.distill_processes import Processes
+from separable.conversion.distillation.processes import Processes
 
 
 @dataclass

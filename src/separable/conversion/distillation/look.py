@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from separable.conversion import distill_features as features
-from separable.conversion import distill_steps as steps
 from separable.conversion.batches import describe
-from separable.conversion.distill_data import Batch, Source
-from separable.conversion.distill_loss import Objective
-from separable.conversion.distill_networks import Pair
+from separable.conversion.distillation import features as features
+from separable.conversion.distillation import steps as steps
+from separable.conversion.distillation.data import Batch, Source
+from separable.conversion.distillation.loss import Objective
+from separable.conversion.distillation.networks import Pair
 from separable.errors import InputError
 
 _BATCHES, _EXAMPLES = 4, 64  # at most

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from separable.conversion import distill_networks as networks
-from separable.conversion import distill_state as state
-from separable.conversion import distill_steps as steps
 from separable.conversion.batches import describe
-from separable.conversion.distill_data import Source
-from separable.conversion.distill_history import Epoch, History, Measured
-from separable.conversion.distill_look import look
-from separable.conversion.distill_loss import Loss, Objective
-from separable.conversion.distill_processes import Processes
+from separable.conversion.distillation import networks as networks
+from separable.conversion.distillation import state as state
+from separable.conversion.distillation import steps as steps
+from separable.conversion.distillation.data import Source
+from separable.conversion.distillation.history import Epoch, History, Measured
+from separable.conversion.distillation.look import look
+from separable.conversion.distillation.loss import Loss, Objective
+from separable.conversion.distillation.processes import Processes
 from separable.errors import InputError
 from separable.progress import duration, say, track
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from separable.conversion.distill_variance import ChannelMoments
+from separable.conversion.distillation.variance import ChannelMoments
 from separable.errors import InputError
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from separable.conversion.batches import describe
-from separable.conversion.distill_history import Measured
-from separable.conversion.distill_variance import channel_variance
+from separable.conversion.distillation.history import Measured
+from separable.conversion.distillation.variance import channel_variance
 from separable.errors import InputError
 
 Pair = Callable[[Any, Any], Tensor]  # (what the student gives, what the teacher gives) -> a loss

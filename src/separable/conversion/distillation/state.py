@@ -11,8 +11,6 @@ import random
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,22 +110,6 @@ class Curves:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
-
-
-@contextmanager
-def repeatable() -> Iterator[None]:
-    """The same kernels in every run, none chosen by a measurement of its own: layers of ours take the fixed rule."""
-    asked = torch.are_deterministic_algorithms_enabled()
-    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    memory: Any = torch.utils.deterministic
-    fills = memory.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    memory.fill_uninitialized_memory = False  # it finds faults, and takes a pass over each new tensor
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(asked, warn_only=only_warns)
-        memory.fill_uninitialized_memory = fills
 
 
 def random_state() -> dict[str, Any]:

@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from separable.acceleration import Accelerated, accelerate
 from separable.conversion.batches import describe
-from separable.conversion.distill_data import Batch, Source, read
-from separable.conversion.distill_loss import by_name
-from separable.conversion.distill_processes import Processes
+from separable.conversion.distillation.data import Batch, Source, read
+from separable.conversion.distillation.loss import by_name
+from separable.conversion.distillation.processes import Processes
 from separable.errors import InputError, first_line
 from separable.inputs import own_copy
 from separable.progress import say

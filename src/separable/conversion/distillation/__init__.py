@@ -1,0 +1,1 @@
+"""What `distill` is made of: data, losses and features, steps, the run and its state, several processes."""
