@@ -260,5 +260,5 @@ def test_memory_is_told_of_a_process_without_other_threads_alone():
     if maps == "None":
         pytest.skip("memory is told on Linux, of a process that starts without threads")
     assert 1.0 < int(maps) / (2 * 8 * 64 * 128 * 128 * 4) < 2.5
-    assert 1.0 < int(weights) / (4000 * 4000 * 4) < 1.6
+    assert 1.0 < int(weights) / (4000 * 4000 * 4) < 2.6  # some processors' libraries keep a second, packed copy
     assert rest == ["None", "None"]

@@ -229,4 +229,11 @@ def settled(network: nn.Module, x: torch.Tensor) -> nn.Module:
 
 def smooth(number: int = 48, size: int = 12) -> torch.Tensor:
     """Images [N, 3, size, size], neighbours alike."""
-    return F.avg_pool2d(torch.randn(number, 3, size + 4, size + 4), 5, 1) * 5
+    return smooth_of((number, 3, size, size))
+
+
+def smooth_of(shape: tuple[int, ...]) -> torch.Tensor:
+    """Sound, images or volumes [N, C, *size], neighbours alike."""
+    dims = len(shape) - 2
+    noise = torch.randn(*shape[:2], *(length + 4 for length in shape[2:]))
+    return (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[dims - 1](noise, 5, 1) * 5 ** (dims / 2)

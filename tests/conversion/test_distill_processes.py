@@ -24,6 +24,7 @@ if sys.argv[3] == "joined":
     dist.init_process_group("gloo")
 print("rank", json.dumps(here.run(checkpoint=sys.argv[1])), flush=True)
 if sys.argv[3] == "joined":
+    dist.barrier()  # one that leaves early takes its connections with it
     dist.destroy_process_group()  # who opens a group closes it: torch may abort at exit otherwise
 """
 

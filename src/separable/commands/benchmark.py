@@ -10,13 +10,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from separable import cost, runtimes, store
-from separable.commands.converted import points_in_words
 from separable.commands.evaluate import accuracy, check_classes
 from separable.commands.image import open_test
 from separable.commands.measuring import Job, Named, inputs_of, measured
 from separable.commands.network import Network, numbers, open_network, sides_of
 from separable.commands.profile import check_page, check_threads
 from separable.commands.result import Result
+from separable.conversion.headline import points_in_words
 from separable.data.images import Preparation
 from separable.errors import InputError
 from separable.inputs import own_copy

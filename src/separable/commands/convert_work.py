@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from separable.commands.converted import headline
 from separable.commands.network import Network
 from separable.conversion import SAMPLES, Study, WhoPays
 from separable.conversion.batches import Data
+from separable.conversion.headline import headline
 from separable.data import ImageSet
 
 _BATCH_SIZE = 128

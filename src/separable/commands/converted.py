@@ -1,4 +1,4 @@
-"""What `separable convert` and `demo` say of a converted network at their end: tables, and the line that matters."""
+"""The tables that `separable convert` and `demo` show of a converted network at their end."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,40 +7,6 @@ from rich.table import Table
 
 from separable.report.comparison_parts import by_speed
 from separable.runtimes import threads_in_words
-
-_LEAST_POINTS = 0.005  # below which an accuracy counts as the same
-
-
-def headline(conversion: Mapping[str, Any], points: float | None = None) -> str:
-    """The line that matters, from `Conversion.to_json()`. points: of accuracy, gained or (below 0) lost."""
-    comparison, target = conversion["comparison"], conversion["target"]
-    where = f"batch {conversion['batch']}, {threads_in_words(comparison['threads'])}"
-    if not any(layer["form"] for layer in conversion["layers"]):
-        return (
-            "Nothing was converted: no form of any layer that the budget allows makes the network faster "
-            f"({target}, {where}); what was written is the dense network"
-        )
-    fastest = comparison["fastest"]["dense"]
-    return beside_dense(
-        conversion["times_as_fast"], points, target, fastest, conversion["batch"], comparison["threads"]
-    )
-
-
-def beside_dense(faster: float, points: float | None, runtime: str, dense: str, batch: int, number: int) -> str:
-    """faster: times, than the dense network in its fastest runtime, which is named only where it is another."""
-    if faster >= 1:
-        said = f"{faster:.2f} times as fast as the fastest dense network here"
-    else:
-        said = f"Slower: it takes {1 / faster:.2f} times as long as the fastest dense network here"
-    place = runtime if runtime == dense else f"{runtime} against {dense}"
-    lost = "" if points is None else f", {points_in_words(points)}"
-    return f"{said}{lost} ({place}, batch {batch}, {threads_in_words(number)})"
-
-
-def points_in_words(points: float) -> str:
-    if abs(points) < _LEAST_POINTS:
-        return "the same accuracy"
-    return f"{abs(points):.2f} points {'lost' if points < 0 else 'gained'}"
 
 
 def times_table(conversion: Mapping[str, Any]) -> Table:

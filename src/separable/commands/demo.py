@@ -18,9 +18,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from separable import atomic, conversion, cost, report, runtimes, store
-from separable.commands.converted import beside_dense
 from separable.commands.evaluate import accuracy
 from separable.commands.result import Result
+from separable.conversion.headline import beside_dense
 from separable.errors import need
 from separable.export import export_onnx
 from separable.progress import say, track

@@ -10,11 +10,11 @@ from separable.errors import InputError
 
 Data = Tensor | Iterable[Any]
 
-BATCH_EXAMPLES = 64  # bounds what one pass keeps in memory
+BATCH_EXAMPLES, BATCH_NUMBERS = 64, 1 << 20  # of a batch at most: they bound what one pass keeps in memory
 
 
 def collect(data: Data, model: nn.Module, samples: int | None = None) -> list[Tensor]:
-    """At most `samples` examples of `data`, in batches of at most 64, ready for `model`.
+    """At most `samples` examples of `data`, in batches of at most 64 and fewer large ones, ready for `model`.
 
     data: a tensor [N, ...] or an iterable of batches, each a tensor or (inputs, ...); what follows the inputs is not
     read. They are kept in memory, for every layer is fitted in a pass of its own.
@@ -30,7 +30,8 @@ def collect(data: Data, model: nn.Module, samples: int | None = None) -> list[Te
     for batch in [data] if isinstance(data, Tensor) else _iterate(data):
         inputs = first_of(batch)[:left]
         dtype = place.dtype if inputs.is_floating_point() else None
-        taken += [b.to(place.device, dtype) for b in inputs.detach().split(BATCH_EXAMPLES) if len(b)]
+        together = min(max(1, BATCH_NUMBERS // max(1, inputs[:1].numel())), BATCH_EXAMPLES)
+        taken += [b.to(place.device, dtype) for b in inputs.detach().split(together) if len(b)]
         left = None if left is None else left - len(inputs)
         if left == 0:
             break

@@ -62,9 +62,7 @@ def calibrate(survey: Survey, chosen: dict[str, tuple[str, int]]) -> tuple[nn.Mo
     try:
         for _ in track(range(len(halting)), "calibrating"):
             fitting = _next_fitting(survey, dense_walks, halting, chosen)
-            requests = [walk.resume(layer) for walk in walks]
-            inputs, shortcuts = [r.x for r in requests], [r.shortcut for r in requests]
-            layer, errors[fitting.site.name] = fitting.fit(inputs, shortcuts, network)
+            layer, errors[fitting.site.name] = _fitted(fitting, walks, layer, network)
             network = replace(network, network.get_submodule(fitting.site.name), layer)
     finally:
         for walk in (*dense_walks, *walks):
@@ -88,6 +86,17 @@ def _next_fitting(
         del halt, output  # the walk alone holds it, so that it goes when the walk goes on
     assert fitting is not None, "a survey has data"
     return fitting
+
+
+def _fitted(
+    fitting: Fitting, walks: list[Walk], before: nn.Module | None, network: nn.Module
+) -> tuple[nn.Module, float]:
+    """The layer at which the new network halts next, its walks going on with the one `before`; and its error.
+
+    A function of its own, so that what the walks hand out is gone when they go on.
+    """
+    requests = [walk.resume(before) for walk in walks]
+    return fitting.fit([r.x for r in requests], [r.shortcut for r in requests], network)
 
 
 def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:

@@ -40,6 +40,7 @@ class Walk:
     def pause(self, value: Any) -> Any:
         """Called within the walk: hand out a value, wait, and give what `resume` was given."""
         self._news.put(("paused", value))
+        del value  # whoever resumes may drop it while this waits
         answer = self._answers.get()
         if answer is _Closed:
             raise _Closed

@@ -102,7 +102,7 @@ def survey(model: nn.Module, data: Data, *, example: Tensor | None = None, sampl
     if example is None:
         example = inputs[0][:1]
     else:
-        example = batches.collect(example, dense)[0]
+        example = torch.cat(batches.collect(example, dense))
         sites = _trace(dense, example[:2], "example")  # the sizes that are counted and timed
     if all(site.kept for site in sites):
         reasons = "; ".join(f"{site.name or 'the model'}: {site.kept}" for site in sites) or "it runs no convolution"

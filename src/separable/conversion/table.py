@@ -29,7 +29,8 @@ from separable.progress import track
 _SHARES = [0.03 * 1.25**i for i in range(16)]  # of a layer's multiply-adds, to 0.85
 _MULTIPLE = 8  # of ranks from 16 on: whole vectors
 _PROBE_LOSS = 0.1
-_PROBE_BATCHES = 2
+_PROBE_PASSES = 1.5  # of the data through the network, for all probes together
+_PROBE_EXAMPLES = (2, 128)  # of one probe, at least and at most
 _LEAST, _MOST = 3.0, 10.0  # shares and times of the median that a sensitivity is held within: one probe tells no more
 
 
@@ -106,7 +107,7 @@ def weigh(survey: Survey, table: Table) -> None:
     back a part; the change that remains is taken to be the probe's over the number of layers from there to the end, a
     rule of thumb. What the first layer loses of the input, no later layer can find elsewhere.
     """
-    inputs = torch.cat([b for b in survey.inputs[:_PROBE_BATCHES] if b.shape[1:] == survey.inputs[0].shape[1:]])
+    inputs = _probed(survey)
     dense = outputs_of(survey.model(own_copy(inputs)))
     sensitivities = {}
     for i, site in enumerate(track(survey.convertible, "weighing layers")):
@@ -124,6 +125,14 @@ def weigh(survey: Survey, table: Table) -> None:
         held = min(max(sensitivity, median / _LEAST), median * _MOST) or 1.0  # 0: outputs that show nothing
         for option in table[name]:
             option.change = option.loss * held
+
+
+def _probed(survey: Survey) -> Tensor:
+    """The examples that go through the network once for each layer."""
+    least, most = _PROBE_EXAMPLES
+    number = min(max(least, round(_PROBE_PASSES * survey.examples / len(survey.convertible))), most)
+    alike = [batch for batch in survey.inputs if batch.shape[1:] == survey.inputs[0].shape[1:]]
+    return torch.cat(alike)[:number]
 
 
 def _with_option(survey: Survey, site: Site, option: Option, inputs: Tensor) -> Any:

@@ -2,7 +2,7 @@
 activation that the runtime fuses into it.
 
 Of each form a few ranks are timed, in turns with the dense layer; between them time is linear in multiply-adds. What
-counts is the difference to the dense layer, in which the cost of calling so small a network cancels.
+the runtime takes to be called at all is taken off: a whole network pays it once.
 """
 
 import itertools
@@ -18,12 +18,14 @@ from separable.conversion.forms import FORMS
 from separable.conversion.survey import Site, Survey
 from separable.conversion.table import Option, Table
 from separable.errors import InputError
-from separable.functional.measure import fastest
+from separable.functional.measure import fastest, seconds_of
 from separable.progress import track
 
 TARGETS = ("accelerate", "onnxruntime", "openvino", "torch")
-_RANKS = 4  # of a form
-_ROUNDS = 5
+_RANKS = 3  # of a form
+_ROUNDS = (3, 30)  # at least and at most, as many as take:
+_SECONDS = 15e-3  # of the dense layer
+_LEAST_SHARE = 0.05  # of a measured time, that is left where the call is taken off
 Times = dict[tuple[str | None, int], float]  # milliseconds of a form and a rank
 _HOPELESS = 4.0  # times the least loss at no more multiply-adds, from which a form is not timed
 
@@ -47,16 +49,17 @@ def check_target(target: str | None) -> str:
 def time_options(survey: Survey, table: Table, target: str) -> None:
     """Fill in `ms` of every option that may be chosen: of all calls of the layer, for the survey's example."""
     known: dict[Any, Times] = {}
+    call_s = _call_s(target)
     for site in track(survey.convertible, f"timing forms in {target}"):
         conv = survey.conv(site)
         key = (repr(conv), tuple(site.sizes), bool(site.norm), site.rectified)
         if key not in known:
-            known[key] = _time_site(survey, site, table[site.name], target)
+            known[key] = _time_site(survey, site, table[site.name], target, call_s)
         for option in table[site.name]:
             option.ms = known[key].get((option.form, option.rank))
 
 
-def _time_site(survey: Survey, site: Site, options: list[Option], target: str) -> Times:
+def _time_site(survey: Survey, site: Site, options: list[Option], target: str, call_s: float) -> Times:
     conv, (given, _) = survey.conv(site), site.sizes[0]
     own = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they are
     x = torch.randn((len(survey.example), conv.in_channels, *given), generator=own).to(conv.weight)
@@ -68,9 +71,19 @@ def _time_site(survey: Survey, site: Site, options: list[Option], target: str) -
         except InputError:
             if option.form is None:
                 raise
-    seconds = fastest(calls, _ROUNDS)
-    measured = {name: value * 1e3 * len(site.sizes) for name, value in seconds.items()}
+    least, most = _ROUNDS
+    rounds = min(max(least, int(_SECONDS / seconds_of(next(iter(calls.values()))))), most)
+    measured = {
+        name: max(seconds - call_s, _LEAST_SHARE * seconds) * 1e3 * len(site.sizes)
+        for name, seconds in fastest(calls, rounds).items()
+    }
     return measured | _between(options, measured)
+
+
+def _call_s(target: str) -> float:
+    """What the target takes for a network that computes next to nothing."""
+    run = runtimes.prepare(target, nn.ReLU().eval(), torch.zeros(1, 1, 1))
+    return fastest({"call": run, "again": run}, _ROUNDS[1])["call"]
 
 
 def neighbourhood(survey: Survey, site: Site, option: Option) -> nn.Module:

@@ -33,6 +33,7 @@ EXACT, ROUGH = (
 )  # of the largest number: how far outputs may be off, in float32 and where a runtime rounds more
 _BUSY = 0.2  # a middle half that spans this share of the median says that other work ran
 _CALLS, _LONG_S = 3, 0.1  # clocked in a turn; of calls longer than this, one
+_LEAST_ROUNDS = 3  # however long they take
 Inputs = Tensor | tuple[Tensor, ...]
 
 
@@ -131,6 +132,7 @@ def compare(
     names: Sequence[str] | None = None,
     threads: int | None = None,
     rounds: int = 15,
+    seconds: float | None = None,
 ) -> Comparison:
     """Time all networks in all runtimes, their outputs compared with eager torch's before.
 
@@ -141,6 +143,7 @@ def compare(
         threads: as many as torch has now, if not given. Pools of threads are made once a process: compare numbers of
             threads in processes of their own.
         rounds: turns of each network in each runtime.
+        seconds: after which no more than three rounds are made; none if not given.
 
     Returns:
         A row for each. A network that a runtime refuses, or whose outputs are off there by more than 1e-4 of their
@@ -170,7 +173,7 @@ def compare(
                 rows.append(row)
                 if run is not None:
                     calls.append((row, run))
-        _take_turns(calls, rounds)
+        rounds = _take_turns(calls, rounds, math.inf if seconds is None else seconds)
         return Comparison(rows, unusable, torch.get_num_threads(), rounds)
 
 
@@ -229,13 +232,18 @@ def _error(given: Tensor, wanted: Tensor) -> float:
     return float(off.max()) / max(largest, 1e-30)
 
 
-def _take_turns(calls: Sequence[tuple[Timed, Run]], rounds: int) -> None:
+def _take_turns(calls: Sequence[tuple[Timed, Run]], rounds: int, seconds: float) -> int:
+    """The number of rounds made."""
+    began = time.monotonic()
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     for i in track(range(rounds), "timing in turns"):
         for row, run in calls if i % 2 else reversed(calls):
             first_s = _seconds(run, clock)
             for _ in range(_CALLS if first_s < _LONG_S else 1):
                 row.times_ms.append(_seconds(run, clock) * 1e3)
+        if i + 1 >= _LEAST_ROUNDS and time.monotonic() - began > seconds:
+            return i + 1
+    return rounds
 
 
 def _seconds(run: Run, clock: Callable[[], float]) -> float:

@@ -99,6 +99,7 @@ class Run:
             self._train(found)
         finally:
             self.curves.close()
+            del self.caller  # what averages gradients holds the group of processes, whose owner may close it now
         return self.history.epochs
 
     def _train(self, found: dict[str, Any] | None) -> None:

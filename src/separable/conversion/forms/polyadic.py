@@ -13,8 +13,8 @@ from torch import Tensor
 from separable.conversion.forms.form import Form, Shape, Stage
 
 ROUNDS = 30
-_TRIED, _TRIAL_ROUNDS = 4, 8  # ranks, and rounds of each, that losses of large layers are interpolated from
-_LARGE = 1 << 16  # numbers in a weight
+_TRIED = 4  # ranks that losses are interpolated from
+_LARGE, _TRIED_OF_LARGE, _TRIAL_ROUNDS = 1 << 16, 3, 6  # numbers in a weight; its ranks, and rounds of each
 
 
 class Polyadic(Form):
@@ -61,8 +61,8 @@ class Polyadic(Form):
         whole = float(weight.square().sum())
         if whole == 0:  # nothing to lose
             return [0.0] * len(ranks)
-        tried = sorted({ranks[round(i * (len(ranks) - 1) / (_TRIED - 1))] for i in range(_TRIED)})
-        rounds = ROUNDS if weight.numel() <= _LARGE else _TRIAL_ROUNDS
+        many, rounds = (_TRIED, ROUNDS) if weight.numel() <= _LARGE else (_TRIED_OF_LARGE, _TRIAL_ROUNDS)
+        tried = sorted({ranks[round(i * (len(ranks) - 1) / (many - 1))] for i in range(many)})
         found = []
         for rank in tried:
             start = self._random(weight, shape, rank)
