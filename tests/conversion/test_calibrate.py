@@ -80,7 +80,7 @@ def naive(found, chosen):
             form, rank = chosen[site.name]
             network = replace(network, old, from_moments(old, FORMS[form], rank, site.known))
     for site in order(found):
-        fitting = Fitting(found, site, FORMS[chosen[site.name][0]], chosen[site.name][1])
+        fitting = Fitting(found, site, FORMS[chosen[site.name][0]], chosen[site.name][1], found.model)
         for batch in found.inputs:
             fitting.add_target(seen(found.model, site, batch)["output"])
         now = [seen(network, site, batch) for batch in found.inputs]

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from separable.conversion import watch
+from separable.conversion import thin, watch
 from separable.conversion.fitting import Fitting, from_moments
-from separable.conversion.forms import FORMS
+from separable.conversion.forms import DENSE, FORMS
 from separable.conversion.streams import Walk, own_structure
 from separable.conversion.survey import Site, Survey
 from separable.errors import InputError
@@ -54,6 +54,7 @@ def calibrate(survey: Survey, chosen: dict[str, tuple[str, int]]) -> tuple[nn.Mo
             form, rank = chosen[name]
             conv = network.get_submodule(name)
             network = replace(network, conv, from_moments(conv, FORMS[form], rank, site.known))
+    kept = _make_thin(survey, network, chosen)
     halting = {name: site for name, site in sites.items() if len(site.sizes) == 1}
     errors: dict[str, float] = {}
     dense_walks = [Walk(_dense_walk(own_structure(survey.model), batch, halting)) for batch in survey.inputs]
@@ -61,7 +62,7 @@ def calibrate(survey: Survey, chosen: dict[str, tuple[str, int]]) -> tuple[nn.Mo
     layer: nn.Module | None = None
     try:
         for _ in track(range(len(halting)), "calibrating"):
-            fitting = _next_fitting(survey, dense_walks, halting, chosen)
+            fitting = _next_fitting(survey, dense_walks, halting, chosen, network, kept)
             layer, errors[fitting.site.name] = _fitted(fitting, walks, layer, network)
             network = replace(network, network.get_submodule(fitting.site.name), layer)
     finally:
@@ -70,8 +71,29 @@ def calibrate(survey: Survey, chosen: dict[str, tuple[str, int]]) -> tuple[nn.Mo
     return network, errors
 
 
+def _make_thin(survey: Survey, network: nn.Module, chosen: dict[str, tuple[str, int]]) -> dict[str, Tensor]:
+    """Take channels from between the layers chosen for it, in place; by the first one's name those that it keeps."""
+    found = {}
+    for second, first in survey.pairs.items():
+        form, rank = chosen.get(second, ("", 0))
+        if form != thin.SECOND:
+            continue
+        conv, site = survey.conv_of(second), survey.site(second)
+        order, _ = survey.elimination(second)
+        kept = torch.tensor(sorted(order[len(order) - rank :]))
+        thin.thin(network, first, survey.site(first).norm, second, kept)
+        thin.write_made_up(network, conv, second, site.known, kept)
+        found[first] = kept
+    return found
+
+
 def _next_fitting(
-    survey: Survey, walks: list[Walk], halting: dict[str, Site], chosen: dict[str, tuple[str, int]]
+    survey: Survey,
+    walks: list[Walk],
+    halting: dict[str, Site],
+    chosen: dict[str, tuple[str, int]],
+    network: nn.Module,
+    kept: dict[str, Tensor],
 ) -> Fitting:
     """The layer at which the dense network halts next, with what it gives there for each batch."""
     fitting: Fitting | None = None
@@ -81,7 +103,8 @@ def _next_fitting(
             raise InputError("model", type(survey.model).__name__, "runs its layers in another order on other data")
         name, output = halt
         if fitting is None:
-            fitting = Fitting(survey, halting[name], FORMS[chosen[name][0]], chosen[name][1])
+            form, rank = chosen[name]
+            fitting = Fitting(survey, halting[name], FORMS.get(form, DENSE), rank, network, kept.get(name))
         fitting.add_target(output)
         del halt, output  # the walk alone holds it, so that it goes when the walk goes on
     assert fitting is not None, "a survey has data"

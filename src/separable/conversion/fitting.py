@@ -30,11 +30,14 @@ _RECTIFIED_ROUNDS = 2
 class Fitting:
     """The fit of one layer: targets come in batch by batch, then the inputs."""
 
-    def __init__(self, survey: Survey, site: Site, form: Form, rank: int):
-        self.survey, self.site, self.form, self.rank = survey, site, form, rank
-        self.conv: Any = survey.conv(site)
+    def __init__(
+        self, survey: Survey, site: Site, form: Form, rank: int, network: nn.Module, kept: Tensor | None = None
+    ):
+        """network: what it is fitted for, the layer there dense; kept: those of its outputs that it keeps, if few."""
+        self.survey, self.site, self.form, self.rank, self.kept = survey, site, form, rank, kept
+        self.conv: Any = network.get_submodule(site.name)
         self.shape = Shape.of(self.conv)
-        norm = survey.model.get_submodule(site.norm) if site.norm else None
+        norm = network.get_submodule(site.norm) if site.norm else None
         self.weight, _ = folded_weight(self.conv, norm)
         last = form.stages(self.shape, rank)[-1]
         self.groups = last.groups
@@ -56,7 +59,8 @@ class Fitting:
         share = len(output) / self.survey.examples
         index = choose(tuple(output.shape), max(1, round(self.rows * share)), self.generator)
         self.indices.append(index)
-        self.targets.append(output_rows(output, index))
+        rows = output_rows(output, index)
+        self.targets.append(rows if self.kept is None else rows[:, self.kept])
         self.made.append(tuple(output.shape[2:]))
 
     def fit(self, inputs: list[Tensor], shortcuts: list[Tensor | None], network: nn.Module) -> tuple[nn.Module, float]:
@@ -73,7 +77,7 @@ class Fitting:
         targets = torch.cat(self.targets)  # [P, G*O]
         added = self._rows(shortcuts)
         factors = approximate(self.form, self.weight, self.shape, self.rank, whitening)
-        if self._small:
+        if self._small and len(factors) > 1:  # of a single factor the last fit is the whole fit
             patches = [
                 patch_rows(self.conv, x, index).flatten(2) for x, index in zip(inputs, self.indices, strict=True)
             ]

@@ -16,7 +16,7 @@ MEASURES = ("macs", "params", "latency", "accuracy")
 DEFAULT = {"latency": 0.6}
 SLACK = 1.1  # times the least change, within which time decides
 _GAP, _SECONDS = 1e-3, 10.0  # of the least objective that a plan may miss, and of the search for it
-_NOISE = 1.03  # times the dense layer's time, up to which a form is not told to be slower
+_NOISE = 1.1  # times the dense layer's time, up to which a form is not told to be slower
 Plan = dict[str, Option]
 
 
@@ -53,6 +53,24 @@ def choose(table: Table, limits: Mapping[str, float]) -> Plan | None:
     return _solve(table, options, {**limits, "change": bound}, cost) or least
 
 
+def _tied(options: list[tuple[str, Option]]) -> list[list[tuple[int, int]]]:
+    """For each tie the columns of both sides, one to be taken if and only if the other is; a side alone is neither."""
+    found: dict[Any, list[tuple[int, int]]] = {}
+    for column, (name, option) in enumerate(options):
+        if option.tied:
+            side = 1 if name == option.tied[0] else -1
+            found.setdefault((option.tied, option.rank), []).append((column, side))
+    return list(found.values())
+
+
+def cheapest(table: Table, measure: str) -> Plan:
+    """The plan of the least sum of "macs", "params" or "ms"; what was not timed is not taken for its time."""
+    options = [(name, o) for name, many in table.items() for o in many if getattr(o, measure) is not None]
+    found = _solve(table, options, {}, [getattr(option, measure) for _, option in options])
+    assert found is not None, "each layer can stay as it is"
+    return found
+
+
 def _useful(options: list[Option]) -> list[Option]:
     dense_ms = options[0].ms
     if dense_ms is None:
@@ -71,6 +89,12 @@ def _solve(
     sites = [rows[name] for name, _ in options]
     one_each = csr_array((np.ones(len(options)), (sites, range(len(options)))))
     held = [LinearConstraint(one_each, 1, 1)]
+    tied = _tied(options)
+    if tied:
+        signs = [sign for members in tied for _, sign in members]
+        places = [(row, column) for row, members in enumerate(tied) for column, _ in members]
+        together = csr_array((signs, tuple(zip(*places, strict=True))), shape=(len(tied), len(options)))
+        held.append(LinearConstraint(together, 0, 0))
     for measure, limit in limits.items():
         costs = np.array([[getattr(option, measure) for _, option in options]], float)
         scale = max(float(costs.max()), 1e-30)

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from separable import cost, runtimes
 from separable.conversion import timing
 from separable.conversion.batches import Data
-from separable.conversion.calibrate import calibrate, replace
+from separable.conversion.calibrate import calibrate
 from separable.conversion.headline import headline
 from separable.conversion.judge import Judge
-from separable.conversion.plan import Plan, choose, read_budget
+from separable.conversion.plan import Plan, cheapest, choose, read_budget
 from separable.conversion.survey import SAMPLES, Site, survey
-from separable.conversion.table import Option, Table, options, tabulate
+from separable.conversion.table import Option, Table, every_option, tabulate
 from separable.cost.count import uncompiled
 from separable.errors import InputError
 from separable.progress import say
@@ -30,10 +30,11 @@ from separable.progress import say
 _FEW = 64  # examples; a fit on fewer is warned of
 _HALVINGS = 6  # of the interval of latencies, to 1.6 % of the dense network's time
 PARETO = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
-_ATTEMPTS = 5  # at a plan that keeps a latency budget when the whole network is timed
+_ATTEMPTS = 6  # at a plan that keeps a latency budget when the whole network is timed
+_NEAR = 0.95  # of the time that a budget allows, from which a plan is not worth another
 _COMPARED = ("torch", "torch channels-last", "accelerate", "onnxruntime", "openvino")
 _MISSED, _REFITS = 1.03, 2  # times a latency budget that a fitted network may take, and tighter plans where it does not
-_ROUNDS, _SECONDS = 11, 12.0  # of a comparison
+_ROUNDS, _SECONDS = 41, 12.0  # of a comparison
 
 
 @dataclass
@@ -230,9 +231,9 @@ class Study:
                 rule = f"is more than the dense network's {whole:,}; there is nothing to convert"
                 raise InputError("budget", str(budget), rule)
             limit = math.floor(amount * whole) if amount <= 1 else math.floor(amount)
-            sites = self.survey.convertible
-            spent = whole - sum(getattr(site, measure) for site in sites)
-            least = spent + sum(min(getattr(o, measure) for o in options(self.survey, s, fit=False)) for s in sites)
+            spent = whole - sum(getattr(site, measure) for site in self.survey.convertible)
+            table = every_option(self.survey, fit=False)
+            least = spent + sum(getattr(option, measure) for option in cheapest(table, measure).values())
             if least > limit:
                 best = (
                     f"{least / whole:.4f} of the dense network's {whole:,}"
@@ -258,7 +259,7 @@ class Study:
         return found
 
     def _plan_latency(self, budget: dict[str, float], limits: dict[str, float]) -> Plan:
-        """Plan by the layers' own times, then time the whole network, and plan tighter while it is too slow.
+        """Plan by the layers' own times, time the whole network, and plan again, tighter or looser, until it fits.
 
         Where not even the fastest network found is faster than the fastest dense one, that stays as it is.
         """
@@ -267,32 +268,39 @@ class Study:
         assert here is not None
         layers_ms = sum(many[0].ms or 0.0 for many in self.table.values())
         least, allowed = math.inf, wanted * whole - (here.ms or math.inf) + layers_ms
+        best: Plan | None = None  # that kept the budget with the largest sum of its layers' times:
+        kept: float | None = None
+        missed: float | None = None  # the smallest sum that did not
         for _ in range(_ATTEMPTS):
             found = choose(self.table, {**limits, "ms": allowed})
-            plan = found or {name: min(many, key=_ms) for name, many in self.table.items()}
+            plan = found or cheapest(self.table, "ms")
             taken = self.share_of_time(plan)
             least = min(least, taken)
             if taken <= wanted:
-                return plan
-            if found is None:
+                best, kept = plan, allowed
+            else:
+                missed = allowed
+            if _NEAR * wanted <= taken <= wanted or (found is None and best is None):
                 break
-            allowed -= 1.1 * (taken - wanted) * whole
+            if kept is not None and missed is not None:
+                allowed = (kept + missed) / 2
+            else:
+                allowed -= 1.1 * (taken - wanted) * whole
+            if allowed >= layers_ms:  # nothing to change, and within the budget
+                break
+        if best is not None:
+            return best
         if least >= 1 and not limits:
             return {name: many[0] for name, many in self.table.items()}
-        best = f"the fastest network found takes {least:.2f} of the fastest dense network's {whole:.3f} ms"
-        rule = f"cannot be met in {self.target}; {best} for an input of shape {list(self.survey.example.shape)}"
+        found_least = f"the fastest network found takes {least:.2f} of the fastest dense network's {whole:.3f} ms"
+        rule = f"cannot be met in {self.target}; {found_least} for an input of shape {list(self.survey.example.shape)}"
         raise InputError(
             "budget", str(budget), f"{rule}, measured on this machine as it was; where it was busy, try again"
         )
 
     def share_of_time(self, plan: Plan) -> float:
         """Of the fastest dense network's, in the target, on weights that say nothing; both timed in turns."""
-        network = copy.deepcopy(self.survey.model)
-        for site in self.survey.convertible:
-            option = plan[site.name]
-            if option.form:
-                layer = timing.layer(self.survey, site, option)
-                network = replace(network, network.get_submodule(site.name), layer)
+        network = timing.network(self.survey, plan)
         fastest = self.dense_comparison().fastest("dense")
         assert fastest is not None
         names = list(dict.fromkeys([self.target, fastest.runtime]))
@@ -323,10 +331,6 @@ class Study:
             network, layers, found.macs, counted.macs // len(found.example), found.params, counted.params,
             self.target, compared, len(found.example),
         )  # fmt: skip
-
-
-def _ms(option: Option) -> float:
-    return math.inf if option.ms is None else option.ms
 
 
 def _choice(site: Site, option: Option | None, table: Table | None, errors: dict[str, float]) -> Choice:

@@ -4,6 +4,7 @@ Every later step works from this. The network is copied and runs in eval mode; t
 """
 
 import copy
+import itertools
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from separable import cost
-from separable.conversion import batches, watch
+from separable.conversion import batches, thin, watch
 from separable.conversion.batches import Data
+from separable.conversion.folded import scale_of
 from separable.conversion.moments import Accumulator, Moments
-from separable.conversion.patches import PLAIN, TRANSPOSED
+from separable.conversion.patches import PLAIN, TRANSPOSED, grouped_weight
 from separable.cost.count import uncompiled
 from separable.errors import InputError
 from separable.inputs import own_copy
@@ -63,6 +65,7 @@ class Survey:
     sites: list[Site]
     macs: int
     params: int
+    pairs: dict[str, str] = field(default_factory=dict)  # the layer between which and this one channels can go
 
     @property
     def convertible(self) -> list[Site]:
@@ -73,7 +76,25 @@ class Survey:
         return sum(len(batch) for batch in self.inputs)
 
     def conv(self, site: Site) -> Any:
-        return self.model.get_submodule(site.name)
+        return self.conv_of(site.name)
+
+    def conv_of(self, name: str) -> Any:
+        return self.model.get_submodule(name)
+
+    def importance(self, site: Site) -> Tensor:
+        """[G, O]: the square of what the norm multiplies each output by."""
+        conv = self.conv(site)
+        if not site.norm:
+            return torch.ones(conv.groups, conv.out_channels // conv.groups, dtype=torch.float64)
+        return scale_of(self.model.get_submodule(site.norm)).square().view(conv.groups, -1)
+
+    def elimination(self, second: str) -> tuple[list[int], list[float]]:
+        """The channels that the second layer of a pair reads, in the order in which they go; see `thin`."""
+        site = self.site(second)
+        return thin.elimination(grouped_weight(self.conv(site)), site.known, self.importance(site))
+
+    def site(self, name: str) -> Site:
+        return next(site for site in self.sites if site.name == name)
 
 
 @torch.inference_mode(False)  # what is copied and made here can be trained later
@@ -110,6 +131,7 @@ def survey(model: nn.Module, data: Data, *, example: Tensor | None = None, sampl
     counted = cost.count(dense, example)
     found = Survey(dense, inputs, example, sites, counted.macs // len(example), counted.params)
     _measure(found)
+    found.pairs = _pairs(found)
     return found
 
 
@@ -270,6 +292,19 @@ def _measure(found: Survey) -> None:
                 _name_the_unsound(found.model, batch)
     for site in found.convertible:
         site.moments = sums[site.name].moments()
+
+
+def _pairs(found: Survey) -> dict[str, str]:
+    """By the name of the second layer that of the first, of two that run one after the other."""
+    pairs = {}
+    x = found.inputs[0][:1]
+    for first, second in itertools.pairwise(track(found.convertible, "looking for channels that can go")):
+        one, other = found.conv(first), found.conv(second)
+        fits = one.groups == other.groups == 1 and one.out_channels == other.in_channels > 1
+        once = len(first.sizes) == len(second.sizes) == 1 and first.added is None
+        if fits and once and thin.can_be_thin(found.model, x, first.name, first.norm, second.name):
+            pairs[second.name] = first.name
+    return pairs
 
 
 def _name_the_unsound(model: nn.Module, batch: Tensor) -> None:

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from separable.conversion import chain
+from separable.conversion import chain, thin
 from separable.conversion.calibrate import replace
 from separable.conversion.fitting import from_moments
-from separable.conversion.folded import scale_of
 from separable.conversion.forms import FORMS, Form, Shape
 from separable.conversion.moments import Whitening
 from separable.conversion.patches import grouped_weight
@@ -27,6 +26,7 @@ from separable.inputs import own_copy
 from separable.progress import track
 
 _SHARES = [0.03 * 1.25**i for i in range(16)]  # of a layer's multiply-adds, to 0.85
+_KEPT = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875)  # of the channels between two layers
 _MULTIPLE = 8  # of ranks from 16 on: whole vectors
 _PROBE_LOSS = 0.1
 _PROBE_PASSES = 1.5  # of the data through the network, for all probes together
@@ -45,15 +45,40 @@ class Option:
     loss: float = 0.0
     change: float = 0.0
     ms: float | None = None
+    tied: tuple[str, str] | None = None  # two layers that take options of this rank together
 
 
 Table = dict[str, list[Option]]
 
 
 def tabulate(survey: Survey) -> Table:
-    table = {site.name: options(survey, site) for site in track(survey.convertible, "comparing forms")}
+    table = every_option(survey, fit=True)
     weigh(survey, table)
     return table
+
+
+def every_option(survey: Survey, *, fit: bool) -> Table:
+    """Of every layer, those included that take channels from two; without `fit` no losses."""
+    table = {site.name: options(survey, site, fit=fit) for site in track(survey.convertible, "comparing forms")}
+    for second, first in survey.pairs.items():
+        _add_thin(survey, table, first, second, fit)
+    return table
+
+
+def _add_thin(survey: Survey, table: Table, first: str, second: str, fit: bool) -> None:
+    """Fewer channels between two layers, as tied options of both."""
+    channels = survey.conv_of(second).in_channels
+    losses = survey.elimination(second)[1] if fit else [0.0] * channels
+    for share in _KEPT:
+        rank = max(1, round(share * channels))
+        rank = rank // _MULTIPLE * _MULTIPLE if rank >= 2 * _MULTIPLE else rank
+        loss = losses[channels - rank - 1]
+        for name, form, lost in ((first, thin.FIRST, 0.0), (second, thin.SECOND, loss)):
+            dense = table[name][0]
+            less = rank / channels
+            costs = round(dense.macs * less), round(dense.params * less)
+            if not any((o.form, o.rank) == (form, rank) for o in table[name]):
+                table[name].append(Option(form, rank, *costs, lost, tied=(first, second)))
 
 
 def options(survey: Survey, site: Site, *, fit: bool = True) -> list[Option]:
@@ -87,16 +112,8 @@ def _ranks(site: Site, conv: Any, form: Form, shape: Shape) -> list[int]:
 
 def _losses(survey: Survey, site: Site, form: Form, ranks: list[int]) -> list[float]:
     conv = survey.conv(site)
-    shape, whitening = Shape.of(conv), Whitening(site.known, _importance(survey, site))
+    shape, whitening = Shape.of(conv), Whitening(site.known, survey.importance(site))
     return form.losses(whitening.target(form, grouped_weight(conv), shape), shape, ranks)
-
-
-def _importance(survey: Survey, site: Site) -> Tensor:
-    """[G, O]: the square of what the norm multiplies each output by."""
-    conv = survey.conv(site)
-    if not site.norm:
-        return torch.ones(conv.groups, conv.out_channels // conv.groups, dtype=torch.float64)
-    return scale_of(survey.model.get_submodule(site.norm)).square().view(conv.groups, -1)
 
 
 @torch.no_grad()
@@ -105,26 +122,28 @@ def weigh(survey: Survey, table: Table) -> None:
 
     A probe shows what a loss does that nothing repairs. Each later layer is fitted to what really reaches it, and takes
     back a part; the change that remains is taken to be the probe's over the number of layers from there to the end, a
-    rule of thumb. What the first layer loses of the input, no later layer can find elsewhere.
+    rule of thumb. What the first layer loses of the input, no later layer can find elsewhere. A loss counts against
+    what is left of the output, as noise against a signal: half of an output lost in one layer is worse than a tenth
+    lost in each of five.
     """
     inputs = _probed(survey)
     dense = outputs_of(survey.model(own_copy(inputs)))
     sensitivities = {}
     for i, site in enumerate(track(survey.convertible, "weighing layers")):
-        lossy = [option for option in table[site.name] if option.form and option.loss > 1e-9]
+        lossy = [option for option in table[site.name] if option.form in FORMS and option.loss > 1e-9]
         if not lossy:
             continue
         probe = min(lossy, key=lambda option: abs(math.log(option.loss / _PROBE_LOSS)))
         changed = outputs_of(_with_option(survey, site, probe, inputs))
         later = 0 if i == 0 else len(survey.convertible) - 1 - i
-        sensitivities[site.name] = change(changed, dense) / probe.loss / (1 + later)
+        sensitivities[site.name] = change(changed, dense) * (1 - probe.loss) / probe.loss / (1 + later)
     if not sensitivities:
         return
     median = statistics.median(sensitivities.values())
     for name, sensitivity in sensitivities.items():
         held = min(max(sensitivity, median / _LEAST), median * _MOST) or 1.0  # 0: outputs that show nothing
         for option in table[name]:
-            option.change = option.loss * held
+            option.change = held * option.loss / max(1 - option.loss, 1e-3)
 
 
 def _probed(survey: Survey) -> Tensor:
@@ -138,7 +157,7 @@ def _probed(survey: Survey) -> Tensor:
 def _with_option(survey: Survey, site: Site, option: Option, inputs: Tensor) -> Any:
     """What the dense network gives with one layer in this form."""
     conv = survey.conv(site)
-    layer = from_moments(conv, FORMS[option.form or ""], option.rank, site.known, _importance(survey, site), site.pad)
+    layer = from_moments(conv, FORMS[option.form or ""], option.rank, site.known, survey.importance(site), site.pad)
     replaced = replace(survey.model, conv, layer)
     try:
         return replaced(own_copy(inputs))

@@ -5,15 +5,17 @@ Of each form a few ranks are timed, in turns with the dense layer; between them 
 the runtime takes to be called at all is taken off: a whole network pays it once.
 """
 
+import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from separable import runtimes
-from separable.conversion import chain
+from separable.conversion import chain, thin
+from separable.conversion.calibrate import replace
 from separable.conversion.forms import FORMS
 from separable.conversion.survey import Site, Survey
 from separable.conversion.table import Option, Table
@@ -52,7 +54,8 @@ def time_options(survey: Survey, table: Table, target: str) -> None:
     call_s = _call_s(target)
     for site in track(survey.convertible, f"timing forms in {target}"):
         conv = survey.conv(site)
-        key = (repr(conv), tuple(site.sizes), bool(site.norm), site.rectified)
+        roles = site.name in survey.pairs, site.name in survey.pairs.values()
+        key = (repr(conv), tuple(site.sizes), bool(site.norm), site.rectified, roles)
         if key not in known:
             known[key] = _time_site(survey, site, table[site.name], target, call_s)
         for option in table[site.name]:
@@ -67,7 +70,8 @@ def _time_site(survey: Survey, site: Site, options: list[Option], target: str, c
     for option in [options[0], *_worth_timing(options)]:
         block = neighbourhood(survey, site, option)
         try:
-            calls[option.form, option.rank] = runtimes.prepare(target, block, x)
+            read = x[:, : option.rank] if option.form == thin.SECOND else x
+            calls[option.form, option.rank] = runtimes.prepare(target, block, read)
         except InputError:
             if option.form is None:
                 raise
@@ -90,10 +94,24 @@ def neighbourhood(survey: Survey, site: Site, option: Option) -> nn.Module:
     """The layer in this form with what a runtime takes into it."""
     parts: list[nn.Module] = [layer(survey, site, option)]
     if site.norm:
-        parts.append(survey.model.get_submodule(site.norm))
+        norm = survey.model.get_submodule(site.norm)
+        parts.append(thin.narrow_norm(norm, torch.arange(option.rank)) if option.form == thin.FIRST else norm)
     if site.rectified:
         parts.append(nn.ReLU())
     return nn.Sequential(*parts).eval()
+
+
+def network(survey: Survey, plan: Mapping[str, Option]) -> nn.Module:
+    """All layers in the forms of a plan, as `layer` makes them."""
+    made = copy.deepcopy(survey.model)
+    for site in survey.convertible:
+        option = plan[site.name]
+        if option.form not in (None, *thin.THIN):
+            made = replace(made, made.get_submodule(site.name), layer(survey, site, option))
+    for second, first in survey.pairs.items():
+        if plan[second].form == thin.SECOND:
+            thin.thin(made, first, survey.site(first).norm, second, torch.arange(plan[second].rank))
+    return made
 
 
 def layer(survey: Survey, site: Site, option: Option) -> nn.Module:
@@ -101,6 +119,9 @@ def layer(survey: Survey, site: Site, option: Option) -> nn.Module:
     conv = survey.conv(site)
     if option.form is None:
         return conv
+    if option.form in thin.THIN:
+        side = "outputs" if option.form == thin.FIRST else "inputs"
+        return thin.narrow(conv, **{side: torch.arange(option.rank)})
     bias = conv.weight.new_zeros(conv.out_channels) if site.takes_bias(conv) else None
     chained = chain.assemble(conv, FORMS[option.form], option.rank, None, bias, site.pad)
     own = torch.Generator().manual_seed(0)
@@ -112,13 +133,14 @@ def layer(survey: Survey, site: Site, option: Option) -> nn.Module:
 
 def _worth_timing(options: list[Option]) -> list[Option]:
     """A few ranks of each form that is not far behind another of as many multiply-adds."""
-    found: list[Option] = []
+    found = [option for option in options if option.tied]
+    alone = [option for option in options if option.form and not option.tied]
     for form in FORMS:
         mine = [
             option
-            for option in options
+            for option in alone
             if option.form == form
-            and option.loss <= _HOPELESS * min(o.loss for o in options if o.form and o.macs <= option.macs) + 1e-6
+            and option.loss <= _HOPELESS * min(o.loss for o in alone if o.macs <= option.macs) + 1e-6
         ]
         if mine:
             found += [mine[i] for i in sorted({round(k * (len(mine) - 1) / (_RANKS - 1)) for k in range(_RANKS)})]

@@ -1,6 +1,7 @@
 """The forms that a dense convolution can take, each exact at full rank; a form a file."""
 
 from separable.conversion.forms.axes import Axes
+from separable.conversion.forms.dense import Dense
 from separable.conversion.forms.depthwise import DepthwiseFirst, PointwiseFirst
 from separable.conversion.forms.form import Form, Shape, Stage
 from separable.conversion.forms.low_rank import DensePointwise, PointwiseDense, Tucker
@@ -13,4 +14,6 @@ FORMS: dict[str, Form] = {
     )
 }  # fmt: skip
 
-__all__ = ["FORMS", "Form", "Shape", "Stage"]
+DENSE = Dense()  # no choice of a plan, which has the layer as it is
+
+__all__ = ["DENSE", "FORMS", "Form", "Shape", "Stage"]
