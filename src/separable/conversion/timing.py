@@ -25,7 +25,7 @@ from separable.progress import track
 
 TARGETS = ("accelerate", "onnxruntime", "openvino", "torch")
 _RANKS = 3  # of a form
-_ROUNDS = (3, 30)  # at least and at most, as many as take:
+_ROUNDS = (4, 30)  # at least and at most, as many as take:
 _SECONDS = 15e-3  # of the dense layer
 _LEAST_SHARE = 0.05  # of a measured time, that is left where the call is taken off
 Times = dict[tuple[str | None, int], float]  # milliseconds of a form and a rank
