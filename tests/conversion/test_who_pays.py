@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from separable.conversion import convert
+from separable.conversion import calibrate, survey, thin
 from separable.conversion.who_pays import who_pays
 from separable.conversion.who_pays.swaps import differing, evaluation_copy, swapped
 from separable.errors import InputError
@@ -42,7 +42,8 @@ def dense(digits):
 
 @pytest.fixture(scope="module")
 def converted(digits, dense):
-    return convert(dense, digits[0][:64], {"macs": 0.5}).model
+    forms = {"4": ("pointwise, dense", 3), "7": ("polyadic", 14)}
+    return calibrate(survey(dense, digits[0][:64]), forms)[0]
 
 
 @pytest.fixture(scope="module")
@@ -321,6 +322,18 @@ def test_a_block_that_is_gone_is_taken_back_whole_and_a_padding_with_the_layer_a
     converted[1][2].running_mean.add_(1)
     assert differing(dense, converted) == {"0": ["0"], "1.1": ["1.0", "1.1", "1.2"]}
     assert differing(dense, copy.deepcopy(dense)) == {}
+
+
+def test_layers_between_which_channels_went_are_taken_back_together():
+    x = torch.randn(24, 3, 8, 8)
+    dense = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Flatten(), nn.Linear(128, 4),
+    ).eval()  # fmt: skip
+    converted, _ = calibrate(survey(dense, x), {"0": (thin.FIRST, 4), "3": (thin.SECOND, 4)})
+    assert differing(dense, converted) == {"0": ["0", "1", "3", "4"]}
+    with swapped(converted, dense, ["0", "1", "3", "4"]) as network:
+        torch.testing.assert_close(network(x), dense(x))
 
 
 def test_a_layer_that_cannot_be_taken_back_alone_says_why():

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from separable import store
@@ -53,6 +54,9 @@ class Unfinished:
             if layer["form"] is not None:
                 name = layer["name"]
                 network = replace(network, network.get_submodule(name), loaded.get_submodule(name))
+        for name, module in list(network.named_modules()):
+            if _shapes(module) != _shapes(loaded.get_submodule(name)):  # a norm that lost channels with its layer
+                network = replace(network, module, loaded.get_submodule(name))
         network.load_state_dict(loaded.state_dict())
         return network, about["conversion"]
 
@@ -64,3 +68,8 @@ class Unfinished:
     def remove(self) -> None:
         if self.folder.exists():
             shutil.rmtree(self.folder)
+
+
+def _shapes(module: nn.Module) -> list[torch.Size]:
+    """Of the tensors that a module itself holds."""
+    return [tensor.shape for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))]

@@ -73,7 +73,8 @@ def differing(dense: nn.Module, converted: nn.Module) -> dict[str, list[str]]:
     """What the networks do not have in common, the smallest modules that hold a difference, by the dense one's order.
 
     A batch norm that differs goes with the changed layer before it whose channels it has, for it was adjusted to it; a
-    module without weights, such as a padding, with the changed layer after it.
+    module without weights, such as a padding, with the changed layer after it. A layer that gives fewer channels goes
+    with the changed layer after it, which reads them.
     """
     found: dict[str, list[str]] = {}
     waiting: list[str] = []
@@ -87,7 +88,18 @@ def differing(dense: nn.Module, converted: nn.Module) -> dict[str, list[str]]:
         else:
             found[name] = [*waiting, name]
             waiting, last = [], (name, module)
-    return found | {name: [name] for name in waiting}
+    return _with_readers(found, dense, converted) | {name: [name] for name in waiting}
+
+
+def _with_readers(found: dict[str, list[str]], dense: nn.Module, converted: nn.Module) -> dict[str, list[str]]:
+    """Layers that give fewer channels than they did joined to the next."""
+    joined: dict[str, list[str]] = {}
+    narrow: str | None = None
+    for name, modules in found.items():
+        joined.setdefault(narrow or name, []).extend(modules)
+        given, was = (_given_channels(network.get_submodule(name)) for network in (converted, dense))
+        narrow = (narrow or name) if given is not None and was is not None and given < was else None
+    return joined
 
 
 def _differing(dense: nn.Module, converted: nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
@@ -113,6 +125,11 @@ def _same(one: Any, other: Any) -> bool:
     if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
         return one is other
     return one.shape == other.shape and one.dtype == other.dtype and bool(torch.equal(one, other.to(one.device)))
+
+
+def _given_channels(module: nn.Module) -> int | None:
+    """By its last layer that says so."""
+    return next((c for c in map(_channels, reversed(list(module.modules()))) if c is not None), None)
 
 
 def _channels(module: Any) -> int | None:
