@@ -1,133 +1,194 @@
-"""ResNet-20 on CIFAR-10 made separable on 1,024 training images without a gradient step; top-1 on 10,000 test images.
+"""Trained networks made separable, no gradient step: what they still say, and their time beside the fastest dense one.
 
-    SEPARABLE_DATA=FOLDER python benchmarks/convert.py [--seeds 3] [--threads 2]     FOLDER holds cifar10/
+    python benchmarks/convert.py [NETWORK ...] [--only BUDGET ...] [--seeds 1] [--threads 1 2] [--processes 3]
 
-Rows: the dense network; the closed form alone, depthwise first, one rank everywhere but in the first layer; `convert`
-under each budget, once for each draw of the calibration images. Writes benchmarks/results/convert.csv.
-Every setting was chosen on training images outside the calibration draw; the test images are only counted here.
+NETWORK is one of `dense_networks.NETWORKS`, whose file says what data it needs; all of them if not given. Each
+conversion runs in a process of its own, whose seconds and peak memory are the whole conversion's, planning and timing
+with it. Then dense and converted networks are timed together in every runtime, in fresh processes; a time is the median
+of theirs, and the ratio that of the converted network in its fastest runtime to the dense one in its fastest.
+Every setting was chosen on data outside the calibration draw; what a network is judged on is only read here.
+Rows of the networks asked for are written anew in benchmarks/results/convert.csv, others stay.
 """
 
 import argparse
-import copy
 import csv
-import importlib.util
-import os
+import json
+import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from resnet20 import preprocess, resnet20
+from dense_networks import NETWORKS
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
 import separable
-from separable import progress
-from separable.conversion import factorize
-from separable.conversion.calibrate import replace
+from separable import cost, progress, runtimes
 
 HERE = Path(__file__).parent
-DATA = Path(os.environ.get("SEPARABLE_DATA") or HERE.parents[1] / "shared" / "data") / "cifar10"
-BUDGETS = (0.60, 0.45)
-CLOSED_FORM_RANKS = (4, 3)
-IMAGES = 1024
+FILE = HERE / "results" / "convert.csv"
+ROUNDS = 21
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--seeds", type=int, default=3)
-    arguments.add_argument("--threads", type=int, default=2)
-    options = arguments.parse_args()
-    torch.set_num_threads(options.threads)
-    train, test = read("train")[0], read("test")
-    dense = resnet20()
-    dense.load_state_dict(load_file(DATA / "resnet20.safetensors"))
-    dense.eval()
-    whole = separable.cost.count(dense, train[:1].float())
-    rows = [row("dense", "", dense, whole, test)]
-    for rank in CLOSED_FORM_RANKS:
-        rows.append(row(f"closed form alone, rank {rank}", "", closed_form(dense, rank), whole, test))
-    for budget in BUDGETS:
-        for seed in range(options.seeds):
-            chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:IMAGES]
-            begin = time.process_time()  # of all threads: the machine may be shared
-            with progress.shown():
-                converted = separable.convert(dense, prepare(train[chosen]), {"macs": budget})
-            seconds = time.process_time() - begin
-            rows.append(row(f"convert, macs={budget}", seed, converted.model, whole, test, seconds, converted))
-    write(rows, options.threads)
+    options = arguments()
+    if options.convert:
+        return convert(options)
+    if options.time:
+        return time_all(options)
+    rows = [] if not FILE.exists() else list(csv.DictReader(FILE.open()))
+    for name in options.networks or NETWORKS:
+        mine = network_rows(name, options)
+        rows = [row for row in rows if row["network"] != name] + mine
+        write(rows)
+    show(rows)
 
 
-def read(split: str) -> tuple[Tensor, Tensor]:
-    """uint8 images [N, 3, 32, 32] and labels [N]."""
-    spec = importlib.util.spec_from_file_location("unpack", DATA / "unpack.py")
-    unpack = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(unpack)
-    images, labels = unpack.arrays(split)
-    return torch.from_numpy(images), torch.from_numpy(labels)
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("networks", nargs="*", choices=[[], *NETWORKS])
+    parser.add_argument("--only", nargs="*", help="budgets, as macs=0.5")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--processes", type=int, default=3)
+    parser.add_argument("--target", default=None)
+    parser.add_argument("--convert", help=argparse.SUPPRESS)  # in a process of its own: a file for the network
+    parser.add_argument("--budget", help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--time", nargs="*", help=argparse.SUPPRESS)  # likewise: files of networks
+    return parser.parse_args()
 
 
-def prepare(images: Tensor) -> Tensor:
-    mean, std = (torch.tensor(preprocess[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
-    return (images.float() / 255 - mean) / std
+def child(*given: object) -> dict:
+    """This file in a process of its own; what it prints last."""
+    command = [sys.executable, __file__, *map(str, given)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"failed: {' '.join(command)}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def closed_form(dense: nn.Module, rank: int) -> nn.Module:
-    network = copy.deepcopy(dense)
-    for name, module in list(network.named_modules()):
-        if isinstance(module, nn.Conv2d) and name != "conv1":
-            replace(network, module, factorize(module, "depthwise first", rank))
-    return network
-
-
-def row(
-    name: str, seed, network: nn.Module, whole, test: tuple[Tensor, Tensor], seconds: float = 0.0, done=None
-) -> dict:
-    counted = separable.cost.count(network, prepare(test[0][:1]))
-    result = {
-        "network": name,
-        "seed": seed,
-        "top1_percent": round(100 * top1(network, *test), 2),
-        "macs": counted.macs,
-        "macs_share": round(counted.macs / whole.macs, 4),
-        "params": counted.params,
-        "convert_cpu_s": round(seconds, 1) or "",
-        "times_as_fast": "" if done is None else round(done.times_as_fast, 2),
-        "target": "" if done is None else done.target,
+def convert(options: argparse.Namespace) -> None:
+    name = options.networks[0]
+    asked = NETWORKS[name]
+    dense, data = asked.network(), asked.calibration(options.seed)
+    result = {"network": name, "budget": options.budget, "seed": options.seed, "measure": asked.measure}
+    if options.budget == "dense":
+        made, took = dense, 0.0
+        result |= {"macs_share": 1.0, "params_share": 1.0, "target": "", "forms": ""}
+    else:
+        key, _, amount = options.budget.partition("=")
+        began = time.perf_counter()
+        with progress.shown():
+            done = separable.convert(
+                dense, data, {key: float(amount)}, example=data[: asked.batch], target=options.target
+            )
+        made, took = done.model, time.perf_counter() - began
+        forms = [layer.form or "dense" for layer in done.layers if not layer.note or layer.ms_before is not None]
+        result |= {
+            "macs_share": round(done.macs_after / done.macs_before, 4),
+            "params_share": round(done.params_after / done.params_before, 4),
+            "target": done.target,
+            "forms": "; ".join(f"{forms.count(form)} {form}" for form in dict.fromkeys(forms)),
+        }
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    torch.save(made, options.convert)
+    score = asked.score(made)
+    examples = len(data) if options.budget != "dense" else 0
+    result |= {
+        "score": round(score, 4),
+        "examples": examples,
+        "convert_s": round(took),
+        "peak_gb": round(peak / 1e9, 2),
     }
-    print(result, flush=True)
-    return result
+    print(json.dumps(result))
 
 
-@torch.inference_mode()
-def top1(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    right = 0
-    for x, y in zip(images.split(500), labels.split(500), strict=True):
-        right += int((network(prepare(x)).argmax(1) == y).sum())
-    return right / len(labels)
+def time_all(options: argparse.Namespace) -> None:
+    asked, threads = NETWORKS[options.networks[0]], options.threads[0]
+    asked.network()
+    torch.set_num_threads(threads)
+    networks = {Path(file).stem: torch.load(file, weights_only=False) for file in options.time}
+    names = [name for name in runtimes.FLOAT32 if runtimes.why_not(name) is None]
+    example = asked.calibration(0)[: asked.batch]
+    found = runtimes.compare(networks, example, names=names, threads=threads, rounds=ROUNDS, seconds=60)
+    rows = [{"network": row.network, "runtime": row.runtime, "ms": row.ms} for row in found.rows]
+    print(json.dumps({"rows": rows, "problems": [row.problem for row in found.rows if row.problem]}))
 
 
-def write(rows: list[dict], threads: int) -> None:
-    setting = {"images": IMAGES, "threads": threads, "torch": torch.__version__}
-    file = HERE / "results" / "convert.csv"
-    file.parent.mkdir(exist_ok=True)
-    with file.open("w", newline="") as out:
-        writer = csv.DictWriter(out, [*rows[0], *setting])
+def network_rows(name: str, options: argparse.Namespace) -> list[dict]:
+    with tempfile.TemporaryDirectory() as folder:
+        cases = {"dense": ("dense", 0)}
+        for budget in options.only or NETWORKS[name].budgets:
+            cases |= {f"{budget}, {seed}": (budget, seed) for seed in range(options.seeds)}
+        files, rows = {}, []
+        for number, (budget, seed) in enumerate(cases.values()):
+            file = Path(folder) / f"{number}.pt"
+            target = ["--target", options.target] if options.target else []
+            row = child(name, "--convert", file, "--budget", budget, "--seed", seed, *target)
+            print(row, flush=True)
+            rows.append(row)
+            if seed == 0:
+                files[file.stem] = (file, row)
+        for threads in options.threads:
+            paths = [file for file, _ in files.values()]
+            runs = [child(name, "--threads", threads, "--time", *paths) for _ in range(options.processes)]
+            fastest = {stem: fastest_of(runs, stem) for stem in files}
+            dense_ms = fastest["0"][1]
+            for stem, (_, row) in files.items():
+                runtime, ms = fastest[stem]
+                row |= {f"ms_{threads}t": round(ms, 3), f"runtime_{threads}t": runtime}
+                row |= {f"time_share_{threads}t": round(ms / dense_ms, 3)}
+    setting = {
+        "processor": cost.processor(),
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    return [row | setting for row in rows]
+
+
+def fastest_of(runs: list[dict], network: str) -> tuple[str, float]:
+    """The runtime of the least median over the processes, and that median."""
+    times: dict[str, list[float]] = {}
+    for run in runs:
+        for row in run["rows"]:
+            if row["network"] == network and row["ms"] is not None:
+                times.setdefault(row["runtime"], []).append(row["ms"])
+    return min(((name, statistics.median(found)) for name, found in times.items()), key=lambda pair: pair[1])
+
+
+def write(rows: list[dict]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with FILE.open("w", newline="") as out:
+        writer = csv.DictWriter(out, names, restval="")
         writer.writeheader()
-        writer.writerows({**one, **setting} for one in rows)
-    table = Table(title=f"ResNet-20, CIFAR-10, {IMAGES} calibration images, no gradient step")
-    for heading in ("network", "top-1 %, mean", "lowest", "highest", "MACs share", "parameters", "convert, CPU s"):
-        table.add_column(heading, justify="left" if heading == "network" else "right")
-    for name in dict.fromkeys(one["network"] for one in rows):
-        same = [one for one in rows if one["network"] == name]
-        scores = [one["top1_percent"] for one in same]
-        spread = [f"{statistics.mean(scores):.2f}", f"{min(scores):.2f}", f"{max(scores):.2f}"]
-        cost = [f"{max(one['macs_share'] for one in same):.4f}", f"{max(one['params'] for one in same):,}"]
-        table.add_row(name, *spread, *cost, str(same[0]["convert_cpu_s"]))
+        writer.writerows(rows)
+
+
+def show(rows: list[dict]) -> None:
+    shown = (
+        "network",
+        "budget",
+        "seed",
+        "score",
+        "macs_share",
+        "time_share_1t",
+        "time_share_2t",
+        "convert_s",
+        "peak_gb",
+    )
+    table = Table(title="No gradient step; times over the fastest dense network's")
+    for name in shown:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*(str(row.get(name, "")) for name in shown))
     Console().print(table)
-    print(f"written: {file}")
+    print(f"written: {FILE}")
 
 
 if __name__ == "__main__":

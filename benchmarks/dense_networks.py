@@ -55,12 +55,15 @@ def batched(network: nn.Module, x: Tensor, size: int) -> Tensor:
     return torch.cat([network(some) for some in x.split(size)])
 
 
-@cache
 def cifar10(split: str) -> tuple[Tensor, Tensor]:
-    """Prepared images [N, 3, 32, 32] and labels [N]."""
+    """Images [N, 3, 32, 32] in bytes, and labels [N]."""
     images, labels = imported(DATA / "cifar10" / "unpack.py").arrays(split)
+    return torch.from_numpy(images), torch.from_numpy(labels)
+
+
+def prepared(images: Tensor) -> Tensor:
     mean, std = (torch.tensor(preprocess[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
-    return (torch.from_numpy(images).float() / 255 - mean) / std, torch.from_numpy(labels)
+    return (images.float() / 255 - mean) / std
 
 
 def trained_resnet20() -> nn.Module:
@@ -71,12 +74,12 @@ def trained_resnet20() -> nn.Module:
 
 def cifar10_drawn(seed: int) -> Tensor:
     images = cifar10("train")[0]
-    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:1024]]
+    return prepared(images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:1024]])
 
 
 def top1(network: nn.Module) -> float:
     images, labels = cifar10("test")
-    return 100 * float((batched(network, images, 500).argmax(1) == labels).double().mean())
+    return 100 * float((batched(network, prepared(images), 500).argmax(1) == labels).double().mean())
 
 
 @cache

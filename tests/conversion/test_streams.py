@@ -3,11 +3,13 @@
 import signal
 import threading
 import time
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
+from separable.conversion import watch
 from separable.conversion.streams import Walk, own_structure
 
 
@@ -146,3 +148,21 @@ def test_an_own_structure_shares_values_and_nothing_else():
     mine[1].kept = 1
     assert isinstance(network[0], nn.Conv2d)
     assert not hasattr(network[1], "kept")
+
+
+def test_who_watches_a_network_keeps_none_of_its_maps():
+    readers, seen = watch.Readers(), []
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+
+    def follow(module, args, output):
+        readers.follow("map", output)
+        seen.append(weakref.ref(output))
+
+    for layer in network:
+        layer.register_forward_hook(follow)
+    with torch.no_grad(), readers:
+        result = network(torch.randn(1, 3, 8, 8))
+        assert readers.name_of(result) == "map"
+    assert [reference() is not None for reference in seen] == [False, False, True]
+    del result
+    assert not readers._followed

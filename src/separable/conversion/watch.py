@@ -4,6 +4,7 @@ Layers are seen by hooks, the functions between them by a function mode; tensors
 model that runs can be watched, without a graph; what is not recognised is only not used.
 """
 
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,8 +35,8 @@ class Readers(TorchFunctionMode):
 
     def __init__(self, on_addition: Callable[[Addition], None] | None = None) -> None:
         super().__init__()
-        self._followed: dict[int, tuple[str, Tensor]] = {}  # by identity; the tensor is kept so that no id returns
-        self._padded: dict[int, tuple[tuple[int, ...], Tensor]] = {}  # by identity, kept likewise
+        self._followed: dict[int, tuple[str, Any]] = {}  # by identity, with what forgets it when the tensor goes
+        self._padded: dict[int, tuple[tuple[int, ...], Any]] = {}  # likewise
         self._padded_reads: dict[int, int] = defaultdict(int)
         self._on_addition = on_addition
         self.reads: dict[str, list[Callable]] = defaultdict(list)  # the functions that read each, in order
@@ -45,7 +46,17 @@ class Readers(TorchFunctionMode):
         self.inside = 0  # of a convolution's module
 
     def follow(self, name: str, tensor: Tensor) -> None:
-        self._followed[id(tensor)] = (name, tensor)
+        self._followed[id(tensor)] = (name, self._forgetting(tensor))
+
+    def _forgetting(self, tensor: Tensor) -> Any:
+        """A reference that keeps nothing in memory: a network's maps go when it is done with them, and so do notes."""
+        key = id(tensor)
+
+        def forget(reference: Any) -> None:
+            for notes in (self._followed, self._padded, self._padded_reads):
+                notes.pop(key, None)
+
+        return weakref.ref(tensor, forget)
 
     def name_of(self, tensor: Tensor) -> str | None:
         found = self._followed.get(id(tensor))
@@ -94,7 +105,7 @@ class Readers(TorchFunctionMode):
         given = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
         pads = tuple(given["pad"])
         if given.get("mode", "constant") == "constant" and not given.get("value") and min(pads) >= 0:
-            self._padded[id(result)] = (pads, result)
+            self._padded[id(result)] = (pads, self._forgetting(result))
 
     def _additions(self, func, args, kwargs) -> list[Addition]:
         if func not in ADDITIONS or kwargs or len(args) != 2 or not all(isinstance(a, Tensor) for a in args):
