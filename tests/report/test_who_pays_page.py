@@ -73,7 +73,7 @@ def test_pages_without_labels_without_pictures_and_of_errors_are_whole(networks,
 
 def test_a_layer_that_cannot_be_taken_back_stands_in_the_table_with_its_reason(networks, tmp_path):
     dense, _, x = networks
-    other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 6))
+    other = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 6))
     found = who_pays(dense, other, x[:20])
     assert all(layer.note for layer in found.layers)
     page = write_page(tmp_path / "page.html", "t", who_pays_sections(found.to_json())).read_text()
