@@ -159,7 +159,7 @@ class Study:
         done = self._made(budget, room)
         aim, wanted = budget.get("latency", math.inf), _MISSED * budget.get("latency", math.inf)
         for _ in range(_REFITS):  # the fitted network is timed once more, and may miss what its plan kept
-            if done.ms <= wanted * done.dense_ms:
+            if done.ms <= wanted * done.dense_ms or not any(layer.form for layer in done.layers):
                 break
             aim *= budget["latency"] * done.dense_ms / done.ms
             try:
