@@ -1,12 +1,13 @@
 """ResNet-20 on CIFAR-10, made separable, then distilled against the dense network; top-1 on the 10,000 test images.
 
-    SEPARABLE_DATA=FOLDER python benchmarks/distill.py [--budgets 0.6 0.45 0.3 0.16] [--seeds 0 1 2] [--work FOLDER]
+    python benchmarks/distill.py [--budgets macs=0.60 latency=0.5 ...] [--batch 1] [--seeds 0 1 2] [--work FOLDER]
 
 The student of a seed is converted on 1,024 training images of that draw (or read from --student, a module that
 torch.save wrote), then trained on all 50,000 for ten epochs with the defaults of `separable.distill`, without a label.
 Student and teacher see the same images, flipped and shifted by up to four pixels as the dense network saw them. No
 epoch is chosen: the last one counts. Settings were chosen on 5,000 training images held out for it (--held-out), never
 on the test images. Below --work lie students and checkpoints: a run that was killed continues where it was.
+Data is found as in dense_networks.py.
 Writes benchmarks/results/distill.csv, a row when a run is finished.
 """
 
@@ -19,15 +20,15 @@ from pathlib import Path
 import measured
 import torch
 import torch.nn.functional as F
-from convert import DATA, IMAGES, prepare, read, top1
-from resnet20 import resnet20
-from safetensors.torch import load_file
+from dense_networks import batched, cifar10, prepared, trained_resnet20
 from torch import Tensor, nn
 
 import separable
 from separable import atomic, progress
 
 BATCH, MOST_SHIFT = 128, 4
+BUDGETS = ["macs=0.60", "macs=0.45", "macs=0.30", "macs=0.16", "latency=0.5"]
+IMAGES = 1024  # that a student is converted on
 
 
 class Augmented:
@@ -41,7 +42,7 @@ class Augmented:
 
     def __iter__(self) -> Iterator[Tensor]:
         for part in torch.randperm(len(self.images)).tensor_split(len(self)):
-            yield self.changed(prepare(self.images[part]))
+            yield self.changed(prepared(self.images[part]))
 
     def changed(self, x: Tensor) -> Tensor:
         """x [N, 3, H, W]: the same shape."""
@@ -54,7 +55,8 @@ class Augmented:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--budgets", type=float, nargs="+", default=[0.6, 0.45, 0.3, 0.16])
+    arguments.add_argument("--budgets", nargs="+", default=BUDGETS)
+    arguments.add_argument("--batch", type=int, default=1, help="that latency is a budget for")
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments.add_argument("--epochs", type=int, default=10)
     arguments.add_argument("--minutes", type=float, help="a time limit for each distillation instead")
@@ -65,13 +67,11 @@ def main() -> None:
     arguments.add_argument("--threads", type=int, default=os.cpu_count())
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
-    train, test = read("train"), read("test")
+    train, test = cifar10("train"), cifar10("test")
     images = train[0][: len(train[0]) - options.held_out]
     if options.held_out:
-        test = tuple(part[-options.held_out :] for part in train)
-    dense = resnet20()
-    dense.load_state_dict(load_file(DATA / "resnet20.safetensors"))
-    dense.eval()
+        test = train[0][-options.held_out :], train[1][-options.held_out :]
+    dense = trained_resnet20()
     for budget in options.budgets if options.student is None else [None]:
         for seed in options.seeds:
             with progress.shown():
@@ -81,24 +81,22 @@ def main() -> None:
                 measured.write("distill", [row], ("network", "seed", "epochs", "feature_weight"))
 
 
-def run(
-    dense: nn.Module, images: Tensor, test: tuple[Tensor, Tensor], budget: float | None, seed: int, options
-) -> dict:
+def run(dense: nn.Module, images: Tensor, test: tuple[Tensor, Tensor], budget: str | None, seed: int, options) -> dict:
     """The row of one student, from conversion to test; goes on where an earlier call was killed."""
-    name = options.student.stem if options.student else f"convert, macs={budget}"
+    name = options.student.stem if options.student else f"convert, {budget}, batch {options.batch}"
     epochs = options.epochs if options.minutes is None else f"at most {options.minutes:g} min"
     work = options.work / f"{name}-{seed}-{len(images)}-{epochs}-{options.feature_weight:g}"
     student = (
         torch.load(options.student, weights_only=False)
         if options.student
-        else converted(dense, images, budget, seed, work)
+        else converted(dense, images, budget, seed, options.batch, work)
     )
     before = top1(student.eval(), *test)
     torch.manual_seed(seed)
     settings = {"epochs": options.epochs, "minutes": options.minutes, "feature_weight": options.feature_weight}
     _, history = separable.distill(student, dense, Augmented(images), checkpoint=work / "run", resume=True, **settings)
     after = top1(student.eval(), *test)
-    example = prepare(images[:1])
+    example = prepared(images[:1])
     macs = separable.cost.count(student, example).macs / separable.cost.count(dense, example).macs
     return {
         "network": name,
@@ -116,12 +114,17 @@ def run(
     }
 
 
-def converted(dense: nn.Module, images: Tensor, budget: float | None, seed: int, work: Path) -> nn.Module:
+def top1(network: nn.Module, images: Tensor, labels: Tensor) -> float:
+    return float((batched(network, prepared(images), 500).argmax(1) == labels).double().mean())
+
+
+def converted(dense: nn.Module, images: Tensor, budget: str, seed: int, batch: int, work: Path) -> nn.Module:
     """The student of a draw, kept in `work`."""
     file = work / "student.pt"
     if not file.exists():
         chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:IMAGES]
-        made = separable.convert(dense, prepare(images[chosen]), {"macs": budget}).model
+        data, (measure, amount) = prepared(images[chosen]), budget.split("=")
+        made = separable.convert(dense, data, {measure: float(amount)}, example=data[:batch]).model
         with atomic.write_beside(file) as beside:
             torch.save(made, beside)
     return torch.load(file, weights_only=False)
