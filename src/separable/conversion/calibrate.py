@@ -14,13 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from separable.conversion import thin, watch
-from separable.conversion.fitting import Fitting, from_moments
+from separable.conversion.fitting import Fitting, can_be_refitted, from_moments
 from separable.conversion.forms import DENSE, FORMS
+from separable.conversion.removal import remove, removed
 from separable.conversion.streams import Walk, own_structure
 from separable.conversion.survey import Site, Survey
 from separable.errors import InputError
 from separable.inputs import own_copy
 from separable.progress import track
+
+Chosen = dict[str, tuple[str, int]]  # by a layer's name its form and its rank
 
 
 class Request(NamedTuple):
@@ -33,7 +36,7 @@ class Request(NamedTuple):
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def calibrate(survey: Survey, chosen: dict[str, tuple[str, int]]) -> tuple[nn.Module, dict[str, float]]:
+def calibrate(survey: Survey, chosen: Chosen) -> tuple[nn.Module, dict[str, float]]:
     """The network with the chosen layers in their forms, fitted, and each layer's error.
 
     Args:
@@ -48,6 +51,7 @@ def calibrate(survey: Survey, chosen: dict[str, tuple[str, int]]) -> tuple[nn.Mo
         InputError: NaN or infinity inside (names the layer), or a network whose layers run in an order of the data's.
     """
     network = copy.deepcopy(survey.model)
+    chosen = _without_blocks(survey, network, chosen)
     sites = {site.name: site for site in survey.convertible if site.name in chosen}
     for name, site in sites.items():
         if len(site.sizes) > 1:  # run several times: fitted to the dense network's inputs of all its calls
@@ -71,7 +75,20 @@ def calibrate(survey: Survey, chosen: dict[str, tuple[str, int]]) -> tuple[nn.Mo
     return network, errors
 
 
-def _make_thin(survey: Survey, network: nn.Module, chosen: dict[str, tuple[str, int]]) -> dict[str, Tensor]:
+def _without_blocks(survey: Survey, network: nn.Module, chosen: Chosen) -> Chosen:
+    """Take the blocks chosen for it out, in place; what is left to fit: the other layers, and the dense ones behind."""
+    gone = removed(survey.blocks, {name: form for name, (form, _) in chosen.items()})
+    if not gone:
+        return chosen
+    remove(network, gone)
+    without = {name for block in gone for name in block.layers}
+    order = [site.name for site in survey.convertible]
+    behind = order[order.index(gone[0].layers[0]) :]
+    fitted = {name: (DENSE.name, 1) for name in behind if can_be_refitted(survey, name)} | chosen
+    return {name: fitted[name] for name in order if name in fitted and name not in without}
+
+
+def _make_thin(survey: Survey, network: nn.Module, chosen: Chosen) -> dict[str, Tensor]:
     """Take channels from between the layers chosen for it, in place; by the first one's name those that it keeps."""
     found = {}
     for second, first in survey.pairs.items():
@@ -91,7 +108,7 @@ def _next_fitting(
     survey: Survey,
     walks: list[Walk],
     halting: dict[str, Site],
-    chosen: dict[str, tuple[str, int]],
+    chosen: Chosen,
     network: nn.Module,
     kept: dict[str, Tensor],
 ) -> Fitting:

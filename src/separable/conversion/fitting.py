@@ -135,7 +135,13 @@ class Fitting:
             set_norm(network.get_submodule(self.site.norm), mean, variance, constant.flatten())
         else:
             last.bias.copy_(constant.flatten())
-        return layer, error
+        return (last if len(layer) == 1 else layer), error  # a dense layer is a layer, not a chain of one
+
+
+def can_be_refitted(survey: Survey, name: str) -> bool:
+    """Whether data can say anew what a layer that stays dense should do: a patch has not too many values."""
+    shape = Shape.of(survey.conv_of(name))
+    return len(survey.site(name).sizes) == 1 and shape.inputs * shape.taps <= _LARGEST_PATCH
 
 
 def approximate(form: Form, weight: Tensor, shape: Shape, rank: int, whitening: Whitening) -> list[Tensor]:

@@ -22,7 +22,8 @@ def layer_table(conversion: Mapping[str, Any]) -> Table:
     table.add_column(f"ms in {conversion['target']} before", justify="right", footer=_ms(whole.get("dense")))
     table.add_column("after", justify="right", footer=_ms(whole.get("separable")))
     for layer in conversion["layers"]:
-        form = layer["note"] if layer["form"] is None else f"{layer['form']}, rank {layer['rank']}"
+        form = layer["note"] if layer["form"] is None else layer["form"]
+        form += f", rank {layer['rank']}" if layer["rank"] else ""
         cells = [layer["name"], form, "" if layer["error"] is None else f"{layer['error']:.4f}"]
         cells += [f"{layer['macs_before'] / 1e6:.3f}", f"{layer['macs_after'] / 1e6:.3f}"]
         cells += [f"{layer['params_before']:,}", f"{layer['params_after']:,}"]

@@ -54,13 +54,19 @@ def choose(table: Table, limits: Mapping[str, float]) -> Plan | None:
 
 
 def _tied(options: list[tuple[str, Option]]) -> list[list[tuple[int, int]]]:
-    """For each tie the columns of both sides, one to be taken if and only if the other is; a side alone is neither."""
-    found: dict[Any, list[tuple[int, int]]] = {}
+    """Sums of columns, with signs, that have to be zero: tied options are taken together or not at all."""
+    ties: dict[Any, dict[str, int]] = {}
     for column, (name, option) in enumerate(options):
         if option.tied:
-            side = 1 if name == option.tied[0] else -1
-            found.setdefault((option.tied, option.rank), []).append((column, side))
-    return list(found.values())
+            ties.setdefault((option.tied, option.rank), {})[name] = column
+    found = []
+    for (names, _), columns in ties.items():
+        if len(columns) < len(names):
+            found += [[(column, 1)] for column in columns.values()]
+        else:
+            first, *others = columns.values()
+            found += [[(first, 1), (other, -1)] for other in others]
+    return found
 
 
 def cheapest(table: Table, measure: str) -> Plan:

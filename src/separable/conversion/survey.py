@@ -20,6 +20,7 @@ from separable.conversion.batches import Data
 from separable.conversion.folded import scale_of
 from separable.conversion.moments import Accumulator, Moments
 from separable.conversion.patches import PLAIN, TRANSPOSED, grouped_weight
+from separable.conversion.removal import Block, find_blocks
 from separable.cost.count import uncompiled
 from separable.errors import InputError
 from separable.inputs import own_copy
@@ -66,6 +67,7 @@ class Survey:
     macs: int
     params: int
     pairs: dict[str, str] = field(default_factory=dict)  # the layer between which and this one channels can go
+    blocks: dict[str, Block] = field(default_factory=dict)  # that can go, by their names
 
     @property
     def convertible(self) -> list[Site]:
@@ -132,6 +134,7 @@ def survey(model: nn.Module, data: Data, *, example: Tensor | None = None, sampl
     found = Survey(dense, inputs, example, sites, counted.macs // len(example), counted.params)
     _measure(found)
     found.pairs = _pairs(found)
+    found.blocks = find_blocks(dense, example, [site.name for site in found.convertible])
     return found
 
 

@@ -20,6 +20,8 @@ from separable.conversion.fitting import from_moments
 from separable.conversion.forms import FORMS, Form, Shape
 from separable.conversion.moments import Whitening
 from separable.conversion.patches import grouped_weight
+from separable.conversion.removal import REMOVED, Block, remove
+from separable.conversion.streams import own_structure
 from separable.conversion.survey import Site, Survey
 from separable.conversion.watch import tensors
 from separable.inputs import own_copy
@@ -45,7 +47,7 @@ class Option:
     loss: float = 0.0
     change: float = 0.0
     ms: float | None = None
-    tied: tuple[str, str] | None = None  # two layers that take options of this rank together
+    tied: tuple[str, ...] | None = None  # layers that take options of this rank together
 
 
 Table = dict[str, list[Option]]
@@ -62,6 +64,8 @@ def every_option(survey: Survey, *, fit: bool) -> Table:
     table = {site.name: options(survey, site, fit=fit) for site in track(survey.convertible, "comparing forms")}
     for second, first in survey.pairs.items():
         _add_thin(survey, table, first, second, fit)
+    for block in survey.blocks.values():
+        _add_removal(table, block)
     return table
 
 
@@ -79,6 +83,15 @@ def _add_thin(survey: Survey, table: Table, first: str, second: str, fit: bool) 
             costs = round(dense.macs * less), round(dense.params * less)
             if not any((o.form, o.rank) == (form, rank) for o in table[name]):
                 table[name].append(Option(form, rank, *costs, lost, tied=(first, second)))
+
+
+def _add_removal(table: Table, block: Block) -> None:
+    """No layers of a block, as tied options of them all; what else is in it is counted as its first layer's."""
+    inside = [table[name][0] for name in block.layers]
+    others = [block.macs - sum(o.macs for o in inside), block.params - sum(o.params for o in inside)]
+    for i, name in enumerate(block.layers):
+        costs = (0, 0) if i else (-others[0], -others[1])
+        table[name].append(Option(REMOVED, 0, *costs, 0.0, tied=block.layers))
 
 
 def options(survey: Survey, site: Site, *, fit: bool = True) -> list[Option]:
@@ -139,11 +152,25 @@ def weigh(survey: Survey, table: Table) -> None:
         sensitivities[site.name] = change(changed, dense) * (1 - probe.loss) / probe.loss / (1 + later)
     if not sensitivities:
         return
+    _weigh_removals(survey, table, inputs, dense)
     median = statistics.median(sensitivities.values())
     for name, sensitivity in sensitivities.items():
         held = min(max(sensitivity, median / _LEAST), median * _MOST) or 1.0  # 0: outputs that show nothing
         for option in table[name]:
+            if option.form == REMOVED:
+                continue
             option.change = held * option.loss / max(1 - option.loss, 1e-3)
+
+
+def _weigh_removals(survey: Survey, table: Table, inputs: Tensor, dense: list[Tensor]) -> None:
+    """A block taken out of the dense network is a probe whose loss is known: the rule of thumb stays."""
+    order = [site.name for site in survey.convertible]
+    for block in track(survey.blocks.values(), "weighing blocks"):
+        network = own_structure(survey.model)
+        remove(network, [block])
+        changed = change(outputs_of(network(own_copy(inputs))), dense)
+        option = next(o for o in table[block.layers[0]] if o.form == REMOVED)
+        option.change = changed / (len(order) - order.index(block.layers[-1]))
 
 
 def _probed(survey: Survey) -> Tensor:

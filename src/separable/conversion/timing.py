@@ -17,6 +17,7 @@ from separable import runtimes
 from separable.conversion import chain, thin
 from separable.conversion.calibrate import replace
 from separable.conversion.forms import FORMS
+from separable.conversion.removal import REMOVED, remove, removed
 from separable.conversion.survey import Site, Survey
 from separable.conversion.table import Option, Table
 from separable.errors import InputError
@@ -60,6 +61,7 @@ def time_options(survey: Survey, table: Table, target: str) -> None:
             known[key] = _time_site(survey, site, table[site.name], target, call_s)
         for option in table[site.name]:
             option.ms = known[key].get((option.form, option.rank))
+    _time_removals(survey, table, target, call_s)
 
 
 def _time_site(survey: Survey, site: Site, options: list[Option], target: str, call_s: float) -> Times:
@@ -75,13 +77,36 @@ def _time_site(survey: Survey, site: Site, options: list[Option], target: str, c
         except InputError:
             if option.form is None:
                 raise
-    least, most = _ROUNDS
-    rounds = min(max(least, int(_SECONDS / seconds_of(next(iter(calls.values()))))), most)
+    rounds = _rounds(seconds_of(next(iter(calls.values()))))
     measured = {
         name: max(seconds - call_s, _LEAST_SHARE * seconds) * 1e3 * len(site.sizes)
         for name, seconds in fastest(calls, rounds).items()
     }
     return measured | _between(options, measured)
+
+
+def _time_removals(survey: Survey, table: Table, target: str, call_s: float) -> None:
+    """Without a block go its layers' milliseconds, and what it takes beyond them, counted as its first layer's."""
+    known: dict[Any, float] = {}
+    for block in track(survey.blocks.values(), f"timing blocks in {target}"):
+        module = survey.model.get_submodule(block.name)
+        key = (repr(module), block.shape)
+        if key not in known:
+            own = torch.Generator().manual_seed(0)
+            x = torch.randn(block.shape, generator=own).to(next(module.parameters()))
+            run = runtimes.prepare(target, module, x)
+            rounds = _rounds(seconds_of(run))
+            known[key] = max(fastest({"block": run, "again": run}, rounds)["block"] - call_s, 0.0) * 1e3
+        layers_ms = sum(table[name][0].ms or 0.0 for name in block.layers)
+        for i, name in enumerate(block.layers):
+            option = next(o for o in table[name] if o.form == REMOVED)
+            option.ms = 0.0 if i else min(0.0, layers_ms - known[key])
+
+
+def _rounds(seconds: float) -> int:
+    """Of a measurement that takes so long."""
+    least, most = _ROUNDS
+    return min(max(least, int(_SECONDS / seconds)), most)
 
 
 def _call_s(target: str) -> float:
@@ -104,9 +129,10 @@ def neighbourhood(survey: Survey, site: Site, option: Option) -> nn.Module:
 def network(survey: Survey, plan: Mapping[str, Option]) -> nn.Module:
     """All layers in the forms of a plan, as `layer` makes them."""
     made = copy.deepcopy(survey.model)
+    remove(made, removed(survey.blocks, {name: option.form for name, option in plan.items()}))
     for site in survey.convertible:
         option = plan[site.name]
-        if option.form not in (None, *thin.THIN):
+        if option.form in FORMS:
             made = replace(made, made.get_submodule(site.name), layer(survey, site, option))
     for second, first in survey.pairs.items():
         if plan[second].form == thin.SECOND:
@@ -133,8 +159,8 @@ def layer(survey: Survey, site: Site, option: Option) -> nn.Module:
 
 def _worth_timing(options: list[Option]) -> list[Option]:
     """A few ranks of each form that is not far behind another of as many multiply-adds."""
-    found = [option for option in options if option.tied]
-    alone = [option for option in options if option.form and not option.tied]
+    found = [option for option in options if option.form in thin.THIN]
+    alone = [option for option in options if option.form in FORMS]
     for form in FORMS:
         mine = [
             option
