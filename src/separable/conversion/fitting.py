@@ -120,8 +120,8 @@ class Fitting:
     ) -> tuple[nn.Module, float]:
         """The chain, its last convolution fitted to the rows that reach it; a norm after it takes the statistics."""
         stages = self.form.stage_weights(factors)
-        bias = None if self.site.norm else torch.zeros(self.conv.out_channels)
-        layer = chain.assemble(self.conv, self.form, self.rank, factors, bias, self.site.pad)
+        layer = empty_layer(self.conv, self.site, self.form, self.rank)
+        chain.write(layer, stages)
         last: Any = layer[-1]
         pairs = zip(inputs, self.indices, strict=True)
         rows = torch.cat([patch_rows(last, layer[:-1](x), index).flatten(2) for x, index in pairs])
@@ -136,6 +136,12 @@ class Fitting:
         else:
             last.bias.copy_(constant.flatten())
         return layer, error
+
+
+def empty_layer(conv: Any, site: Site, form: Form, rank: int) -> nn.Sequential:
+    """The chain in the place of a layer, its weights still to be written; its bias, where no norm follows, zero."""
+    bias = None if site.norm else torch.zeros(conv.out_channels)
+    return chain.assemble(conv, form, rank, None, bias, site.pad)
 
 
 def approximate(form: Form, weight: Tensor, shape: Shape, rank: int, whitening: Whitening) -> list[Tensor]:

@@ -48,18 +48,25 @@ def check_target(target: str | None) -> str:
     return target
 
 
-def time_options(survey: Survey, table: Table, target: str) -> None:
-    """Fill in `ms` of every option that may be chosen: of all calls of the layer, for the survey's example."""
+def time_options(survey: Survey, table: Table, target: str, keep: Callable[[], None] = lambda: None) -> None:
+    """Fill in `ms` of every option that may be chosen: of all calls of the layer, for the survey's example.
+
+    keep: called after each layer that was timed. Layers whose times stand in the table already are not timed again.
+    """
     known: dict[Any, Times] = {}
     call_s = _call_s(target)
     for site in track(survey.convertible, f"timing forms in {target}"):
         conv = survey.conv(site)
         roles = site.name in survey.pairs, site.name in survey.pairs.values()
         key = (repr(conv), tuple(site.sizes), bool(site.norm), site.rectified, roles)
+        if table[site.name][0].ms is not None:  # by a run that was stopped
+            known.setdefault(key, {(o.form, o.rank): o.ms for o in table[site.name] if o.ms is not None})
+            continue
         if key not in known:
             known[key] = _time_site(survey, site, table[site.name], target, call_s)
         for option in table[site.name]:
             option.ms = known[key].get((option.form, option.rank))
+        keep()
 
 
 def _time_site(survey: Survey, site: Site, options: list[Option], target: str, call_s: float) -> Times:
