@@ -2,9 +2,11 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
@@ -204,3 +206,14 @@ def test_a_place_without_permission_is_one_sentence(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="Permission denied"), folder_beside(tmp_path / "out"):
         pass
+
+
+def test_a_removed_folder_is_gone_under_its_name_before_its_files_are_deleted(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    atomic.remove_folder(folder)  # not there: nothing to do
+    folder.mkdir()
+    (folder / "file").write_text("text")
+    monkeypatch.setattr(shutil, "rmtree", mock.Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        atomic.remove_folder(folder)
+    assert not folder.exists()

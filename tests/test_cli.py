@@ -3,8 +3,10 @@
 import io
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -221,13 +223,45 @@ def distilled_until(place, out, monkeypatch, error, *more):
         )  # fmt: skip
 
 
-def test_a_killed_distillation_goes_on_to_the_same_network(place, tmp_path, monkeypatch):
+INTERRUPTED = """
+import signal
+from separable import cli
+from separable.conversion import timing
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the test runner has done to it
+timing.time_options = lambda *_: None
+cli.main()
+"""
+
+
+def interrupted_in_fitting(place, out):
+    """The same command in a process of its own, with Ctrl-C as soon as the options of all layers are known."""
+    command = [sys.executable, "-c", INTERRUPTED, "convert", f"{place}/net.py:network", "--data",
+               place / "images" / "train", "--budget", "macs=0.7", "--target", "torch", "--distill", "3", "--out",
+               out]  # fmt: skip
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (Path(f"{out}.converting") / "conversion" / "table.json").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+
+def test_a_conversion_stopped_twice_goes_on_to_the_same_network(place, tmp_path, monkeypatch):
+    """By Ctrl-C in fitting, and by what nobody expects in distillation."""
     whole = distilled_until(place, tmp_path / "whole", monkeypatch, None)
     assert whole.returncode == 0, whole.stderr
-    killed = distilled_until(place, tmp_path / "o", monkeypatch, OSError("killed"))
+    stopped = interrupted_in_fitting(place, tmp_path / "o")
+    assert stopped.returncode == 130, stopped.stderr
+    sentence = (
+        f"Interrupted: what was done is kept in {tmp_path}/o.converting, and the same command with --resume goes on."
+    )
+    assert stopped.stdout.strip() == sentence
+    assert "Traceback" not in stopped.stderr
+    assert "stopped" not in stopped.stderr
+    killed = distilled_until(place, tmp_path / "o", monkeypatch, OSError("killed"), "--resume")
     assert killed.returncode == 1
+    assert "weighing layers" not in killed.stderr
     assert not (tmp_path / "o").exists()
-    assert separable.load(tmp_path / "o.distilling" / "converted")(torch.zeros(1, 1, 16, 16)).shape == (1, 3)
     anew = distilled_until(place, tmp_path / "o", monkeypatch, None)
     assert anew.returncode == 2
     assert "go on with --resume" in anew.stderr
@@ -236,12 +270,12 @@ def test_a_killed_distillation_goes_on_to_the_same_network(place, tmp_path, monk
     assert "was begun with --seed 0, not 5" in other.stderr
     resumed = distilled_until(place, tmp_path / "o", monkeypatch, None, "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    assert "Going on with the converted network" in resumed.stderr
-    assert "calibrating" not in resumed.stderr
+    assert "going on with what" in resumed.stderr
+    assert "calibrating: 2 done" in resumed.stderr
     expected, found = (separable.load(tmp_path / name).state_dict() for name in ("whole", "o"))
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
-    assert not (tmp_path / "o.distilling").exists()
+    assert not (tmp_path / "o.converting").exists()
 
 
 def test_an_interrupted_distillation_is_written_as_it_is_then(place, tmp_path, monkeypatch):
@@ -251,10 +285,10 @@ def test_an_interrupted_distillation_is_written_as_it_is_then(place, tmp_path, m
     assert "stopped" not in done.stderr
     assert json.loads(done.stdout)["interrupted"] is True
     assert separable.load(tmp_path / "o")(torch.zeros(1, 1, 16, 16)).shape == (1, 3)
-    assert (tmp_path / "o.distilling" / "run").is_dir()
+    assert (tmp_path / "o.converting" / "distillation").is_dir()
     again = distilled_until(place, tmp_path / "o", monkeypatch, None, "--resume", "--overwrite")
     assert again.returncode == 0, again.stderr
-    assert not (tmp_path / "o.distilling").exists()
+    assert not (tmp_path / "o.converting").exists()
 
 
 def test_evaluate_uses_the_preparation_that_was_saved(place):

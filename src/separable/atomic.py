@@ -79,6 +79,15 @@ def folder_beside(
             shutil.rmtree(beside, ignore_errors=True)
 
 
+def remove_folder(path: str | Path) -> None:
+    """Delete a folder, if it is there: gone under its name at once, whatever interrupts the deleting."""
+    path = Path(path).absolute()
+    if path.exists():
+        old = _beside(path)
+        path.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def check_folder(path: str | Path, *, overwrite: bool = False, mark: str = "model.json", argument: str = "out") -> None:
     """Refuse an output folder that is taken; called before long work, so that nothing is computed in vain."""
     path = Path(path)

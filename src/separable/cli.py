@@ -96,7 +96,7 @@ def convert(
     distill: Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning against the dense network.")] = 0,
     distill_minutes: Annotated[float | None, typer.Option(help="At most so many minutes of it.")] = None,
     patience: Annotated[int | None, typer.Option(min=1, help="End it after so many epochs without a better.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a distillation that did not end.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a conversion that was stopped.")] = False,
     size: Size = None,
     mean: Mean = None,
     std: Std = None,

@@ -216,7 +216,7 @@ def test_the_leasts_of_two_budgets_are_met_at_once_or_refused(untimed, dense, im
 def slow_forms(monkeypatch):
     """Every form is slower than the dense layer, as on a processor that is best at dense kernels."""
 
-    def time_options(survey, table, target):
+    def time_options(survey, table, target, keep):
         for many in table.values():
             for option in many:
                 option.ms = 1.0 if option.form is None else 2.0

@@ -223,7 +223,7 @@ def test_a_study_uses_thin_pairs_where_they_are_best(monkeypatch):
     with torch.no_grad():
         network[0].weight.copy_(network[0].weight[:4].repeat(4, 1, 1, 1))
         network[0].bias.copy_(network[0].bias[:4].repeat(4))
-    monkeypatch.setattr("separable.conversion.timing.time_options", lambda survey, table, target: None)
+    monkeypatch.setattr("separable.conversion.timing.time_options", lambda *_: None)
     monkeypatch.setattr("separable.conversion.study._COMPARED", ("torch",))
     done = Study(network.eval(), x, target="torch").convert({"macs": 0.3})
     assert [choice.form for choice in done.layers] == [thin.FIRST, thin.SECOND]

@@ -19,7 +19,7 @@ from separable.commands.network import Network, open_network, preparation_of
 from separable.commands.pareto import pareto, pareto_table
 from separable.commands.profile import check_threads
 from separable.commands.result import Result
-from separable.commands.unfinished import Unfinished
+from separable.commands.unfinished import Unfinished, folder_of
 from separable.conversion import Study, timing
 from separable.conversion.layer_table import layer_table
 from separable.conversion.plan import DEFAULT
@@ -36,9 +36,21 @@ INTERRUPTED = 130
 
 def run(options: Options) -> Result:
     """Convert, distil where asked, and write one folder that needs nothing else; what stops it loses nothing."""
+    try:
+        return made(options)
+    except KeyboardInterrupt:
+        folder = folder_of(options.out)
+        if not folder.exists():
+            raise
+        closing = f"Interrupted: what was done is kept in {folder}, and the same command with --resume goes on."
+        return Result({"interrupted": True, "unfinished": str(folder)}, [], closing, INTERRUPTED)
+
+
+def made(options: Options) -> Result:
     work = opened(options)
-    unfinished = unfinished_of(work) if options.distill else None
+    unfinished = unfinished_of(work)
     dense_sizes = rehearse(work.network.model, work.calibration[:1])
+    unfinished.begin()
     network = converted(work, unfinished)
     work.stages = {"dense": work.network.model, "separable": network}
     is_changed = any(layer["form"] for layer in work.conversion["layers"])
@@ -48,7 +60,7 @@ def run(options: Options) -> Result:
             ask_who_pays(work, is_changed)
         if work.study is not None and work.test is not None and options.pareto:
             work.points = pareto(work.study, work.top1["dense"], work.test)
-        if unfinished is not None and is_changed:
+        if options.distill and is_changed:
             work.stages["separable"], work.stages["distilled"] = copy.deepcopy(network), network
             distilling.distill(network, work.network.model, work.images, options, unfinished)
             if work.test is not None:
@@ -62,7 +74,7 @@ def run(options: Options) -> Result:
     if failure is not None:
         rule = f"{failure.rule}; the network as it was until then is saved in {options.out}"
         raise InputError(failure.argument, failure.value, rule) from failure
-    if unfinished is not None and not interrupted:
+    if not interrupted:
         unfinished.remove()
     return told(work, sizes, interrupted)
 
@@ -79,9 +91,8 @@ def opened(options: Options) -> Work:
     distilling.check(options)
     if options.slices is not None and options.test is None:
         raise InputError("--slices", options.slices, "goes with --test, the labelled images that it divides")
-    if options.pareto and (options.test is None or options.resume):
-        rule = "needs --test, on which accuracy is measured, and is drawn before distillation: not with --resume"
-        raise InputError("--pareto", "given", rule)
+    if options.pareto and options.test is None:
+        raise InputError("--pareto", "given", "needs --test, on which accuracy is measured")
     with as_typed({"slices": ("--slices", options.slices)}):
         slices = None if options.slices is None else conversion.read_slices(options.slices)
     network = open_network(options.source, options.weights)
@@ -125,10 +136,12 @@ def unfinished_of(work: Work) -> Unfinished:
         "--split": options.split,
         "--budget": work.budget,
         "--target": work.target,
+        "--threads": options.threads,
         "--batch": options.batch,
         "--samples": options.samples,
         "--seed": options.seed,
         "--distill": options.distill,
+        **{f"--{name}": value for name, value in options.images.items()},
     }
     return Unfinished(options.out, asked, resume=options.resume, overwrite=options.overwrite)
 
@@ -143,29 +156,28 @@ def rehearse(dense: nn.Module, example: Tensor) -> dict[str, int]:
             raise InputError("source", type(dense).__name__, f"cannot be saved and exported: {error.rule}") from error
 
 
-def converted(work: Work, unfinished: Unfinished | None) -> nn.Module:
-    """The network before distillation, from the folder of one that is resumed if it is there, and how it came about."""
+def converted(work: Work, unfinished: Unfinished) -> nn.Module:
+    """The network before distillation, and how it came about; what was found out before it was stopped is taken up."""
     options, dense = work.options, work.network.model
-    found = None if unfinished is None else unfinished.load(dense)
-    if found is not None:
-        say(f"Going on with the converted network in {unfinished.folder}")  # type: ignore[union-attr]
-        network, work.conversion = found
-        return network
     asked = options.budget or ",".join(f"{key}={value:g}" for key, value in work.budget.items())
     say(f"Converting {work.network.name} to {asked}, calibrated on {len(work.calibration)} images")
-    with as_typed(
-        {"budget": ("--budget", asked), "target": ("--target", work.target), "data": ("--data", options.data)}
-    ):
-        work.study = Study(
-            dense, work.data, example=work.example, samples=options.samples, target=work.target,
-            judged="accuracy" in work.budget,
-        )  # fmt: skip
-        done = work.study.convert(work.budget)
+    typed: dict[str, tuple[str, object]] = {"budget": ("--budget", asked), "target": ("--target", work.target)}
+    typed |= {"data": ("--data", options.data)}
+    typed |= {"checkpoint": ("--resume" if options.resume else "--out", unfinished.folder)}
+    try:
+        with as_typed(typed):
+            work.study = Study(
+                dense, work.data, example=work.example, samples=options.samples, target=work.target,
+                judged="accuracy" in work.budget, checkpoint=unfinished.conversion, resume=True,
+            )  # fmt: skip
+            done = work.study.convert(work.budget)
+    except InputError as error:
+        if (error.argument, error.value) != typed["checkpoint"]:  # else it is of other images, the disk is full, ...
+            unfinished.remove()  # what was asked for cannot be had, and is not asked for again
+        raise
     work.conversion = {
         "budget": work.budget, "images": len(work.calibration), "seed": options.seed, **done.to_json(),
     }  # fmt: skip
-    if unfinished is not None:
-        unfinished.keep(done.model, work.calibration[:1], work.conversion)
     return done.model
 
 
@@ -224,6 +236,6 @@ def told(work: Work, sizes: dict[str, dict[str, int]], interrupted: bool) -> Res
     tables += [pareto_table(work.points)] if work.points else []
     tables += work.pays.tables(_LISTED) if work.pays else []
     closing = f"Written to {options.out}: model.safetensors, model.json, model.onnx, report.html\n{work.last_line()}"
-    if interrupted and options.distill:
+    if interrupted:
         closing = f"Interrupted; the same command with --resume --overwrite goes on.\n{closing}"
     return Result(data, tables, closing, INTERRUPTED if interrupted else 0)

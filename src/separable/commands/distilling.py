@@ -19,7 +19,6 @@ _BATCH_SIZE = 128
 def check(options: Any) -> None:
     """Options of a distillation that was not asked for, or that make none."""
     given = {"--distill-minutes": options.distill_minutes, "--patience": options.patience}
-    given["--resume"] = options.resume or None
     for name, value in given.items():
         if value is not None and not options.distill:
             raise InputError(name, value, "goes with --distill EPOCHS")
@@ -49,5 +48,5 @@ def distill(student: nn.Module, teacher: nn.Module, images: ImageSet, options: A
     with as_typed({"minutes": ("--distill-minutes", options.distill_minutes)}):
         conversion.distill(
             student, teacher, shuffled, held, epochs=options.distill, minutes=options.distill_minutes,
-            patience=options.patience, checkpoint=unfinished.run, resume=options.resume,
+            patience=options.patience, checkpoint=unfinished.distillation, resume=options.resume,
         )  # fmt: skip

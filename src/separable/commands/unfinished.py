@@ -1,75 +1,67 @@
-"""What a distillation that has not ended leaves beside --out, so that a killed one goes on.
+"""What a conversion that has not ended leaves beside --out, so that a stopped one goes on.
 
-OUT.distilling/converted    the converted network before distillation, a saved network like any other
-OUT.distilling/run          the checkpoints of `distill`, and curves for TensorBoard
+OUT.converting/asked.json      what was asked for
+OUT.converting/conversion      the checkpoint of `convert`
+OUT.converting/distillation    the checkpoints of `distill`, and curves for TensorBoard
 """
 
-import copy
-import shutil
+import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from separable import atomic
+from separable.errors import InputError, first_line
 
-from separable import store
-from separable.conversion.calibrate import replace
-from separable.errors import InputError
+_ASKED = "asked.json"
+
+
+def folder_of(out: Path) -> Path:
+    place = out.absolute()
+    return place.with_name(f"{place.name}.converting")
 
 
 class Unfinished:
-    """The folder of one distillation.
+    """The folder of one conversion.
 
     Args:
         out: where the result is to go.
         asked: what decides the converted network, as plain data by the name of its option.
         resume: take up what is there. overwrite: throw it away.
+
+    Raises:
+        InputError: there is one that is neither to be taken up nor thrown away, or is of something else.
     """
 
     def __init__(self, out: Path, asked: dict[str, Any], *, resume: bool, overwrite: bool):
-        place = out.absolute()
-        self.folder = place.with_name(f"{place.name}.distilling")
-        self.converted, self.run = self.folder / "converted", self.folder / "run"
-        self.asked, self.resume = asked, resume
-        if self.folder.exists() and not resume and not overwrite:
-            rule = "holds a distillation that did not end; go on with --resume, or begin anew with --overwrite"
+        self.folder, self.asked, self.resume = folder_of(out), asked, resume
+        self.conversion, self.distillation = self.folder / "conversion", self.folder / "distillation"
+        if not self.folder.exists():
+            return
+        if resume:
+            self._check()
+        elif not overwrite:
+            rule = "holds a conversion that did not end; go on with --resume, or begin anew with --overwrite"
             raise InputError("--out", self.folder, rule)
 
-    def load(self, dense: nn.Module) -> tuple[nn.Module, dict[str, Any]] | None:
-        """The converted network and what is known of its conversion, where there is one to go on with.
-
-        It is the dense network's own modules with the new layers in their places, for distillation matches blocks of
-        the same class. The folder is refused if something else was asked for when it was written.
-        """
-        if not self.resume or not self.converted.exists():
-            return None
-        about = store.read_about(self.converted)
+    def _check(self) -> None:
+        try:
+            before = dict(json.loads((self.folder / _ASKED).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            rule = f"{_ASKED} in it cannot be read: {first_line(error)}; begin anew with --overwrite"
+            raise InputError("--resume", self.folder, rule) from error
         for name, wanted in self.asked.items():
-            before = about["asked"].get(name)
-            if before != wanted:
-                rule = f"was begun with {name} {before}, not {wanted}; ask for the same, or begin anew with --overwrite"
+            if before.get(name) != wanted:
+                was = f"was begun with {name} {before.get(name)}, not {wanted}"
+                rule = f"{was}; ask for the same, or begin anew with --overwrite"
                 raise InputError("--resume", self.folder, rule)
-        loaded, network = store.load(self.converted), copy.deepcopy(dense)
-        for layer in about["conversion"]["layers"]:
-            if layer["form"] is not None:
-                name = layer["name"]
-                network = replace(network, network.get_submodule(name), loaded.get_submodule(name))
-        for name, module in list(network.named_modules()):
-            if _shapes(module) != _shapes(loaded.get_submodule(name)):  # a norm that lost channels with its layer
-                network = replace(network, module, loaded.get_submodule(name))
-        network.load_state_dict(loaded.state_dict())
-        return network, about["conversion"]
 
-    def keep(self, network: nn.Module, example: Tensor, conversion: dict[str, Any]) -> None:
-        """Write the converted network; what an earlier distillation left goes."""
+    def begin(self) -> None:
+        """Make the folder, unless there is one to go on with."""
+        if self.folder.exists() and self.resume:
+            return
         self.remove()
-        store.save(network, self.converted, example=example, about={"asked": self.asked, "conversion": conversion})
+        with atomic.folder_beside(self.folder) as beside:
+            (beside / _ASKED).write_text(json.dumps(self.asked, indent=1), encoding="utf-8")
 
     def remove(self) -> None:
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
-
-
-def _shapes(module: nn.Module) -> list[torch.Size]:
-    """Of the tensors that a module itself holds."""
-    return [tensor.shape for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))]
+        atomic.remove_folder(self.folder)

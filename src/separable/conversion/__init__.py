@@ -6,6 +6,8 @@ The functions stand before the modules of their names: `separable.conversion.sur
 `survey` is reached by `from separable.conversion.survey import ...`.
 """
 
+from pathlib import Path
+
 from torch import Tensor, nn
 
 from separable.conversion.batches import Data
@@ -43,6 +45,8 @@ def convert(
     example: Tensor | None = None,
     samples: int = SAMPLES,
     target: str | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
 ) -> Conversion:
     """Make a trained dense network separable under a budget, its weights carried over, without a gradient step.
 
@@ -61,6 +65,9 @@ def convert(
         samples: how many examples of the data are used at most.
         target: where the network will run, and forms are timed: "accelerate" (where not given, if the native library
             stands here), "onnxruntime", "openvino" or "torch", on as many threads as torch has.
+        checkpoint: a folder in which what takes long is kept as soon as it is known: losses, times, fitted layers.
+        resume: continue the conversion in `checkpoint`, to the network that it would have made; begin it if there is
+            none.
 
     Returns:
         A `Conversion`: the network, in the mode (train or eval) of the one given, what became of each layer, and its
@@ -68,8 +75,8 @@ def convert(
 
     Raises:
         InputError: bad data, NaN in activations (names the layer), nothing that can be made separable, a budget that
-            is more than the dense network has or cannot be met (says the best that can), or a target that cannot be
-            used here.
+            is more than the dense network has or cannot be met (says the best that can), a target that cannot be used
+            here, or a checkpoint of another network, other data or another machine.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten(), nn.Linear(256, 10))
@@ -80,4 +87,8 @@ def convert(
     budget = dict(DEFAULT) if budget is None else budget
     read_budget(budget)
     judged = "accuracy" in budget
-    return Study(model, data, example=example, samples=samples, target=target, judged=judged).convert(budget)
+    study = Study(
+        model, data, example=example, samples=samples, target=target, judged=judged,
+        checkpoint=checkpoint, resume=resume,
+    )  # fmt: skip
+    return study.convert(budget)

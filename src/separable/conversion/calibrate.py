@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from separable.conversion import thin, watch
-from separable.conversion.fitting import Fitting, can_be_refitted, from_moments
+from separable.conversion.fitting import Fitting, can_be_refitted, empty_layer, from_moments
 from separable.conversion.forms import DENSE, FORMS
+from separable.conversion.kept import Kept
 from separable.conversion.removal import remove, removed
 from separable.conversion.streams import Walk, own_structure
 from separable.conversion.survey import Site, Survey
@@ -36,12 +37,13 @@ class Request(NamedTuple):
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def calibrate(survey: Survey, chosen: Chosen) -> tuple[nn.Module, dict[str, float]]:
+def calibrate(survey: Survey, chosen: Chosen, known: Kept | None = None) -> tuple[nn.Module, dict[str, float]]:
     """The network with the chosen layers in their forms, fitted, and each layer's error.
 
     Args:
         survey: of the dense network; its data is what the layers are fitted on.
         chosen: for the names of layers a form's name and a rank.
+        known: of this choice, where each layer is kept as soon as it is fitted, and taken from if it is there.
 
     Returns:
         The network, and for each layer fitted the mean squared error of what it gives (after its norm, shortcut and
@@ -60,15 +62,18 @@ def calibrate(survey: Survey, chosen: Chosen) -> tuple[nn.Module, dict[str, floa
             network = replace(network, conv, from_moments(conv, FORMS[form], rank, site.known))
     kept = _make_thin(survey, network, chosen)
     halting = {name: site for name, site in sites.items() if len(site.sizes) == 1}
-    errors: dict[str, float] = {}
+    known = known or Kept(None)
+    network, errors = _with_known(network, halting, chosen, known)
     dense_walks = [Walk(_dense_walk(own_structure(survey.model), batch, halting)) for batch in survey.inputs]
     walks = [Walk(_new_walk(own_structure(network), batch, halting)) for batch in survey.inputs]
     layer: nn.Module | None = None
     try:
-        for _ in track(range(len(halting)), "calibrating"):
+        for _ in track(range(len(halting)), "calibrating", len(errors) + len(halting), done=len(errors)):
             fitting = _next_fitting(survey, dense_walks, halting, chosen, network, kept)
-            layer, errors[fitting.site.name] = _fitted(fitting, walks, layer, network)
-            network = replace(network, network.get_submodule(fitting.site.name), layer)
+            site = fitting.site
+            layer, errors[site.name] = _fitted(fitting, walks, layer, network)
+            network = replace(network, network.get_submodule(site.name), layer)
+            known.keep_layer(site.name, _parts(network, site, layer), errors[site.name])
     finally:
         for walk in (*dense_walks, *walks):
             walk.close()
@@ -86,6 +91,30 @@ def _without_blocks(survey: Survey, network: nn.Module, chosen: Chosen) -> Chose
     behind = order[order.index(gone[0].layers[0]) :]
     fitted = {name: (DENSE.name, 1) for name in behind if can_be_refitted(survey, name)} | chosen
     return {name: fitted[name] for name in order if name in fitted and name not in without}
+
+
+def _with_known(
+    network: nn.Module, halting: dict[str, Site], chosen: Chosen, known: Kept
+) -> tuple[nn.Module, dict[str, float]]:
+    """The network with the layers that were fitted before, which are `halting` no longer, and their errors.
+
+    Layers fitted after them read what they would have read had all been fitted at once.
+    """
+    errors = {}
+    for name, site in list(halting.items()):
+        form, rank = chosen[name]
+        conv = network.get_submodule(name)
+        layer = empty_layer(conv, site, FORMS.get(form, DENSE), rank)
+        error = known.layer(name, _parts(network, site, layer))
+        if error is not None:
+            network, errors[name] = replace(network, conv, layer), error
+            del halting[name]
+    return network, errors
+
+
+def _parts(network: nn.Module, site: Site, layer: nn.Module) -> dict[str, nn.Module]:
+    """All that the fit of a layer changes."""
+    return {"layer": layer} | ({"norm": network.get_submodule(site.norm)} if site.norm else {})
 
 
 def _make_thin(survey: Survey, network: nn.Module, chosen: Chosen) -> dict[str, Tensor]:

@@ -120,8 +120,8 @@ class Fitting:
     ) -> tuple[nn.Module, float]:
         """The chain, its last convolution fitted to the rows that reach it; a norm after it takes the statistics."""
         stages = self.form.stage_weights(factors)
-        bias = None if self.site.norm else torch.zeros(self.conv.out_channels)
-        layer = chain.assemble(self.conv, self.form, self.rank, factors, bias, self.site.pad)
+        layer = empty_layer(self.conv, self.site, self.form, self.rank)
+        chain.write(layer, stages)
         last: Any = layer[-1]
         pairs = zip(inputs, self.indices, strict=True)
         rows = torch.cat([patch_rows(last, layer[:-1](x), index).flatten(2) for x, index in pairs])
@@ -135,13 +135,24 @@ class Fitting:
             set_norm(network.get_submodule(self.site.norm), mean, variance, constant.flatten())
         else:
             last.bias.copy_(constant.flatten())
-        return (last if len(layer) == 1 else layer), error  # a dense layer is a layer, not a chain of one
+        return _layer(layer), error
 
 
 def can_be_refitted(survey: Survey, name: str) -> bool:
     """Whether data can say anew what a layer that stays dense should do: a patch has not too many values."""
     shape = Shape.of(survey.conv_of(name))
     return len(survey.site(name).sizes) == 1 and shape.inputs * shape.taps <= _LARGEST_PATCH
+
+
+def empty_layer(conv: Any, site: Site, form: Form, rank: int) -> nn.Module:
+    """What stands in the place of a layer, its weights still to be written; its bias, where no norm follows, zero."""
+    bias = None if site.norm else torch.zeros(conv.out_channels)
+    return _layer(chain.assemble(conv, form, rank, None, bias, site.pad))
+
+
+def _layer(chained: nn.Sequential) -> nn.Module:
+    """A dense layer is a layer, not a chain of one."""
+    return chained[0] if len(chained) == 1 else chained
 
 
 def approximate(form: Form, weight: Tensor, shape: Shape, rank: int, whitening: Whitening) -> list[Tensor]:

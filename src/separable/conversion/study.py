@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +19,10 @@ from separable import cost, runtimes
 from separable.conversion import timing
 from separable.conversion.batches import Data
 from separable.conversion.calibrate import calibrate
+from separable.conversion.checkpoint import Checkpoint
 from separable.conversion.headline import headline
 from separable.conversion.judge import Judge
+from separable.conversion.kept import Kept
 from separable.conversion.plan import Plan, cheapest, choose, read_budget
 from separable.conversion.survey import SAMPLES, Site, survey
 from separable.conversion.table import Option, Table, every_option, tabulate
@@ -123,8 +126,11 @@ class Study:
         samples: int = SAMPLES,
         target: str | None = None,
         judged: bool = False,
+        checkpoint: str | Path | None = None,
+        resume: bool = False,
     ):
         """See `convert` for the arguments. judged: hold labelled examples back, for budgets of accuracy."""
+        self._kept = Checkpoint(checkpoint, resume)
         self.target = timing.check_target(target)
         self.given = uncompiled(model)
         if isinstance(data, Iterable) and not isinstance(data, (Tensor, str, dict)):
@@ -137,6 +143,7 @@ class Study:
         if self.survey.examples < _FEW:
             many = "example" if self.survey.examples == 1 else "examples"
             say(f"calibrated on {self.survey.examples} {many}; some hundreds are needed for a fit that holds")
+        self._kept.open(self.survey, self.target)
         self._table: Table | None = None
         self._dense: runtimes.Comparison | None = None
 
@@ -144,8 +151,8 @@ class Study:
     def table(self) -> Table:
         """Each layer's options with their losses and times, made when first asked for."""
         if self._table is None:
-            table = tabulate(self.survey)
-            timing.time_options(self.survey, table, self.target)
+            table = self._kept.table(self.survey, lambda: tabulate(self.survey))
+            timing.time_options(self.survey, table, self.target, lambda: self._kept.keep_table(table))
             self._table = table
         return self._table
 
@@ -215,10 +222,13 @@ class Study:
         return best
 
     def fit(self, plan: Plan) -> tuple[nn.Module, dict[str, float]]:
-        chosen = {name: (option.form, option.rank) for name, option in plan.items() if option.form}
+        chosen = _chosen(plan)
         if not chosen:
             return copy.deepcopy(self.survey.model), {}
-        return calibrate(self.survey, chosen)
+        return calibrate(self.survey, chosen, self._kept_of(plan))
+
+    def _kept_of(self, plan: Plan) -> Kept:
+        return self._kept.plan(_chosen(plan))
 
     def _room(self, budget: dict[str, float]) -> dict[str, float]:
         """What budgets of MACs and parameters leave to the layers that can change, checked from shapes alone."""
@@ -300,6 +310,9 @@ class Study:
 
     def share_of_time(self, plan: Plan) -> float:
         """Of the fastest dense network's, in the target, on weights that say nothing; both timed in turns."""
+        return self._kept_of(plan).data("share", lambda: self._share_of_time(plan), float)
+
+    def _share_of_time(self, plan: Plan) -> float:
         network = timing.network(self.survey, plan)
         fastest = self.dense_comparison().fastest("dense")
         assert fastest is not None
@@ -312,7 +325,8 @@ class Study:
     def dense_comparison(self) -> runtimes.Comparison:
         """The dense network in every runtime at hand."""
         if self._dense is None:
-            self._dense = self._compared({"dense": self.survey.model}, self._runtimes())
+            networks = {"dense": self.survey.model}
+            self._dense = self._kept.comparison("dense", lambda: self._compared(networks, self._runtimes()))
         return self._dense
 
     def _compared(self, networks: dict[str, nn.Module], names: list[str]) -> runtimes.Comparison:
@@ -323,7 +337,8 @@ class Study:
 
     def _finished(self, plan: Plan, network: nn.Module, errors: dict[str, float]) -> Conversion:
         found = self.survey
-        compared = self._compared({"dense": found.model, "separable": network}, self._runtimes())
+        networks = {"dense": found.model, "separable": network}
+        compared = self._kept_of(plan).comparison("times", lambda: self._compared(networks, self._runtimes()))
         counted = cost.count(network, found.example)
         layers = [_choice(site, plan.get(site.name), self._table, errors) for site in found.sites]
         _as_given(network, self.given)
@@ -331,6 +346,10 @@ class Study:
             network, layers, found.macs, counted.macs // len(found.example), found.params, counted.params,
             self.target, compared, len(found.example),
         )  # fmt: skip
+
+
+def _chosen(plan: Plan) -> dict[str, tuple[str, int]]:
+    return {name: (option.form, option.rank) for name, option in plan.items() if option.form}
 
 
 def _choice(site: Site, option: Option | None, table: Table | None, errors: dict[str, float]) -> Choice:

@@ -49,19 +49,27 @@ def check_target(target: str | None) -> str:
     return target
 
 
-def time_options(survey: Survey, table: Table, target: str) -> None:
-    """Fill in `ms` of every option that may be chosen: of all calls of the layer, for the survey's example."""
+def time_options(survey: Survey, table: Table, target: str, keep: Callable[[], None] = lambda: None) -> None:
+    """Fill in `ms` of every option that may be chosen: of all calls of the layer, for the survey's example.
+
+    keep: called after each layer that was timed. Layers whose times stand in the table already are not timed again.
+    """
     known: dict[Any, Times] = {}
     call_s = _call_s(target)
     for site in track(survey.convertible, f"timing forms in {target}"):
         conv = survey.conv(site)
         roles = site.name in survey.pairs, site.name in survey.pairs.values()
         key = (repr(conv), tuple(site.sizes), bool(site.norm), site.rectified, roles)
+        if table[site.name][0].ms is not None:  # by a run that was stopped
+            known.setdefault(key, {(o.form, o.rank): o.ms for o in table[site.name] if o.ms is not None})
+            continue
         if key not in known:
             known[key] = _time_site(survey, site, table[site.name], target, call_s)
         for option in table[site.name]:
             option.ms = known[key].get((option.form, option.rank))
+        keep()
     _time_removals(survey, table, target, call_s)
+    keep()
 
 
 def _time_site(survey: Survey, site: Site, options: list[Option], target: str, call_s: float) -> Times:
@@ -91,6 +99,9 @@ def _time_removals(survey: Survey, table: Table, target: str, call_s: float) -> 
     for block in track(survey.blocks.values(), f"timing blocks in {target}"):
         module = survey.model.get_submodule(block.name)
         key = (repr(module), block.shape)
+        options = [next(o for o in table[name] if o.form == REMOVED) for name in block.layers]
+        if options[0].ms is not None:
+            continue
         if key not in known:
             own = torch.Generator().manual_seed(0)
             x = torch.randn(block.shape, generator=own).to(next(module.parameters()))
@@ -98,8 +109,7 @@ def _time_removals(survey: Survey, table: Table, target: str, call_s: float) -> 
             rounds = _rounds(seconds_of(run))
             known[key] = max(fastest({"block": run, "again": run}, rounds)["block"] - call_s, 0.0) * 1e3
         layers_ms = sum(table[name][0].ms or 0.0 for name in block.layers)
-        for i, name in enumerate(block.layers):
-            option = next(o for o in table[name] if o.form == REMOVED)
+        for i, option in enumerate(options):
             option.ms = 0.0 if i else min(0.0, layers_ms - known[key])
 
 
