@@ -161,7 +161,7 @@ def test_channels_that_others_tell_go_without_loss():
     made, _ = calibrate(found, {"0": (thin.FIRST, 4), "3": (thin.SECOND, 4)})
     with torch.no_grad():
         torch.testing.assert_close(made(x), network(x), rtol=1e-2, atol=1e-3 * float(network(x).abs().max()))
-    assert made[0][0].out_channels == made[1].num_features == made[3][0].in_channels == 4
+    assert made[0].out_channels == made[1].num_features == made[3].in_channels == 4
 
 
 def tables():

@@ -110,6 +110,7 @@ def _identity(survey: Survey, target: str) -> dict[str, Any]:
     """What must be equal for a folder to be of this study: all that decides its numbers, and where times are taken."""
     model = survey.model
     structure = re.sub(r" at 0x[0-9a-f]+", "", repr(model))  # functions in it have another address in each process
+    what_can_go = survey.sites, survey.pairs, survey.blocks
     tensors = [*model.named_parameters(), *model.named_buffers()]
     return {
         "format": _FORMAT,
@@ -118,9 +119,7 @@ def _identity(survey: Survey, target: str) -> dict[str, Any]:
         "processor": cost.processor(),
         "threads": torch.get_num_threads(),
         "target": target,
-        "network": digest(
-            structure, survey.sites, survey.pairs, survey.blocks, *(part for named in tensors for part in named)
-        ),
+        "network": digest(structure, *what_can_go, *(part for named in tensors for part in named)),
         "data": digest(*watch.tensors(survey.inputs)),
         "example": digest(*watch.tensors(survey.example)),
     }

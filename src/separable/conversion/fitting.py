@@ -120,7 +120,7 @@ class Fitting:
     ) -> tuple[nn.Module, float]:
         """The chain, its last convolution fitted to the rows that reach it; a norm after it takes the statistics."""
         stages = self.form.stage_weights(factors)
-        layer = empty_layer(self.conv, self.site, self.form, self.rank)
+        layer = _empty_chain(self.conv, self.site, self.form, self.rank)
         chain.write(layer, stages)
         last: Any = layer[-1]
         pairs = zip(inputs, self.indices, strict=True)
@@ -146,8 +146,12 @@ def can_be_refitted(survey: Survey, name: str) -> bool:
 
 def empty_layer(conv: Any, site: Site, form: Form, rank: int) -> nn.Module:
     """What stands in the place of a layer, its weights still to be written; its bias, where no norm follows, zero."""
+    return _layer(_empty_chain(conv, site, form, rank))
+
+
+def _empty_chain(conv: Any, site: Site, form: Form, rank: int) -> nn.Sequential:
     bias = None if site.norm else torch.zeros(conv.out_channels)
-    return _layer(chain.assemble(conv, form, rank, None, bias, site.pad))
+    return chain.assemble(conv, form, rank, None, bias, site.pad)
 
 
 def _layer(chained: nn.Sequential) -> nn.Module:
