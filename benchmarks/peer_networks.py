@@ -38,7 +38,11 @@ class Form:
 
 def cp_weights(weight: Tensor, rank: int) -> list[Tensor]:
     """Lebedev et al. 2015, with the taps as one dimension: a richer form than one of each axis alone."""
-    scale, (b, a, d) = parafac(weight.double(), rank, n_iter_max=300, tol=1e-9, init="svd", random_state=0)
+    unit = weight.double() / weight.norm()
+    # without the penalty components grow and cancel, to 1,000 times the weight, and do not survive training
+    options = {"n_iter_max": 300, "tol": 1e-9, "l2_reg": 1e-4}
+    scale, (b, a, d) = parafac(unit, rank, init="svd", random_state=0, **options)
+    scale = scale * weight.norm()
     sizes = [factor.norm(dim=0).clamp_min(1e-12) for factor in (a, d, b)]
     whole = (scale.abs() * sizes[0] * sizes[1] * sizes[2]) ** (1 / 3)  # factors of a component of equal size
     a, d, b = (factor / size * whole for factor, size in zip((a, d, b * scale.sign()), sizes, strict=True))
