@@ -19,7 +19,7 @@ from separable.conversion.forms import DENSE, FORMS
 from separable.conversion.streams import Walk, own_structure
 from separable.conversion.survey import Site, Survey
 from separable.errors import InputError
-from separable.inputs import own_copy
+from separable.inputs import Inputs
 from separable.progress import track
 
 
@@ -132,7 +132,7 @@ def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
     return model
 
 
-def _dense_walk(model: nn.Module, batch: Tensor, halting: dict[str, Site]) -> Callable[[Walk], None]:
+def _dense_walk(model: nn.Module, batch: Inputs, halting: dict[str, Site]) -> Callable[[Walk], None]:
     """Hands out (name, what the layer gives with its norm, and after the sum that it goes into)."""
 
     def run(walk: Walk) -> None:
@@ -150,7 +150,7 @@ def _dense_walk(model: nn.Module, batch: Tensor, halting: dict[str, Site]) -> Ca
                 conv = model.get_submodule(name)
                 conv.register_forward_hook(lambda m, a, output, name=name, norm=norm: walk.pause((name, norm(output))))
         with readers:
-            model(own_copy(batch))
+            batch.call(model)
 
     return run
 
@@ -174,7 +174,7 @@ class _Pending(nn.Module):
         return self.walk.pause(Request(self.site.name, x, None))(x)
 
 
-def _new_walk(model: nn.Module, batch: Tensor, halting: dict[str, Site]) -> Callable[[Walk], None]:
+def _new_walk(model: nn.Module, batch: Inputs, halting: dict[str, Site]) -> Callable[[Walk], None]:
     """Hands out a `Request` for each layer and goes on with the layer that is the answer."""
 
     def run(walk: Walk) -> None:
@@ -199,6 +199,6 @@ def _new_walk(model: nn.Module, batch: Tensor, halting: dict[str, Site]) -> Call
                 end = network.get_submodule(site.added)
                 end.register_forward_hook(lambda m, a, output, name=name: readers.follow(name, output))
         with readers:
-            network(own_copy(batch))
+            batch.call(network)
 
     return run

@@ -16,13 +16,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from separable import cost
 from separable.conversion import batches, thin, watch
-from separable.conversion.batches import Data
+from separable.conversion.batches import Data, run
 from separable.conversion.folded import scale_of
 from separable.conversion.moments import Accumulator, Moments
 from separable.conversion.patches import PLAIN, TRANSPOSED, grouped_weight
 from separable.cost.count import uncompiled
 from separable.errors import InputError
-from separable.inputs import own_copy
+from separable.inputs import Example, Inputs
 from separable.progress import track
 
 CONVOLUTIONS = (*PLAIN, *TRANSPOSED)
@@ -60,8 +60,8 @@ class Survey:
     """What `survey` saw. `sites` stand in the order in which the network runs them."""
 
     model: nn.Module = field(repr=False)  # an eval copy of the dense network
-    inputs: list[Tensor] = field(repr=False)
-    example: Tensor = field(repr=False)
+    inputs: list[Inputs] = field(repr=False)
+    example: Inputs = field(repr=False)
     sites: list[Site]
     macs: int
     params: int
@@ -98,12 +98,14 @@ class Survey:
 
 
 @torch.inference_mode(False)  # what is copied and made here can be trained later
-def survey(model: nn.Module, data: Data, *, example: Tensor | None = None, samples: int = SAMPLES) -> Survey:
+def survey(model: nn.Module, data: Data, *, example: Example | None = None, samples: int = SAMPLES) -> Survey:
     """Run `model` on data and note for each convolution its place, its work and the moments of what it reads.
 
     Args:
-        model: any module of one tensor; not modified. Of one that torch.compile made, the network inside is looked at.
-        data: a tensor [N, ...], or an iterable of batches, each a tensor or (inputs, labels).
+        model: any module; not modified. Of one that torch.compile made, the network inside is looked at.
+        data: a tensor [N, ...], or an iterable of batches, each (inputs, labels) or the inputs alone: a tensor, a tuple
+            of what the model takes by position or a dict of what it takes by name. Several inputs without labels are
+            written ((a, b),).
         example: the input that MACs are counted and latency is measured on; the first of the data where not given.
         samples: how many examples of the data are used at most; they are kept in memory.
 
@@ -123,7 +125,7 @@ def survey(model: nn.Module, data: Data, *, example: Tensor | None = None, sampl
     if example is None:
         example = inputs[0][:1]
     else:
-        example = torch.cat(batches.collect(example, dense))
+        example = batches.example_of(example, dense)
         sites = _trace(dense, example[:2], "example")  # the sizes that are counted and timed
     if all(site.kept for site in sites):
         reasons = "; ".join(f"{site.name or 'the model'}: {site.kept}" for site in sites) or "it runs no convolution"
@@ -136,7 +138,7 @@ def survey(model: nn.Module, data: Data, *, example: Tensor | None = None, sampl
 
 
 @torch.no_grad()
-def _trace(model: nn.Module, batch: Tensor, argument: str = "data") -> list[Site]:
+def _trace(model: nn.Module, batch: Inputs, argument: str = "data") -> list[Site]:
     """The convolutions in the order of their first call, from one pass over `batch`."""
     names = {module: name for name, module in model.named_modules()}
     calls: dict[nn.Module, list[tuple[torch.Size, torch.Size]]] = defaultdict(list)
@@ -148,10 +150,8 @@ def _trace(model: nn.Module, batch: Tensor, argument: str = "data") -> list[Site
         readers.inside += 1
         given = args[0].shape[1] if args[0].dim() == len(module.kernel_size) + 2 else None
         if given not in (None, module.in_channels):
-            shape = f"tensor of shape {list(batch.shape)}"
-            raise InputError(
-                argument, shape, f"{names[module]} reads {module.in_channels} channels and is given {given}"
-            )
+            rule = f"{names[module]} reads {module.in_channels} channels and is given {given}"
+            raise InputError(argument, str(batch), rule)
 
     def ran_convolution(module, args, output):
         readers.inside -= 1
@@ -196,17 +196,6 @@ def _trace(model: nn.Module, batch: Tensor, argument: str = "data") -> list[Site
         Site(f"function {i}", 0, 0, [], "it is called as a function, not as a module") for i in range(readers.bare)
     ]
     return sites
-
-
-def run(model: nn.Module, batch: Tensor, argument: str = "data", who: str = "the model"):
-    """model(batch), which stays as it is, with what the model cannot read told as the caller's mistake."""
-    try:
-        return model(own_copy(batch))
-    except InputError:
-        raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(argument, batches.describe(batch), f"{who} cannot read it: {first}") from error
 
 
 def why_not(conv: Any) -> str | None:
@@ -284,8 +273,8 @@ def _measure(found: Survey) -> None:
     handles = [conv.register_forward_hook(add(name)) for name, conv in convs.items()]
     with watch.hooks(handles):
         for batch in track(found.inputs, "surveying the dense network"):
-            if batch.is_floating_point() and not torch.isfinite(batch).all():
-                raise InputError("data", batches.describe(batch), "holds NaN or infinite values")
+            if not batch.are_finite():
+                raise InputError("data", str(batch), "holds NaN or infinite values")
             outputs = run(found.model, batch)
             sound = all(torch.isfinite(t).all() for t in watch.tensors(outputs) if t.is_floating_point())
             if not sound or not all(torch.isfinite(s.square).all() for s in sums.values()):
@@ -307,7 +296,7 @@ def _pairs(found: Survey) -> dict[str, str]:
     return pairs
 
 
-def _name_the_unsound(model: nn.Module, batch: Tensor) -> None:
+def _name_the_unsound(model: nn.Module, batch: Inputs) -> None:
     """Run again, looking at what each layer gives: the first that is not finite is named."""
 
     def check(name):

@@ -22,7 +22,7 @@ from separable.conversion.moments import Whitening
 from separable.conversion.patches import grouped_weight
 from separable.conversion.survey import Site, Survey
 from separable.conversion.watch import tensors
-from separable.inputs import own_copy
+from separable.inputs import Inputs, join
 from separable.progress import track
 
 _SHARES = [0.03 * 1.25**i for i in range(16)]  # of a layer's multiply-adds, to 0.85
@@ -127,7 +127,7 @@ def weigh(survey: Survey, table: Table) -> None:
     lost in each of five.
     """
     inputs = _probed(survey)
-    dense = outputs_of(survey.model(own_copy(inputs)))
+    dense = outputs_of(inputs.call(survey.model))
     sensitivities = {}
     for i, site in enumerate(track(survey.convertible, "weighing layers")):
         lossy = [option for option in table[site.name] if option.form in FORMS and option.loss > 1e-9]
@@ -146,21 +146,21 @@ def weigh(survey: Survey, table: Table) -> None:
             option.change = held * option.loss / max(1 - option.loss, 1e-3)
 
 
-def _probed(survey: Survey) -> Tensor:
+def _probed(survey: Survey) -> Inputs:
     """The examples that go through the network once for each layer."""
     least, most = _PROBE_EXAMPLES
     number = min(max(least, round(_PROBE_PASSES * survey.examples / len(survey.convertible))), most)
-    alike = [batch for batch in survey.inputs if batch.shape[1:] == survey.inputs[0].shape[1:]]
-    return torch.cat(alike)[:number]
+    alike = [batch for batch in survey.inputs if batch.shapes() == survey.inputs[0].shapes()]
+    return join(alike)[:number]
 
 
-def _with_option(survey: Survey, site: Site, option: Option, inputs: Tensor) -> Any:
+def _with_option(survey: Survey, site: Site, option: Option, inputs: Inputs) -> Any:
     """What the dense network gives with one layer in this form."""
     conv = survey.conv(site)
     layer = from_moments(conv, FORMS[option.form or ""], option.rank, site.known, survey.importance(site), site.pad)
     replaced = replace(survey.model, conv, layer)
     try:
-        return replaced(own_copy(inputs))
+        return inputs.call(replaced)
     finally:
         replace(replaced, layer, conv)
 
