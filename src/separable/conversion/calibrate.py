@@ -167,11 +167,11 @@ class _Pending(nn.Module):
         self.x: Tensor | None = None
         self._meta = copy.deepcopy(conv).to("meta")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # named as a convolution's is
         if self.site.added:
-            self.x = x.clone()  # the network may write into its own before the sum
-            return x.new_zeros(self._meta(x.to("meta")).shape)
-        return self.walk.pause(Request(self.site.name, x, None))(x)
+            self.x = input.clone()  # the network may write into its own before the sum
+            return input.new_zeros(self._meta(input.to("meta")).shape)
+        return self.walk.pause(Request(self.site.name, input, None))(input)
 
 
 def _new_walk(model: nn.Module, batch: Inputs, halting: dict[str, Site]) -> Callable[[Walk], None]:

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from separable import cost
 from separable.conversion import batches, thin, watch
@@ -20,6 +23,7 @@ from separable.conversion.batches import Data, run
 from separable.conversion.folded import scale_of
 from separable.conversion.moments import Accumulator, Moments
 from separable.conversion.patches import PLAIN, TRANSPOSED, grouped_weight
+from separable.conversion.streams import own_structure
 from separable.cost.count import uncompiled
 from separable.errors import InputError
 from separable.inputs import Example, Inputs
@@ -27,12 +31,17 @@ from separable.progress import track
 
 CONVOLUTIONS = (*PLAIN, *TRANSPOSED)
 SAMPLES = 1024
+_LOOKED_INTO = "the network reads more of it than what it gives"
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass
 class Site:
-    """One convolution of the network. sizes: spatial size of the input and of the output in each call."""
+    """One convolution of the network.
+
+    sizes: spatial size of the input and of the output in each call. shares: of each call, how many maps it reads for
+    one example: several where frames or tiles stand in the batch, a part where examples are read one by one.
+    """
 
     name: str
     macs: int  # one example, all calls
@@ -42,6 +51,7 @@ class Site:
     norm: str | None = None  # the batch norm that alone reads its output
     added: str | None = None  # the module, this or its norm, whose output is only ever added to a shortcut
     rectified: bool = False  # whether a ReLU alone reads what becomes of it
+    shares: list[float] = field(default_factory=lambda: [1.0])
     pad: tuple[int, ...] | None = None  # zeros that the network puts around its input, which it alone reads
     moments: Moments | None = field(default=None, repr=False)
 
@@ -119,7 +129,7 @@ def survey(model: nn.Module, data: Data, *, example: Example | None = None, samp
     """
     batches.check_values("model", model)
     model = uncompiled(model)
-    dense = copy.deepcopy(model).eval().requires_grad_(False)
+    dense = _copied(model).eval().requires_grad_(False)
     inputs = batches.collect(data, dense, samples)
     sites = _trace(dense, inputs[0][:2])
     if example is None:
@@ -142,27 +152,32 @@ def _trace(model: nn.Module, batch: Inputs, argument: str = "data") -> list[Site
     """The convolutions in the order of their first call, from one pass over `batch`."""
     names = {module: name for name, module in model.named_modules()}
     calls: dict[nn.Module, list[tuple[torch.Size, torch.Size]]] = defaultdict(list)
+    with_more: set[nn.Module] = set()  # than their input, as transposed ones with an output size
     pads: dict[nn.Module, list[tuple[Tensor, tuple[int, ...]]]] = defaultdict(list)
     norms: dict[str, list[str]] = defaultdict(list)
     readers = watch.Readers()
 
-    def begins(module, args):
+    def begins(module, args, named):
         readers.inside += 1
-        given = args[0].shape[1] if args[0].dim() == len(module.kernel_size) + 2 else None
+        x = _input(args, named)
+        if len(args) + len(named) > 1:
+            with_more.add(module)
+        given = x.shape[1] if x.dim() == len(module.kernel_size) + 2 else None
         if given not in (None, module.in_channels):
             rule = f"{names[module]} reads {module.in_channels} channels and is given {given}"
             raise InputError(argument, str(batch), rule)
 
-    def ran_convolution(module, args, output):
+    def ran_convolution(module, args, named, output):
         readers.inside -= 1
-        calls[module].append((args[0].shape, output.shape))
-        pad = readers.padding_of(args[0])
+        x = _input(args, named)
+        calls[module].append((x.shape, output.shape))
+        pad = readers.padding_of(x)
         if pad is not None:
-            pads[module].append((args[0], pad))
+            pads[module].append((x, pad))
         readers.follow(names[module], output)
 
-    def ran_norm(module, args, output):
-        name = readers.name_of(args[0])
+    def ran_norm(module, args, named, output):
+        name = readers.name_of(_input(args, named))
         if name is not None:
             norms[name].append(names[module])
         readers.follow(names[module], output)
@@ -170,21 +185,24 @@ def _trace(model: nn.Module, batch: Inputs, argument: str = "data") -> list[Site
     handles = []
     for module in names:
         if isinstance(module, CONVOLUTIONS):
-            handles += [module.register_forward_pre_hook(begins), module.register_forward_hook(ran_convolution)]
+            handles.append(module.register_forward_pre_hook(begins, with_kwargs=True))
+            handles.append(module.register_forward_hook(ran_convolution, with_kwargs=True))
         elif isinstance(module, _BatchNorm):
-            handles.append(module.register_forward_hook(ran_norm))
+            handles.append(module.register_forward_hook(ran_norm, with_kwargs=True))
     with watch.hooks(handles), readers:
         outputs = run(model, batch, argument)
     for tensor in watch.tensors(outputs):
         name = readers.name_of(tensor)
         if name is not None:
             readers.reads[name].append(run)  # by the caller
-    shared = _shared_weights(model)
+    kept = dict.fromkeys(_looked_into(model, batch, [names[m] for m in calls if not why_not(m)]), _LOOKED_INTO)
+    kept |= {names[module]: "it is called with more than its input" for module in with_more}
+    kept |= dict.fromkeys(_shared_weights(model), "it shares its weights with another layer")
     norm_calls = [norm for read in norms.values() for norm in read]
     sites = []
     for module, seen in calls.items():
         conv: Any = module
-        site = _site(names[module], conv, seen, shared)
+        site = _site(names[module], conv, seen, kept, len(batch))
         if len(seen) == 1 and site.kept is None:
             _note_readers(site, model, norms[site.name], norm_calls, readers)
             for padded, pad in pads[module]:
@@ -200,28 +218,76 @@ def _trace(model: nn.Module, batch: Inputs, argument: str = "data") -> list[Site
 
 def why_not(conv: Any) -> str | None:
     """Why a layer has no separable form here, in words; None if it has one."""
+    if parametrize.is_parametrized(conv):
+        return "a parametrization computes its weight; torch.nn.utils.parametrize.remove_parametrizations takes it away"
     if type(conv) not in CONVOLUTIONS:
         return f"it is a {type(conv).__name__}, not torch.nn.Conv1d, Conv2d or Conv3d itself"
     if conv.groups > 1 and conv.groups in (conv.in_channels, conv.out_channels):
         return "it is depthwise already"
     if math.prod(conv.kernel_size) == 1:
         return "it is pointwise (one tap)"
+    hooks = [*conv._forward_hooks.values(), *conv._forward_pre_hooks.values()]
+    if not all(isinstance(hook, (WeightNorm, SpectralNorm)) for hook in hooks):  # which only make its weight
+        return "it has hooks of its own"
     return None
 
 
-def _site(name: str, conv: Any, seen: list[tuple[torch.Size, torch.Size]], shared: set[str]) -> Site:
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy, also of a network that holds what a training step left or a hook computes: no graph goes with it."""
+    values = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in values if not value.is_leaf})
+
+
+def _input(args: tuple, named: dict[str, Any]) -> Tensor:
+    return args[0] if args else named["input"]
+
+
+def _looked_into(model: nn.Module, batch: Inputs, names: list[str]) -> set[str]:
+    """The layers of which the network reads more than what they give, such as the weight: found by trying.
+
+    Each is wrapped in a module of another kind. Where the network then fails or gives something else, one is tried
+    after the other.
+    """
+
+    def given(wrapped: list[str]) -> list[Tensor]:
+        structure = own_structure(model)
+        for name in wrapped:
+            layer = structure.get_submodule(name)
+            for other, module in list(structure.named_modules(remove_duplicate=False)):
+                if module is layer and other:
+                    structure.set_submodule(other, nn.Sequential(layer))
+        return list(watch.tensors(batch.call(structure)))
+
+    def fail(wrapped: list[str]) -> bool:
+        try:
+            return not _equal(given(wrapped), expected)
+        except batches.MISFITS:
+            return True
+
+    names = [name for name in names if name]
+    expected = given([])
+    if not names or not fail(names) or not _equal(given([]), expected):  # a network of chance tells nothing
+        return set()
+    return {name for name in names if fail([name])}
+
+
+def _equal(given: list[Tensor], expected: list[Tensor]) -> bool:
+    return len(given) == len(expected) and all(map(torch.equal, given, expected))
+
+
+def _site(
+    name: str, conv: Any, seen: list[tuple[torch.Size, torch.Size]], other_reasons: dict[str, str], examples: int
+) -> Site:
     taps = math.prod(conv.kernel_size) * (conv.in_channels // conv.groups) * conv.out_channels
     sizes = [(tuple(given[2:]), tuple(made[2:])) for given, made in seen]
-    if isinstance(conv, TRANSPOSED):
-        macs = sum(math.prod(given) for given, _ in sizes) * taps
-    else:
-        macs = sum(math.prod(made) for _, made in sizes) * taps
-    kept = why_not(conv)
-    if kept is None and name in shared:
-        kept = "it shares its weights with another layer"
-    if kept is None and len(seen[0][0]) != len(conv.kernel_size) + 2:
+    single = len(seen[0][0]) != len(conv.kernel_size) + 2
+    shares = [1.0 if single else given[0] / examples for given, _ in seen]
+    positions = [math.prod(given if isinstance(conv, TRANSPOSED) else made) for given, made in sizes]
+    macs = round(sum(share * number for share, number in zip(shares, positions, strict=True)) * taps)
+    kept = why_not(conv) or other_reasons.get(name)
+    if kept is None and single:
         kept = "it reads a single example without a batch"
-    return Site(name, macs, sum(p.numel() for p in conv.parameters()), sizes, kept)
+    return Site(name, macs, sum(p.numel() for p in conv.parameters()), sizes, kept, shares=shares)
 
 
 def _note_readers(
@@ -264,13 +330,13 @@ def _shared_weights(model: nn.Module) -> set[str]:
 def _measure(found: Survey) -> None:
     """One pass over the data that sums the moments of each site and checks that all is finite."""
     convs = {site.name: found.conv(site) for site in found.convertible}
-    calls = {site.name: len(site.sizes) for site in found.convertible}
-    sums = {name: Accumulator(conv, found.examples * calls[name]) for name, conv in convs.items()}
+    maps = {site.name: round(found.examples * sum(site.shares)) for site in found.convertible}
+    sums = {name: Accumulator(conv, maps[name]) for name, conv in convs.items()}
 
     def add(name):
-        return lambda module, args, output: sums[name].add(args[0], tuple(output.shape[2:]))
+        return lambda module, args, named, output: sums[name].add(_input(args, named), tuple(output.shape[2:]))
 
-    handles = [conv.register_forward_hook(add(name)) for name, conv in convs.items()]
+    handles = [conv.register_forward_hook(add(name), with_kwargs=True) for name, conv in convs.items()]
     with watch.hooks(handles):
         for batch in track(found.inputs, "surveying the dense network"):
             if not batch.are_finite():

@@ -90,7 +90,7 @@ def options(survey: Survey, site: Site, *, fit: bool = True) -> list[Option]:
             continue
         costs = {}
         for rank in _ranks(site, conv, form, shape):
-            macs = sum(chain.macs(conv, form, rank, *sizes, site.pad) for sizes in site.sizes)
+            macs = _macs(site, conv, form, rank)
             params = chain.params(conv, form, rank, site.takes_bias(conv))
             if macs < site.macs and params < site.params:
                 costs[rank] = (macs, params)
@@ -100,9 +100,15 @@ def options(survey: Survey, site: Site, *, fit: bool = True) -> list[Option]:
     return found
 
 
+def _macs(site: Site, conv: Any, form: Form, rank: int) -> int:
+    """Of one example, in all calls."""
+    calls = zip(site.sizes, site.shares, strict=True)
+    return round(sum(share * chain.macs(conv, form, rank, *sizes, site.pad) for sizes, share in calls))
+
+
 def _ranks(site: Site, conv: Any, form: Form, shape: Shape) -> list[int]:
     """The least, and those that take a share of the layer's multiply-adds; from 16 on whole vectors."""
-    one = sum(chain.macs(conv, form, 16, *sizes, site.pad) for sizes in site.sizes) / 16
+    one = _macs(site, conv, form, 16) / 16
     full, found = form.useful_rank(shape), {1}
     for share in _SHARES:
         rank = int(share * site.macs / one)
