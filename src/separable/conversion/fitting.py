@@ -24,6 +24,7 @@ _ROW_NUMBERS = 1 << 25  # of the matrix that a last convolution is fitted on
 _LEAST_ROWS, _MOST_ROWS = 4096, 65_536
 _LARGEST_PATCH = 1200  # values of a patch whose second moments are formed
 _PRIOR = 1e-3  # weight of the dense layer's own answer beside the data's
+_ROUNDING = 1e-6  # of second moments that are summed in float32
 _RECTIFIED_ROUNDS = 2
 
 
@@ -101,7 +102,8 @@ class Fitting:
         # where channels tell each other, and the fit would run away along what no data holds.
         x = whitening.inputs(form, x - x.mean(1, keepdim=True), shape, inverse=True)
         gram = (x.mT @ x).double() / x.shape[1]
-        gram = gram + _PRIOR * torch.eye(gram.shape[1], dtype=gram.dtype)
+        ridge = _PRIOR + _ROUNDING * torch.linalg.matrix_norm(gram).view(-1, 1, 1)
+        gram = gram + ridge * torch.eye(gram.shape[1], dtype=gram.dtype)
         prior = whitening.inputs(form, self.weight.flatten(2), shape)
         factors = whitening.into(form, factors, shape)
         t = _grouped(targets, shape.groups)  # [G, P, O]
@@ -114,7 +116,7 @@ class Fitting:
                 wanted = rectified_targets(t, x @ weight.mT.to(x) + constant + offset) - offset
                 constant = wanted.mean(1, keepdim=True)
             cross = ((wanted - constant).mT @ x).double() / x.shape[1]
-            factors = refine(form, factors, gram, cross + _PRIOR * prior, shape)
+            factors = refine(form, factors, gram, cross + ridge * prior, shape)
         return whitening.back(form, factors, shape)
 
     def _install(
