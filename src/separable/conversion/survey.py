@@ -13,25 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import parametrize
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 
 from separable import cost
-from separable.conversion import batches, thin, watch
+from separable.conversion import batches, stays, thin, watch
 from separable.conversion.batches import Data, run
 from separable.conversion.folded import scale_of
 from separable.conversion.moments import Accumulator, Moments
-from separable.conversion.patches import PLAIN, TRANSPOSED, grouped_weight
-from separable.conversion.streams import own_structure
+from separable.conversion.patches import TRANSPOSED, grouped_weight
+from separable.conversion.stays import CONVOLUTIONS
 from separable.cost.count import uncompiled
 from separable.errors import InputError
 from separable.inputs import Example, Inputs
 from separable.progress import track
 
-CONVOLUTIONS = (*PLAIN, *TRANSPOSED)
 SAMPLES = 1024
-_LOOKED_INTO = "the network reads more of it than what it gives"
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -195,9 +190,8 @@ def _trace(model: nn.Module, batch: Inputs, argument: str = "data") -> list[Site
         name = readers.name_of(tensor)
         if name is not None:
             readers.reads[name].append(run)  # by the caller
-    kept = dict.fromkeys(_looked_into(model, batch, [names[m] for m in calls if not why_not(m)]), _LOOKED_INTO)
+    kept = stays.reasons(model, batch, [names[module] for module in calls])
     kept |= {names[module]: "it is called with more than its input" for module in with_more}
-    kept |= dict.fromkeys(_shared_weights(model), "it shares its weights with another layer")
     norm_calls = [norm for read in norms.values() for norm in read]
     sites = []
     for module, seen in calls.items():
@@ -216,22 +210,6 @@ def _trace(model: nn.Module, batch: Inputs, argument: str = "data") -> list[Site
     return sites
 
 
-def why_not(conv: Any) -> str | None:
-    """Why a layer has no separable form here, in words; None if it has one."""
-    if parametrize.is_parametrized(conv):
-        return "a parametrization computes its weight; torch.nn.utils.parametrize.remove_parametrizations takes it away"
-    if type(conv) not in CONVOLUTIONS:
-        return f"it is a {type(conv).__name__}, not torch.nn.Conv1d, Conv2d or Conv3d itself"
-    if conv.groups > 1 and conv.groups in (conv.in_channels, conv.out_channels):
-        return "it is depthwise already"
-    if math.prod(conv.kernel_size) == 1:
-        return "it is pointwise (one tap)"
-    hooks = [*conv._forward_hooks.values(), *conv._forward_pre_hooks.values()]
-    if not all(isinstance(hook, (WeightNorm, SpectralNorm)) for hook in hooks):  # which only make its weight
-        return "it has hooks of its own"
-    return None
-
-
 def _copied(model: nn.Module) -> nn.Module:
     """A copy, also of a network that holds what a training step left or a hook computes: no graph goes with it."""
     values = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
@@ -242,41 +220,8 @@ def _input(args: tuple, named: dict[str, Any]) -> Tensor:
     return args[0] if args else named["input"]
 
 
-def _looked_into(model: nn.Module, batch: Inputs, names: list[str]) -> set[str]:
-    """The layers of which the network reads more than what they give, such as the weight: found by trying.
-
-    Each is wrapped in a module of another kind. Where the network then fails or gives something else, one is tried
-    after the other.
-    """
-
-    def given(wrapped: list[str]) -> list[Tensor]:
-        structure = own_structure(model)
-        for name in wrapped:
-            layer = structure.get_submodule(name)
-            for other, module in list(structure.named_modules(remove_duplicate=False)):
-                if module is layer and other:
-                    structure.set_submodule(other, nn.Sequential(layer))
-        return list(watch.tensors(batch.call(structure)))
-
-    def fail(wrapped: list[str]) -> bool:
-        try:
-            return not _equal(given(wrapped), expected)
-        except batches.MISFITS:
-            return True
-
-    names = [name for name in names if name]
-    expected = given([])
-    if not names or not fail(names) or not _equal(given([]), expected):  # a network of chance tells nothing
-        return set()
-    return {name for name in names if fail([name])}
-
-
-def _equal(given: list[Tensor], expected: list[Tensor]) -> bool:
-    return len(given) == len(expected) and all(map(torch.equal, given, expected))
-
-
 def _site(
-    name: str, conv: Any, seen: list[tuple[torch.Size, torch.Size]], other_reasons: dict[str, str], examples: int
+    name: str, conv: Any, seen: list[tuple[torch.Size, torch.Size]], reasons: dict[str, str], examples: int
 ) -> Site:
     taps = math.prod(conv.kernel_size) * (conv.in_channels // conv.groups) * conv.out_channels
     sizes = [(tuple(given[2:]), tuple(made[2:])) for given, made in seen]
@@ -284,7 +229,7 @@ def _site(
     shares = [1.0 if single else given[0] / examples for given, _ in seen]
     positions = [math.prod(given if isinstance(conv, TRANSPOSED) else made) for given, made in sizes]
     macs = round(sum(share * number for share, number in zip(shares, positions, strict=True)) * taps)
-    kept = why_not(conv) or other_reasons.get(name)
+    kept = reasons.get(name)
     if kept is None and single:
         kept = "it reads a single example without a batch"
     return Site(name, macs, sum(p.numel() for p in conv.parameters()), sizes, kept, shares=shares)
@@ -314,16 +259,6 @@ def _keep_the_later_of_a_sum(sites: list[Site], readers: watch.Readers) -> None:
             site.added, site.rectified = None, False
         else:
             later[site.added] = site
-
-
-def _shared_weights(model: nn.Module) -> set[str]:
-    """Names of modules whose weight is also another module's."""
-    owners: dict[int, list[str]] = defaultdict(list)
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor):
-            owners[id(weight)].append(name)
-    return {name for names in owners.values() if len(names) > 1 for name in names}
 
 
 @torch.no_grad()
