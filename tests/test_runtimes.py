@@ -180,7 +180,7 @@ def test_a_wrong_output_has_no_time_and_others_keep_theirs(monkeypatch):
     from separable.runtimes import prepared
 
     def doubled(case):
-        return lambda: case.model(*case.inputs) * 2
+        return lambda: case.inputs.call(case.model) * 2
 
     monkeypatch.setitem(prepared._PREPARE, "torch channels-last", doubled)
     found = runtimes.compare({"a": small()}, torch.randn(1, 3, 9, 9), names=["torch", "torch channels-last"], rounds=1)

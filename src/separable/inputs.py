@@ -1,4 +1,4 @@
-"""A copy of a call's arguments for a network to do with as it likes: it may write into its input.
+"""What a network is called with, and a copy of it for the network to do with as it likes: it may write into its input.
 
 Whoever runs a network twice on one tensor gives each run its own copy; the caller's tensors are never written, and each
 run reads the caller's values.
@@ -6,13 +6,127 @@ run reads the caller's values.
 
 import copy
 import dataclasses
-from collections.abc import MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from separable.errors import InputError
+
 Values = TypeVar("Values")
+
+
+@dataclasses.dataclass
+class Inputs:
+    """What a network takes by position and by name; tensors may stand in lists, tuples and dicts within.
+
+    >>> several = Inputs.of({"image": torch.zeros(4, 3, 8, 8), "scale": torch.ones(4)})
+    >>> len(several), [list(tensor.shape) for tensor in several[:2].tensors()]
+    (4, [[2, 3, 8, 8], [2]])
+    """
+
+    args: tuple[Any, ...]
+    named: dict[str, Any]
+
+    @staticmethod
+    def of(given: Any) -> "Inputs":
+        """A tensor is the only input, a tuple or list what is taken by position, a dict what is taken by name."""
+        if isinstance(given, Inputs):
+            return given
+        if isinstance(given, Mapping):
+            return Inputs((), dict(given))
+        return Inputs(tuple(given) if isinstance(given, (tuple, list)) else (given,), {})
+
+    def __len__(self) -> int:
+        """Examples: the first dimension of the first tensor."""
+        return len(self.tensors()[0])
+
+    def __getitem__(self, rows: slice) -> "Inputs":
+        """Some of the examples."""
+        return self.map(lambda tensor: tensor[rows])
+
+    def __str__(self) -> str:
+        """For sentences."""
+        shapes = [str(list(tensor.shape)) for tensor in self.tensors()]
+        return f"tensor of shape {shapes[0]}" if len(shapes) == 1 else f"tensors of shapes {', '.join(shapes)}"
+
+    def tensors(self) -> list[Tensor]:
+        return list(_tensors((self.args, self.named)))
+
+    def shapes(self) -> tuple[torch.Size, ...]:
+        """Of one example of each tensor."""
+        return tuple(tensor.shape[1:] for tensor in self.tensors())
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
+        """The same with other tensors; what is no tensor stays."""
+        args, named = mapped((self.args, self.named), change)
+        return Inputs(args, named)
+
+    def to(self, place: Tensor) -> "Inputs":
+        """On the device of a tensor, and what is floating-point in its dtype if it is."""
+        dtype = place.dtype if place.is_floating_point() else None
+        return self.map(lambda tensor: tensor.to(place.device, dtype if tensor.is_floating_point() else None))
+
+    def checked(self, argument: str, rule: str) -> "Inputs":
+        """Itself, a batch: its tensors hold values, and as many examples each.
+
+        Raises:
+            InputError: no tensors, or some without a first dimension (`rule` says what is wanted); some on the meta
+                device, or of another number of examples.
+        """
+        tensors = self.tensors()
+        if not tensors or any(tensor.dim() == 0 for tensor in tensors):
+            found = ", ".join(type(value).__name__ for value in (*self.args, *self.named.values())) or "nothing"
+            raise InputError(argument, str(self) if tensors else found, rule)
+        if any(tensor.is_meta for tensor in tensors):
+            raise InputError(argument, str(self), "is on the meta device and has no values")
+        if len({len(tensor) for tensor in tensors}) > 1:
+            sizes = [len(tensor) for tensor in tensors]
+            raise InputError(
+                argument, f"inputs of {sizes} examples", "all inputs of a batch must have as many examples"
+            )
+        return self
+
+    def are_finite(self) -> bool:
+        return all(bool(t.isfinite().all()) for t in self.tensors() if t.is_floating_point() or t.is_complex())
+
+    def call(self, network: Callable[..., Any]) -> Any:
+        """What the network gives for a copy of its own."""
+        own = own_copy(self)
+        return network(*own.args, **own.named)
+
+
+Example = Tensor | tuple[Any, ...] | dict[str, Any] | Inputs
+
+
+def join(many: Sequence[Inputs]) -> Inputs:
+    """Inputs of the same shapes as one batch; what is no tensor is the first's."""
+    rows = [iter(inputs.tensors()) for inputs in many]
+    return many[0].map(lambda _: torch.cat([next(row) for row in rows]))
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same lists, tuples and dicts with other tensors; what is no tensor stays."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: mapped(part, change) for name, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        parts = [mapped(part, change) for part in value]
+        if isinstance(value, tuple):
+            return value._make(parts) if hasattr(value, "_make") else tuple(parts)
+        return parts
+    return value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """In the order of `mapped`."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (Mapping, tuple, list)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(part)
 
 
 def own_copy(values: Values) -> Values:

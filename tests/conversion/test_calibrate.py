@@ -14,6 +14,7 @@ from separable.conversion.calibrate import replace
 from separable.conversion.fitting import Fitting, from_moments
 from separable.conversion.forms import FORMS
 from separable.errors import InputError
+from separable.inputs import Inputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CHOSEN = ["pointwise, dense", "polyadic", "depthwise first", "dense, pointwise"]
@@ -49,7 +50,7 @@ def seen(model, site, batch):
         end = model.get_submodule(site.norm or site.name)
         end.register_forward_hook(lambda m, a, output: found.update(output=output.clone()))
     with readers:
-        model(batch.clone())
+        batch.call(model)
     return found
 
 
@@ -66,7 +67,7 @@ def order(found):
         else:
             model.get_submodule(name).register_forward_hook(lambda m, a, output, name=name: known.append(name))
     with readers:
-        model(found.inputs[0].clone())
+        found.inputs[0].call(model)
     return [waiting[name] for name in known if name in waiting]
 
 
@@ -163,7 +164,7 @@ def test_the_last_layer_of_a_block_repairs_its_shortcut():
     _, errors = calibrate(found, spoilt | whole)
     alone, _ = calibrate(found, spoilt)
     with torch.no_grad():
-        sums = [seen(net, _site(found, "conv3"), x)["output"] for net in (found.model, alone)]
+        sums = [seen(net, _site(found, "conv3"), Inputs.of(x))["output"] for net in (found.model, alone)]
     unrepaired = float((sums[0] - sums[1]).square().mean() / sums[0].var())
     assert errors["conv3"] < 0.8 * unrepaired
 
@@ -225,7 +226,7 @@ def test_an_interruption_reaches_the_caller_and_leaves_no_thread(monkeypatch):
 
 def test_nan_that_comes_up_between_survey_and_fit_names_the_layer():
     found = survey(settled(networks.Residual(), smooth(8)), smooth(8))
-    found.inputs[0][0] = float("nan")
+    found.inputs[0].tensors()[0][0] = float("nan")
     with pytest.raises(InputError, match="conv1 reads or gives NaN"):
         calibrate(found, choice(found))
 

@@ -403,7 +403,7 @@ BAD = {
     "no data": (lambda n, x: converted(n, x[:0], {"macs": 0.5}), "holds no examples"),
     "no batches": (lambda n, x: converted(n, [], {"macs": 0.5}), "holds no examples"),
     "not data": (lambda n, x: converted(n, "images", {"macs": 0.5}), "must be a tensor"),
-    "not tensors": (lambda n, x: converted(n, [1, 2], {"macs": 0.5}), "each batch must be a tensor"),
+    "not tensors": (lambda n, x: converted(n, [1, 2], {"macs": 0.5}), "data = int: each batch must be inputs or"),
     "channels": (lambda n, x: converted(n, x[:, :1], {"macs": 0.5}), "conv1 reads 3 channels and is given 1"),
     "rank": (lambda n, x: converted(n, x.mean((1, 2, 3)), {"macs": 0.5}), "data"),
     "dtype": (lambda n, x: converted(n, (x * 9).to(torch.uint8), {"macs": 0.5}), "the model cannot read it"),

@@ -374,7 +374,7 @@ class Broken(nn.Module):
     [
         ((DENSE, CONVERTED, []), {}, "data = a list: holds no examples"),
         ((DENSE, CONVERTED, "images"), {}, "data = a str: must be a tensor or an iterable of batches"),
-        ((DENSE, CONVERTED, [3]), {}, "data = a tuple: holds no inputs"),
+        ((DENSE, CONVERTED, [3]), {}, "data = int: holds no inputs"),
         ((DENSE, CONVERTED, [(X, Y[:3])]), {}, "must be as many as the inputs, 1500"),
         ((DENSE, CONVERTED, [(X, Y, "abc")]), {}, "must be 1500 names"),
         ((DENSE, CONVERTED, [(X, Y + 1)]), {}, "label 5: must be less than 5"),

@@ -289,7 +289,7 @@ class Looks(nn.Module):
         (nn.Linear(3, 3), (torch.zeros(2, 3), torch.zeros(2, 3)), r"float32 \[2, 3\], float32 \[2, 3\].*TypeError"),
         (nn.Embedding(3, 3), torch.zeros(2, 4), r"example = float32 \[2, 4\]"),
         (nn.Linear(3, 3), [[1.0, 2.0, 3.0]], r"example = list: must be a tensor"),
-        (nn.Linear(3, 3), (), r"at least one tensor"),
+        (nn.Linear(3, 3), (), r"example = tuple: must be a tensor"),
         (nn.Linear(3, 3), None, r"example = NoneType: must be a tensor"),
         (torch.relu, torch.zeros(1), r"model = .*: must be a torch.nn.Module"),
         (nn.LazyLinear(3), torch.zeros(1, 3), r"model = weight: has no shape yet"),

@@ -8,7 +8,7 @@ The functions stand before the modules of their names: `separable.conversion.sur
 
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from separable.conversion.batches import Data
 from separable.conversion.calibrate import calibrate
@@ -18,6 +18,7 @@ from separable.conversion.plan import DEFAULT, read_budget
 from separable.conversion.study import Choice, Conversion, Study
 from separable.conversion.survey import SAMPLES, Site, Survey, survey
 from separable.conversion.who_pays import WhoPays, read_slices, who_pays
+from separable.inputs import Example
 
 __all__ = [
     "Choice",
@@ -42,7 +43,7 @@ def convert(
     data: Data,
     budget: dict[str, float] | None = None,
     *,
-    example: Tensor | None = None,
+    example: Example | None = None,
     samples: int = SAMPLES,
     target: str | None = None,
     checkpoint: str | Path | None = None,
@@ -51,17 +52,18 @@ def convert(
     """Make a trained dense network separable under a budget, its weights carried over, without a gradient step.
 
     Args:
-        model: any network of one tensor; it is not modified. Of one that torch.compile made, the network inside is
+        model: any network; it is not modified. Of one that torch.compile made, the network inside is
             converted.
         data: what it was trained on, prepared as for it, some hundreds of examples: a tensor [N, ...], or an iterable
-            of batches, each a tensor or (inputs, labels).
+            of batches, each (inputs, labels) or the inputs alone. Inputs are a tensor, a tuple of what the network
+            takes by position, or a dict of what it takes by name; several without labels are written ((a, b),).
         budget: one or several of {"macs": b, "params": b, "latency": b}. Up to 1, b is a share of what the whole dense
             network has (1: nothing needs to change); above 1 a count of multiply-adds for one example, or of
             parameters. Latency is always a share: of the time of the dense network in the fastest runtime at hand.
             {"accuracy": -0.5} asks for the fastest network that loses at most half a point on labelled examples: those
             beyond `samples`, or the last quarter. {"latency": 0.6} where not given.
-        example: the input that MACs are counted and latency is measured on, of the batch that will be run; the first of
-            the data where not given.
+        example: the inputs, in the same form, that MACs are counted and latency is measured on, of the batch that will
+            be run; the first of the data where not given.
         samples: how many examples of the data are used at most.
         target: where the network will run, and forms are timed: "accelerate" (where not given, if the native library
             stands here), "onnxruntime", "openvino" or "torch", on as many threads as torch has.

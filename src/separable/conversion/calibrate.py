@@ -21,7 +21,7 @@ from separable.conversion.removal import remove, removed
 from separable.conversion.streams import Walk, own_structure
 from separable.conversion.survey import Site, Survey
 from separable.errors import InputError
-from separable.inputs import own_copy
+from separable.inputs import Inputs
 from separable.progress import track
 
 Chosen = dict[str, tuple[str, int]]  # by a layer's name its form and its rank
@@ -178,7 +178,7 @@ def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
     return model
 
 
-def _dense_walk(model: nn.Module, batch: Tensor, halting: dict[str, Site]) -> Callable[[Walk], None]:
+def _dense_walk(model: nn.Module, batch: Inputs, halting: dict[str, Site]) -> Callable[[Walk], None]:
     """Hands out (name, what the layer gives with its norm, and after the sum that it goes into)."""
 
     def run(walk: Walk) -> None:
@@ -196,7 +196,7 @@ def _dense_walk(model: nn.Module, batch: Tensor, halting: dict[str, Site]) -> Ca
                 conv = model.get_submodule(name)
                 conv.register_forward_hook(lambda m, a, output, name=name, norm=norm: walk.pause((name, norm(output))))
         with readers:
-            model(own_copy(batch))
+            batch.call(model)
 
     return run
 
@@ -213,14 +213,14 @@ class _Pending(nn.Module):
         self.x: Tensor | None = None
         self._meta = copy.deepcopy(conv).to("meta")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # named as a convolution's is
         if self.site.added:
-            self.x = x.clone()  # the network may write into its own before the sum
-            return x.new_zeros(self._meta(x.to("meta")).shape)
-        return self.walk.pause(Request(self.site.name, x, None))(x)
+            self.x = input.clone()  # the network may write into its own before the sum
+            return input.new_zeros(self._meta(input.to("meta")).shape)
+        return self.walk.pause(Request(self.site.name, input, None))(input)
 
 
-def _new_walk(model: nn.Module, batch: Tensor, halting: dict[str, Site]) -> Callable[[Walk], None]:
+def _new_walk(model: nn.Module, batch: Inputs, halting: dict[str, Site]) -> Callable[[Walk], None]:
     """Hands out a `Request` for each layer and goes on with the layer that is the answer."""
 
     def run(walk: Walk) -> None:
@@ -245,6 +245,6 @@ def _new_walk(model: nn.Module, batch: Tensor, halting: dict[str, Site]) -> Call
                 end = network.get_submodule(site.added)
                 end.register_forward_hook(lambda m, a, output, name=name: readers.follow(name, output))
         with readers:
-            network(own_copy(batch))
+            batch.call(network)
 
     return run

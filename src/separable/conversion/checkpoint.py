@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 from separable import __version__, cost
-from separable.conversion import watch
 from separable.conversion.kept import Kept, digest
 from separable.conversion.survey import Survey
 from separable.conversion.table import Option, Table
@@ -120,6 +119,6 @@ def _identity(survey: Survey, target: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "target": target,
         "network": digest(structure, *what_can_go, *(part for named in tensors for part in named)),
-        "data": digest(*watch.tensors(survey.inputs)),
-        "example": digest(*watch.tensors(survey.example)),
+        "data": digest(*(tensor for batch in survey.inputs for tensor in batch.tensors())),
+        "example": digest(*survey.example.tensors()),
     }

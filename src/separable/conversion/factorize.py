@@ -10,7 +10,7 @@ from separable.conversion.fitting import approximate
 from separable.conversion.forms import FORMS, Shape
 from separable.conversion.moments import Moments, Whitening
 from separable.conversion.patches import grouped_weight
-from separable.conversion.survey import why_not
+from separable.conversion.stays import why_not
 from separable.errors import InputError
 
 

@@ -24,6 +24,7 @@ _ROW_NUMBERS = 1 << 25  # of the matrix that a last convolution is fitted on
 _LEAST_ROWS, _MOST_ROWS = 4096, 65_536
 _LARGEST_PATCH = 1200  # values of a patch whose second moments are formed
 _PRIOR = 1e-3  # weight of the dense layer's own answer beside the data's
+_ROUNDING = 1e-6  # of second moments that are summed in float32
 _RECTIFIED_ROUNDS = 2
 
 
@@ -37,6 +38,7 @@ class Fitting:
         self.survey, self.site, self.form, self.rank, self.kept = survey, site, form, rank, kept
         self.conv: Any = network.get_submodule(site.name)
         self.shape = Shape.of(self.conv)
+        self.maps = survey.examples * site.shares[0]
         norm = network.get_submodule(site.norm) if site.norm else None
         self.weight, _ = folded_weight(self.conv, norm)
         last = form.stages(self.shape, rank)[-1]
@@ -56,7 +58,7 @@ class Fitting:
 
     def add_target(self, output: Tensor) -> None:
         """What the dense network gives here for the next batch: a sample of its positions is kept."""
-        share = len(output) / self.survey.examples
+        share = len(output) / self.maps
         index = choose(tuple(output.shape), max(1, round(self.rows * share)), self.generator)
         self.indices.append(index)
         rows = output_rows(output, index)
@@ -68,7 +70,7 @@ class Fitting:
 
         inputs: what reaches the layer, batch by batch. shortcuts: what its output is added to there.
         """
-        sums = Accumulator(self.conv, self.survey.examples)
+        sums = Accumulator(self.conv, round(self.maps))
         for x, made in zip(inputs, self.made, strict=True):
             sums.add(x, made)
         if not torch.isfinite(sums.square).all() or not all(torch.isfinite(t).all() for t in self.targets):
@@ -96,10 +98,12 @@ class Fitting:
         """All factors on the moments of whole patches [P, G, C*K], in coordinates of nearly unit moments."""
         form, shape = self.form, self.shape
         x = patches.transpose(0, 1)
-        x = x - x.mean(1, keepdim=True)
-        gram = whitening.inputs(form, (x.mT @ x).double() / x.shape[1], shape, inverse=True)
-        gram = whitening.inputs(form, gram.mT, shape, inverse=True)
-        gram = gram + _PRIOR * torch.eye(gram.shape[1], dtype=gram.dtype)
+        # The rows are whitened, not their moments: rounding, multiplied on both sides, would leave these indefinite
+        # where channels tell each other, and the fit would run away along what no data holds.
+        x = whitening.inputs(form, x - x.mean(1, keepdim=True), shape, inverse=True)
+        gram = (x.mT @ x).double() / x.shape[1]
+        ridge = _PRIOR + _ROUNDING * torch.linalg.matrix_norm(gram).view(-1, 1, 1)
+        gram = gram + ridge * torch.eye(gram.shape[1], dtype=gram.dtype)
         prior = whitening.inputs(form, self.weight.flatten(2), shape)
         factors = whitening.into(form, factors, shape)
         t = _grouped(targets, shape.groups)  # [G, P, O]
@@ -108,11 +112,11 @@ class Fitting:
         for i in range(_RECTIFIED_ROUNDS if self.site.rectified else 1):
             constant = wanted.mean(1, keepdim=True)
             if i:
-                weight = whitening.inputs(form, form.compose(factors).flatten(2), shape, inverse=True)
+                weight = form.compose(factors).flatten(2)
                 wanted = rectified_targets(t, x @ weight.mT.to(x) + constant + offset) - offset
                 constant = wanted.mean(1, keepdim=True)
-            cross = whitening.inputs(form, ((wanted - constant).mT @ x).double() / x.shape[1], shape, inverse=True)
-            factors = refine(form, factors, gram, cross + _PRIOR * prior, shape)
+            cross = ((wanted - constant).mT @ x).double() / x.shape[1]
+            factors = refine(form, factors, gram, cross + ridge * prior, shape)
         return whitening.back(form, factors, shape)
 
     def _install(

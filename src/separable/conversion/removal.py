@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from separable import cost
 from separable.conversion import watch
 from separable.conversion.streams import own_structure
-from separable.inputs import own_copy
+from separable.inputs import Inputs, own_copy
 
 REMOVED = "remove"
 
@@ -36,7 +36,7 @@ class Block:
 
 
 @torch.no_grad()
-def find_blocks(model: nn.Module, example: Any, names: Iterable[str]) -> dict[str, Block]:
+def find_blocks(model: nn.Module, example: Inputs, names: Iterable[str]) -> dict[str, Block]:
     """The smallest modules around the named layers that can go, by their own names."""
     names = list(names)
     inside: dict[str, list[str]] = defaultdict(list)
@@ -55,12 +55,12 @@ def find_blocks(model: nn.Module, example: Any, names: Iterable[str]) -> dict[st
         if stand_in is None or not _runs(model, name, stand_in, example):
             continue
         params = sum(parameter.numel() for parameter in module.parameters())
-        macs = cost.count(module, x).macs // len(x)
+        macs = cost.count(module, x).macs // len(example)
         found[name] = Block(name, tuple(inside[name]), stand_in, macs, params, tuple(x.shape))
     return dict(sorted(found.items(), key=lambda item: names.index(item[1].layers[0])))
 
 
-def _inputs(model: nn.Module, example: Any, names: Iterable[str]) -> dict[str, Tensor]:
+def _inputs(model: nn.Module, example: Inputs, names: Iterable[str]) -> dict[str, Tensor]:
     """Of the modules that are called once, under one name, with one tensor."""
     calls: dict[str, list[tuple[tuple, dict]]] = defaultdict(list)
     owners: dict[int, int] = defaultdict(int)
@@ -77,7 +77,7 @@ def _inputs(model: nn.Module, example: Any, names: Iterable[str]) -> dict[str, T
         if owners[id(module)] == 1
     ]
     with watch.hooks(handles):
-        model(own_copy(example))
+        example.call(model)
     return {
         name: args[0]
         for name, [(args, kwargs), *more] in calls.items()
@@ -103,12 +103,12 @@ def _stand_in(module: nn.Module, x: Tensor) -> nn.Module | None:
     return None
 
 
-def _runs(model: nn.Module, name: str, stand_in: nn.Module, example: Any) -> bool:
+def _runs(model: nn.Module, name: str, stand_in: nn.Module, example: Inputs) -> bool:
     """Whether the network runs without the module: others may read what it keeps on itself."""
     structure = own_structure(model)
     try:
         structure.set_submodule(name, stand_in)
-        structure(own_copy(example))
+        example.call(structure)
     except Exception:  # as above
         return False
     return True

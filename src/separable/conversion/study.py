@@ -28,6 +28,7 @@ from separable.conversion.survey import SAMPLES, Site, survey
 from separable.conversion.table import Option, Table, every_option, tabulate
 from separable.cost.count import uncompiled
 from separable.errors import InputError
+from separable.inputs import Example
 from separable.progress import say
 
 _FEW = 64  # examples; a fit on fewer is warned of
@@ -122,7 +123,7 @@ class Study:
         model: nn.Module,
         data: Data,
         *,
-        example: Tensor | None = None,
+        example: Example | None = None,
         samples: int = SAMPLES,
         target: str | None = None,
         judged: bool = False,
@@ -303,7 +304,7 @@ class Study:
         if least >= 1 and not limits:
             return {name: many[0] for name, many in self.table.items()}
         found_least = f"the fastest network found takes {least:.2f} of the fastest dense network's {whole:.3f} ms"
-        rule = f"cannot be met in {self.target}; {found_least} for an input of shape {list(self.survey.example.shape)}"
+        rule = f"cannot be met in {self.target}; {found_least} for the example, {self.survey.example}"
         raise InputError(
             "budget", str(budget), f"{rule}, measured on this machine as it was; where it was busy, try again"
         )

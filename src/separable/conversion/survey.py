@@ -15,25 +15,29 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from separable import cost
-from separable.conversion import batches, thin, watch
-from separable.conversion.batches import Data
+from separable.conversion import batches, stays, thin, watch
+from separable.conversion.batches import Data, run
 from separable.conversion.folded import scale_of
 from separable.conversion.moments import Accumulator, Moments
-from separable.conversion.patches import PLAIN, TRANSPOSED, grouped_weight
+from separable.conversion.patches import TRANSPOSED, grouped_weight
 from separable.conversion.removal import Block, find_blocks
+from separable.conversion.stays import CONVOLUTIONS
 from separable.cost.count import uncompiled
 from separable.errors import InputError
-from separable.inputs import own_copy
+from separable.inputs import Example, Inputs
 from separable.progress import track
 
-CONVOLUTIONS = (*PLAIN, *TRANSPOSED)
 SAMPLES = 1024
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass
 class Site:
-    """One convolution of the network. sizes: spatial size of the input and of the output in each call."""
+    """One convolution of the network.
+
+    sizes: spatial size of the input and of the output in each call. shares: of each call, how many maps it reads for
+    one example: several where frames or tiles stand in the batch, a part where examples are read one by one.
+    """
 
     name: str
     macs: int  # one example, all calls
@@ -43,6 +47,7 @@ class Site:
     norm: str | None = None  # the batch norm that alone reads its output
     added: str | None = None  # the module, this or its norm, whose output is only ever added to a shortcut
     rectified: bool = False  # whether a ReLU alone reads what becomes of it
+    shares: list[float] = field(default_factory=lambda: [1.0])
     pad: tuple[int, ...] | None = None  # zeros that the network puts around its input, which it alone reads
     moments: Moments | None = field(default=None, repr=False)
 
@@ -61,8 +66,8 @@ class Survey:
     """What `survey` saw. `sites` stand in the order in which the network runs them."""
 
     model: nn.Module = field(repr=False)  # an eval copy of the dense network
-    inputs: list[Tensor] = field(repr=False)
-    example: Tensor = field(repr=False)
+    inputs: list[Inputs] = field(repr=False)
+    example: Inputs = field(repr=False)
     sites: list[Site]
     macs: int
     params: int
@@ -100,12 +105,14 @@ class Survey:
 
 
 @torch.inference_mode(False)  # what is copied and made here can be trained later
-def survey(model: nn.Module, data: Data, *, example: Tensor | None = None, samples: int = SAMPLES) -> Survey:
+def survey(model: nn.Module, data: Data, *, example: Example | None = None, samples: int = SAMPLES) -> Survey:
     """Run `model` on data and note for each convolution its place, its work and the moments of what it reads.
 
     Args:
-        model: any module of one tensor; not modified. Of one that torch.compile made, the network inside is looked at.
-        data: a tensor [N, ...], or an iterable of batches, each a tensor or (inputs, labels).
+        model: any module; not modified. Of one that torch.compile made, the network inside is looked at.
+        data: a tensor [N, ...], or an iterable of batches, each (inputs, labels) or the inputs alone: a tensor, a tuple
+            of what the model takes by position or a dict of what it takes by name. Several inputs without labels are
+            written ((a, b),).
         example: the input that MACs are counted and latency is measured on; the first of the data where not given.
         samples: how many examples of the data are used at most; they are kept in memory.
 
@@ -119,13 +126,13 @@ def survey(model: nn.Module, data: Data, *, example: Tensor | None = None, sampl
     """
     batches.check_values("model", model)
     model = uncompiled(model)
-    dense = copy.deepcopy(model).eval().requires_grad_(False)
+    dense = _copied(model).eval().requires_grad_(False)
     inputs = batches.collect(data, dense, samples)
     sites = _trace(dense, inputs[0][:2])
     if example is None:
         example = inputs[0][:1]
     else:
-        example = torch.cat(batches.collect(example, dense))
+        example = batches.example_of(example, dense)
         sites = _trace(dense, example[:2], "example")  # the sizes that are counted and timed
     if all(site.kept for site in sites):
         reasons = "; ".join(f"{site.name or 'the model'}: {site.kept}" for site in sites) or "it runs no convolution"
@@ -139,33 +146,36 @@ def survey(model: nn.Module, data: Data, *, example: Tensor | None = None, sampl
 
 
 @torch.no_grad()
-def _trace(model: nn.Module, batch: Tensor, argument: str = "data") -> list[Site]:
+def _trace(model: nn.Module, batch: Inputs, argument: str = "data") -> list[Site]:
     """The convolutions in the order of their first call, from one pass over `batch`."""
     names = {module: name for name, module in model.named_modules()}
     calls: dict[nn.Module, list[tuple[torch.Size, torch.Size]]] = defaultdict(list)
+    with_more: set[nn.Module] = set()  # than their input, as transposed ones with an output size
     pads: dict[nn.Module, list[tuple[Tensor, tuple[int, ...]]]] = defaultdict(list)
     norms: dict[str, list[str]] = defaultdict(list)
     readers = watch.Readers()
 
-    def begins(module, args):
+    def begins(module, args, named):
         readers.inside += 1
-        given = args[0].shape[1] if args[0].dim() == len(module.kernel_size) + 2 else None
+        x = _input(args, named)
+        if len(args) + len(named) > 1:
+            with_more.add(module)
+        given = x.shape[1] if x.dim() == len(module.kernel_size) + 2 else None
         if given not in (None, module.in_channels):
-            shape = f"tensor of shape {list(batch.shape)}"
-            raise InputError(
-                argument, shape, f"{names[module]} reads {module.in_channels} channels and is given {given}"
-            )
+            rule = f"{names[module]} reads {module.in_channels} channels and is given {given}"
+            raise InputError(argument, str(batch), rule)
 
-    def ran_convolution(module, args, output):
+    def ran_convolution(module, args, named, output):
         readers.inside -= 1
-        calls[module].append((args[0].shape, output.shape))
-        pad = readers.padding_of(args[0])
+        x = _input(args, named)
+        calls[module].append((x.shape, output.shape))
+        pad = readers.padding_of(x)
         if pad is not None:
-            pads[module].append((args[0], pad))
+            pads[module].append((x, pad))
         readers.follow(names[module], output)
 
-    def ran_norm(module, args, output):
-        name = readers.name_of(args[0])
+    def ran_norm(module, args, named, output):
+        name = readers.name_of(_input(args, named))
         if name is not None:
             norms[name].append(names[module])
         readers.follow(names[module], output)
@@ -173,21 +183,23 @@ def _trace(model: nn.Module, batch: Tensor, argument: str = "data") -> list[Site
     handles = []
     for module in names:
         if isinstance(module, CONVOLUTIONS):
-            handles += [module.register_forward_pre_hook(begins), module.register_forward_hook(ran_convolution)]
+            handles.append(module.register_forward_pre_hook(begins, with_kwargs=True))
+            handles.append(module.register_forward_hook(ran_convolution, with_kwargs=True))
         elif isinstance(module, _BatchNorm):
-            handles.append(module.register_forward_hook(ran_norm))
+            handles.append(module.register_forward_hook(ran_norm, with_kwargs=True))
     with watch.hooks(handles), readers:
         outputs = run(model, batch, argument)
     for tensor in watch.tensors(outputs):
         name = readers.name_of(tensor)
         if name is not None:
             readers.reads[name].append(run)  # by the caller
-    shared = _shared_weights(model)
+    kept = stays.reasons(model, batch, [names[module] for module in calls])
+    kept |= {names[module]: "it is called with more than its input" for module in with_more}
     norm_calls = [norm for read in norms.values() for norm in read]
     sites = []
     for module, seen in calls.items():
         conv: Any = module
-        site = _site(names[module], conv, seen, shared)
+        site = _site(names[module], conv, seen, kept, len(batch))
         if len(seen) == 1 and site.kept is None:
             _note_readers(site, model, norms[site.name], norm_calls, readers)
             for padded, pad in pads[module]:
@@ -201,41 +213,29 @@ def _trace(model: nn.Module, batch: Tensor, argument: str = "data") -> list[Site
     return sites
 
 
-def run(model: nn.Module, batch: Tensor, argument: str = "data", who: str = "the model"):
-    """model(batch), which stays as it is, with what the model cannot read told as the caller's mistake."""
-    try:
-        return model(own_copy(batch))
-    except InputError:
-        raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(argument, batches.describe(batch), f"{who} cannot read it: {first}") from error
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy, also of a network that holds what a training step left or a hook computes: no graph goes with it."""
+    values = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in values if not value.is_leaf})
 
 
-def why_not(conv: Any) -> str | None:
-    """Why a layer has no separable form here, in words; None if it has one."""
-    if type(conv) not in CONVOLUTIONS:
-        return f"it is a {type(conv).__name__}, not torch.nn.Conv1d, Conv2d or Conv3d itself"
-    if conv.groups > 1 and conv.groups in (conv.in_channels, conv.out_channels):
-        return "it is depthwise already"
-    if math.prod(conv.kernel_size) == 1:
-        return "it is pointwise (one tap)"
-    return None
+def _input(args: tuple, named: dict[str, Any]) -> Tensor:
+    return args[0] if args else named["input"]
 
 
-def _site(name: str, conv: Any, seen: list[tuple[torch.Size, torch.Size]], shared: set[str]) -> Site:
+def _site(
+    name: str, conv: Any, seen: list[tuple[torch.Size, torch.Size]], reasons: dict[str, str], examples: int
+) -> Site:
     taps = math.prod(conv.kernel_size) * (conv.in_channels // conv.groups) * conv.out_channels
     sizes = [(tuple(given[2:]), tuple(made[2:])) for given, made in seen]
-    if isinstance(conv, TRANSPOSED):
-        macs = sum(math.prod(given) for given, _ in sizes) * taps
-    else:
-        macs = sum(math.prod(made) for _, made in sizes) * taps
-    kept = why_not(conv)
-    if kept is None and name in shared:
-        kept = "it shares its weights with another layer"
-    if kept is None and len(seen[0][0]) != len(conv.kernel_size) + 2:
+    single = len(seen[0][0]) != len(conv.kernel_size) + 2
+    shares = [1.0 if single else given[0] / examples for given, _ in seen]
+    positions = [math.prod(given if isinstance(conv, TRANSPOSED) else made) for given, made in sizes]
+    macs = round(sum(share * number for share, number in zip(shares, positions, strict=True)) * taps)
+    kept = reasons.get(name)
+    if kept is None and single:
         kept = "it reads a single example without a batch"
-    return Site(name, macs, sum(p.numel() for p in conv.parameters()), sizes, kept)
+    return Site(name, macs, sum(p.numel() for p in conv.parameters()), sizes, kept, shares=shares)
 
 
 def _note_readers(
@@ -264,31 +264,21 @@ def _keep_the_later_of_a_sum(sites: list[Site], readers: watch.Readers) -> None:
             later[site.added] = site
 
 
-def _shared_weights(model: nn.Module) -> set[str]:
-    """Names of modules whose weight is also another module's."""
-    owners: dict[int, list[str]] = defaultdict(list)
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor):
-            owners[id(weight)].append(name)
-    return {name for names in owners.values() if len(names) > 1 for name in names}
-
-
 @torch.no_grad()
 def _measure(found: Survey) -> None:
     """One pass over the data that sums the moments of each site and checks that all is finite."""
     convs = {site.name: found.conv(site) for site in found.convertible}
-    calls = {site.name: len(site.sizes) for site in found.convertible}
-    sums = {name: Accumulator(conv, found.examples * calls[name]) for name, conv in convs.items()}
+    maps = {site.name: round(found.examples * sum(site.shares)) for site in found.convertible}
+    sums = {name: Accumulator(conv, maps[name]) for name, conv in convs.items()}
 
     def add(name):
-        return lambda module, args, output: sums[name].add(args[0], tuple(output.shape[2:]))
+        return lambda module, args, named, output: sums[name].add(_input(args, named), tuple(output.shape[2:]))
 
-    handles = [conv.register_forward_hook(add(name)) for name, conv in convs.items()]
+    handles = [conv.register_forward_hook(add(name), with_kwargs=True) for name, conv in convs.items()]
     with watch.hooks(handles):
         for batch in track(found.inputs, "surveying the dense network"):
-            if batch.is_floating_point() and not torch.isfinite(batch).all():
-                raise InputError("data", batches.describe(batch), "holds NaN or infinite values")
+            if not batch.are_finite():
+                raise InputError("data", str(batch), "holds NaN or infinite values")
             outputs = run(found.model, batch)
             sound = all(torch.isfinite(t).all() for t in watch.tensors(outputs) if t.is_floating_point())
             if not sound or not all(torch.isfinite(s.square).all() for s in sums.values()):
@@ -310,7 +300,7 @@ def _pairs(found: Survey) -> dict[str, str]:
     return pairs
 
 
-def _name_the_unsound(model: nn.Module, batch: Tensor) -> None:
+def _name_the_unsound(model: nn.Module, batch: Inputs) -> None:
     """Run again, looking at what each layer gives: the first that is not finite is named."""
 
     def check(name):

@@ -24,7 +24,7 @@ from separable.conversion.removal import REMOVED, Block, remove
 from separable.conversion.streams import own_structure
 from separable.conversion.survey import Site, Survey
 from separable.conversion.watch import tensors
-from separable.inputs import own_copy
+from separable.inputs import Inputs, join
 from separable.progress import track
 
 _SHARES = [0.03 * 1.25**i for i in range(16)]  # of a layer's multiply-adds, to 0.85
@@ -103,7 +103,7 @@ def options(survey: Survey, site: Site, *, fit: bool = True) -> list[Option]:
             continue
         costs = {}
         for rank in _ranks(site, conv, form, shape):
-            macs = sum(chain.macs(conv, form, rank, *sizes, site.pad) for sizes in site.sizes)
+            macs = _macs(site, conv, form, rank)
             params = chain.params(conv, form, rank, site.takes_bias(conv))
             if macs < site.macs and params < site.params:
                 costs[rank] = (macs, params)
@@ -113,9 +113,15 @@ def options(survey: Survey, site: Site, *, fit: bool = True) -> list[Option]:
     return found
 
 
+def _macs(site: Site, conv: Any, form: Form, rank: int) -> int:
+    """Of one example, in all calls."""
+    calls = zip(site.sizes, site.shares, strict=True)
+    return round(sum(share * chain.macs(conv, form, rank, *sizes, site.pad) for sizes, share in calls))
+
+
 def _ranks(site: Site, conv: Any, form: Form, shape: Shape) -> list[int]:
     """The least, and those that take a share of the layer's multiply-adds; from 16 on whole vectors."""
-    one = sum(chain.macs(conv, form, 16, *sizes, site.pad) for sizes in site.sizes) / 16
+    one = _macs(site, conv, form, 16) / 16
     full, found = form.useful_rank(shape), {1}
     for share in _SHARES:
         rank = int(share * site.macs / one)
@@ -140,7 +146,7 @@ def weigh(survey: Survey, table: Table) -> None:
     lost in each of five.
     """
     inputs = _probed(survey)
-    dense = outputs_of(survey.model(own_copy(inputs)))
+    dense = outputs_of(inputs.call(survey.model))
     sensitivities = {}
     for i, site in enumerate(track(survey.convertible, "weighing layers")):
         lossy = [option for option in table[site.name] if option.form in FORMS and option.loss > 1e-9]
@@ -162,32 +168,32 @@ def weigh(survey: Survey, table: Table) -> None:
             option.change = held * option.loss / max(1 - option.loss, 1e-3)
 
 
-def _weigh_removals(survey: Survey, table: Table, inputs: Tensor, dense: list[Tensor]) -> None:
+def _weigh_removals(survey: Survey, table: Table, inputs: Inputs, dense: list[Tensor]) -> None:
     """A block taken out of the dense network is a probe whose loss is known: the rule of thumb stays."""
     order = [site.name for site in survey.convertible]
     for block in track(survey.blocks.values(), "weighing blocks"):
         network = own_structure(survey.model)
         remove(network, [block])
-        changed = change(outputs_of(network(own_copy(inputs))), dense)
+        changed = change(outputs_of(inputs.call(network)), dense)
         option = next(o for o in table[block.layers[0]] if o.form == REMOVED)
         option.change = changed / (len(order) - order.index(block.layers[-1]))
 
 
-def _probed(survey: Survey) -> Tensor:
+def _probed(survey: Survey) -> Inputs:
     """The examples that go through the network once for each layer."""
     least, most = _PROBE_EXAMPLES
     number = min(max(least, round(_PROBE_PASSES * survey.examples / len(survey.convertible))), most)
-    alike = [batch for batch in survey.inputs if batch.shape[1:] == survey.inputs[0].shape[1:]]
-    return torch.cat(alike)[:number]
+    alike = [batch for batch in survey.inputs if batch.shapes() == survey.inputs[0].shapes()]
+    return join(alike)[:number]
 
 
-def _with_option(survey: Survey, site: Site, option: Option, inputs: Tensor) -> Any:
+def _with_option(survey: Survey, site: Site, option: Option, inputs: Inputs) -> Any:
     """What the dense network gives with one layer in this form."""
     conv = survey.conv(site)
     layer = from_moments(conv, FORMS[option.form or ""], option.rank, site.known, survey.importance(site), site.pad)
     replaced = replace(survey.model, conv, layer)
     try:
-        return replaced(own_copy(inputs))
+        return inputs.call(replaced)
     finally:
         replace(replaced, layer, conv)
 

@@ -20,7 +20,7 @@ from separable.conversion import watch
 from separable.conversion.moments import Moments, root
 from separable.conversion.patches import grouped_weight, is_transposed, write_weight
 from separable.conversion.streams import own_structure
-from separable.inputs import own_copy
+from separable.inputs import Inputs
 
 FIRST, SECOND = "fewer outputs", "fewer inputs"
 THIN = (FIRST, SECOND)
@@ -105,7 +105,7 @@ def write_made_up(network: nn.Module, dense: Any, second: str, moments: Moments,
 
 
 @torch.no_grad()
-def can_be_thin(model: nn.Module, x: Tensor, first: str, norm: str | None, second: str) -> bool:
+def can_be_thin(model: nn.Module, x: Inputs, first: str, norm: str | None, second: str) -> bool:
     """Whether channels between two layers can be left out: tried with every second one, on an example x.
 
     A network without them has to give what it gives where those channels are zero; whatever else reads them, or mixes
@@ -120,11 +120,11 @@ def can_be_thin(model: nn.Module, x: Tensor, first: str, norm: str | None, secon
         return output.masked_fill(gone.to(output.device).view(shape), 0.0)
 
     with watch.hooks([model.get_submodule(norm or first).register_forward_hook(silence)]):
-        expected = list(watch.tensors(model(own_copy(x))))
+        expected = list(watch.tensors(x.call(model)))
     structure = own_structure(model)
     try:
-        thin(structure, first, norm, second, kept.to(x.device))
-        given = list(watch.tensors(structure(own_copy(x))))
+        thin(structure, first, norm, second, kept.to(channels.weight.device))
+        given = list(watch.tensors(x.call(structure)))
     except Exception:  # whatever the network does with channels, it may fail in any way on fewer
         return False
     return [t.shape for t in given] == [t.shape for t in expected] and all(map(_alike, given, expected))

@@ -59,7 +59,7 @@ def time_options(survey: Survey, table: Table, target: str, keep: Callable[[], N
     for site in track(survey.convertible, f"timing forms in {target}"):
         conv = survey.conv(site)
         roles = site.name in survey.pairs, site.name in survey.pairs.values()
-        key = (repr(conv), tuple(site.sizes), bool(site.norm), site.rectified, roles)
+        key = (repr(conv), tuple(site.sizes), tuple(site.shares), bool(site.norm), site.rectified, roles)
         if table[site.name][0].ms is not None:  # by a run that was stopped
             known.setdefault(key, {(o.form, o.rank): o.ms for o in table[site.name] if o.ms is not None})
             continue
@@ -75,7 +75,8 @@ def time_options(survey: Survey, table: Table, target: str, keep: Callable[[], N
 def _time_site(survey: Survey, site: Site, options: list[Option], target: str, call_s: float) -> Times:
     conv, (given, _) = survey.conv(site), site.sizes[0]
     own = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they are
-    x = torch.randn((len(survey.example), conv.in_channels, *given), generator=own).to(conv.weight)
+    maps = max(1, round(len(survey.example) * site.shares[0]))
+    x = torch.randn((maps, conv.in_channels, *given), generator=own).to(conv.weight)
     calls: dict[tuple[str | None, int], Callable[[], Any]] = {}
     for option in [options[0], *_worth_timing(options)]:
         block = neighbourhood(survey, site, option)

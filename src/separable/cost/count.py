@@ -18,11 +18,10 @@ import separable.errors
 from separable.cost import trace
 from separable.cost.operations import PRODUCTS, Operation
 from separable.errors import InputError
+from separable.inputs import Example, Inputs
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-Example = Tensor | tuple[Tensor, ...]
 
 
 @dataclass
@@ -131,7 +130,8 @@ def count(model: nn.Module, example: Example) -> Count:
     Args:
         model: any module; on any device, the meta device included. Values of its tensors are never read. Of a model
             that torch.compile made, the network inside is counted.
-        example: the input, a tensor [N, ...] or a tuple of tensors for several; only shapes and types matter.
+        example: the input, a tensor [N, ...]; of several a tuple of what is taken by position, or a dict of what is
+            taken by name. Only shapes and types matter.
 
     Returns:
         A `Count`: .macs .params .training_macs .bytes .other_ops .intensity .layers, .table() and .to_json().
@@ -150,13 +150,13 @@ def count(model: nn.Module, example: Example) -> Count:
     model = uncompiled(model)
     inputs = as_inputs(model, example)
     with torch.inference_mode(False), torch.no_grad():
-        twin, on_meta = _twin(model), tuple(trace.meta_twin(t) for t in inputs)
+        twin, on_meta = _twin(model), inputs.map(trace.meta_twin)
         ledger, stack = Ledger(twin), trace.ModuleStack(twin)
-        mode = trace.Trace(twin, stack, trace.Gradients(twin, on_meta), ledger.add)
+        mode = trace.Trace(twin, stack, trace.Gradients(twin, on_meta.tensors()), ledger.add)
         mode.prepare = trace.on_meta()
         with stack.watch(), mode, trace.FusedAttention(mode):
             try:
-                twin(*on_meta)
+                twin(*on_meta.args, **on_meta.named)
             except Exception as error:
                 raise misfit(error, stack.where(), inputs) from error
     return Count(ledger.rows())
@@ -192,25 +192,22 @@ class Ledger:
         return [*self._rows.values(), *unused.values()]
 
 
-def as_inputs(model: nn.Module, example: Example) -> tuple[Tensor, ...]:
-    """The example as a tuple of tensors, once it and the model are known to be what they should be."""
+def as_inputs(model: nn.Module, example: Example) -> Inputs:
+    """The example as what the model is called with, once both are known to be what they should be."""
     if not isinstance(model, nn.Module):
         raise InputError("model", type(model).__name__, "must be a torch.nn.Module")
-    inputs = tuple(example) if isinstance(example, (tuple, list)) else (example,)
-    for value in inputs:
-        if not isinstance(value, Tensor):
-            raise InputError("example", type(value).__name__, "must be a tensor or a tuple of tensors")
-    if not inputs:
-        raise InputError("example", example, "must hold at least one tensor")
+    inputs = Inputs.of(example)
+    if not inputs.tensors():
+        raise InputError("example", type(example).__name__, "must be a tensor, or a tuple or dict of tensors")
     for name, parameter in model.named_parameters():
         if nn.parameter.is_lazy(parameter):
             raise InputError("model", name, "has no shape yet; run the model once before counting it")
     return inputs
 
 
-def misfit(error: Exception, where: str, inputs: tuple[Tensor, ...]) -> InputError:
+def misfit(error: Exception, where: str, inputs: Inputs) -> InputError:
     """What is wrong with an example, in one sentence with the layer that refused it."""
-    shown = ", ".join(f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in inputs)
+    shown = ", ".join(f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in inputs.tensors())
     reason = (str(error).strip().splitlines() or [""])[0]
     if not isinstance(error, (RuntimeError, ValueError)) or not reason:
         reason = f"{type(error).__name__}: {reason}"

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from separable.cost.count import Count, Example, LayerCount, as_inputs, count, uncompiled
+from separable.cost.count import Count, LayerCount, as_inputs, count, uncompiled
 from separable.cost.machine import Limits, Machine
 from separable.cost.operations import PRODUCTS
 from separable.cost.saving import Saving, compare_with_separable
 from separable.cost.subnormal import ADVICE, Subnormal, in_words, subnormal_activations, subnormal_weights
 from separable.cost.timing import Key, time_in_turn
 from separable.errors import InputError
+from separable.inputs import Example
 from separable.progress import track
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def profile(model: nn.Module, example: Example, *, repeats: int = 15, compare: b
     Args:
         model: a module on the device where it is to run; it is left in the mode it was in, statistics untouched.
             Of a model that torch.compile made, the network inside is measured, for the compiled one has no layers.
-        example: the input, a tensor [N, ...] or a tuple of tensors, on the same device; it is not changed.
+        example: the input, a tensor [N, ...], or a tuple or dict of several, on the same device; it is not changed.
         repeats: passes of each sort, whole and layer by layer in turn; their medians are given.
         compare: also time a separable layer of the same shape for each dense k x k layer.
 
@@ -163,7 +164,7 @@ def profile(model: nn.Module, example: Example, *, repeats: int = 15, compare: b
         raise InputError("repeats", repeats, "must be a whole number of at least 1")
     model = uncompiled(model)
     inputs = as_inputs(model, example)
-    device = inputs[0].device
+    device = inputs.tensors()[0].device
     if device.type == "meta":
         raise InputError("example", f"a tensor on {device}", "has no values to run on; count() needs none")
     with _evaluating(model), torch.inference_mode(False), torch.no_grad():

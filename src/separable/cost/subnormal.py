@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from separable.cost.trace import ModuleStack
-from separable.inputs import own_copy
+from separable.inputs import Example, Inputs
 
 ADVICE = (
     "Some processors, Intel's among them, take up to a hundred times as long for numbers below 1e-38. "
@@ -64,7 +64,7 @@ def subnormal_weights(model: nn.Module) -> list[Subnormal]:
     return found
 
 
-def subnormal_activations(model: nn.Module, inputs: tuple[Any, ...]) -> list[Subnormal]:
+def subnormal_activations(model: nn.Module, inputs: Example) -> list[Subnormal]:
     """The layers that make subnormal numbers of these inputs, in the order they run, in the mode the model is in.
 
     The model runs once, without gradients, on a copy of the inputs; random numbers stay as they were.
@@ -72,7 +72,7 @@ def subnormal_activations(model: nn.Module, inputs: tuple[Any, ...]) -> list[Sub
     stack = ModuleStack(model)
     seen = Activations(stack)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), stack.watch(), _Watching(seen):
-        model(*own_copy(inputs))
+        Inputs.of(inputs).call(model)
     return seen.found()
 
 

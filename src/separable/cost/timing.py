@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from separable import _native
@@ -23,7 +23,7 @@ from separable.cost import trace
 from separable.cost.count import misfit
 from separable.cost.machine import clock_s
 from separable.errors import InputError
-from separable.inputs import own_copy
+from separable.inputs import Example, Inputs, own_copy
 from separable.progress import track
 
 Key = tuple[str, str]  # a layer's name and kind
@@ -45,9 +45,10 @@ class Timing:
     dense: dict[Key, tuple]  # the arguments of each dense convolution's first call
 
 
-def time_in_turn(model: nn.Module, inputs: tuple[Tensor, ...], repeats: int) -> Timing:
+def time_in_turn(model: nn.Module, example: Example, repeats: int) -> Timing:
     """Whole passes and passes timed by layer, in turn."""
-    device = inputs[0].device
+    inputs = Inputs.of(example)
+    device = inputs.tensors()[0].device
     whole_ms: list[float] = []
     apart_ms: list[float] = []  # whole passes in parts, of a network that has layers which run as one
     passes: list[dict[Key, float]] = []
@@ -76,21 +77,21 @@ def time_in_turn(model: nn.Module, inputs: tuple[Tensor, ...], repeats: int) -> 
     return Timing(network_ms, spread(whole_ms), interrupted_ms, fused_ms, layer_ms, dense)
 
 
-def _whole_pass_ms(model: nn.Module, inputs: tuple[Tensor, ...], device: torch.device) -> float:
+def _whole_pass_ms(model: nn.Module, inputs: Inputs, device: torch.device) -> float:
     fresh = own_copy(inputs)  # a network may write into its input
     started = clock_s(device)
-    model(*fresh)
+    model(*fresh.args, **fresh.named)
     return (clock_s(device) - started) * 1e3
 
 
-def _fuses(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+def _fuses(model: nn.Module, inputs: Inputs) -> bool:
     """Whether any layer runs as one what the timed passes run in parts."""
     with _native.apart() as found:
-        model(*own_copy(inputs))
+        inputs.call(model)
     return found.happened
 
 
-def _recorded_pass(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[Step], dict[Key, tuple]]:
+def _recorded_pass(model: nn.Module, inputs: Inputs) -> tuple[list[Step], dict[Key, tuple]]:
     """One pass that notes which layer each operation belongs to, and how dense convolutions are called."""
     steps: list[Step] = []
     dense: dict[Key, tuple] = {}
@@ -104,9 +105,10 @@ def _recorded_pass(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[S
         if op.kind == "dense":
             dense.setdefault((name, op.kind), args)
 
-    fresh, stack = own_copy(inputs), trace.ModuleStack(model)
+    fresh = own_copy(inputs)
+    stack = trace.ModuleStack(model)
     with stack.watch(), trace.Trace(model, stack, trace.Gradients(model, ()), add, run):
-        model(*fresh)
+        model(*fresh.args, **fresh.named)
     return steps, dense
 
 
@@ -125,11 +127,11 @@ class _Stopwatch(TorchDispatchMode):
         return output
 
 
-def _timed_pass(model: nn.Module, inputs: tuple[Tensor, ...], steps: list[Step]) -> dict[Key, float]:
+def _timed_pass(model: nn.Module, inputs: Inputs, steps: list[Step]) -> dict[Key, float]:
     """One pass in which each operation is timed as it runs: ms of each layer."""
     fresh = own_copy(inputs)
-    with _Stopwatch(inputs[0].device) as stopwatch:
-        model(*fresh)
+    with _Stopwatch(inputs.tensors()[0].device) as stopwatch:
+        model(*fresh.args, **fresh.named)
     if [func for func, _ in stopwatch.timed] != [func for func, _ in steps]:
         raise InputError("model", type(model).__name__, "must run the same operations in each pass to be profiled")
     total_ms: dict[Key, float] = defaultdict(float)

@@ -5,7 +5,7 @@ its children's weights shows as those children; one that uses none belongs to th
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -112,7 +112,7 @@ class Owners:
 class Gradients:
     """Which tensors a training step needs gradients of: those that hang on a trainable parameter."""
 
-    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]):
+    def __init__(self, model: nn.Module, inputs: Sequence[Tensor]):
         self._needed = {id(t): t for t in (*model.parameters(), *inputs) if t.requires_grad}
 
     def __contains__(self, tensor: object) -> bool:

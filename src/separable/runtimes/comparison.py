@@ -23,6 +23,7 @@ from separable import __version__, _native
 from separable.cost import processor
 from separable.cost.timing import spread
 from separable.errors import InputError
+from separable.inputs import Example
 from separable.progress import track
 from separable.runtimes.names import FLOAT32, NAMES, threads_in_words, why_not
 from separable.runtimes.prepared import Case, Run, tensors_of, torch_threads
@@ -34,7 +35,6 @@ EXACT, ROUGH = (
 _BUSY = 0.2  # a middle half that spans this share of the median says that other work ran
 _CALLS, _LONG_S = 3, 0.1  # clocked in a turn; of calls longer than this, one
 _LEAST_ROUNDS = 3  # however long they take
-Inputs = Tensor | tuple[Tensor, ...]
 
 
 @dataclass
@@ -127,7 +127,7 @@ class Comparison:
 
 def compare(
     networks: Mapping[str, nn.Module],
-    inputs: Inputs | Mapping[str, Inputs],
+    inputs: Example | Mapping[str, Example],
     *,
     names: Sequence[str] | None = None,
     threads: int | None = None,
@@ -138,7 +138,8 @@ def compare(
 
     Args:
         networks: by name, in evaluation mode; the first is what others are compared with.
-        inputs: a tensor or a tuple of them for all networks, or for each under its name.
+        inputs: for all networks a tensor, or a tuple of what they take by position; or for each under its name, which
+            may be a dict of what the network takes by name too.
         names: of the runtimes; all that can be used here, if not given.
         threads: as many as torch has now, if not given. Pools of threads are made once a process: compare numbers of
             threads in processes of their own.

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from multiprocessing import util
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
+from separable.inputs import Example
 from separable.runtimes.names import why_not
 from separable.runtimes.prepared import Case, torch_threads
 
@@ -24,9 +25,7 @@ _LONGEST_S = 300.0
 _OWN_COPY = ("torch channels-last", "compile", "onnxruntime", "openvino", "openvino default")
 
 
-def peak_bytes(
-    name: str, model: nn.Module, inputs: Tensor | tuple[Tensor, ...], threads: int | None = None
-) -> int | None:
+def peak_bytes(name: str, model: nn.Module, inputs: Example, threads: int | None = None) -> int | None:
     """What the network adds to the resident memory of a process that has torch loaded, at most, while it runs.
 
     That is its weights in the runtime's form, what stands between its layers, the runtime itself, and its threads; what

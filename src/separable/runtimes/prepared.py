@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from separable.acceleration import accelerate
 from separable.errors import InputError, first_line, need
 from separable.export import innermost_reason, silence
-from separable.inputs import own_copy
+from separable.inputs import Example, Inputs, own_copy
 from separable.runtimes.names import check_name, why_not
 from separable.store.verify import check_network
 
@@ -30,14 +30,14 @@ _OPSET = 17
 _TENSOR = object()  # where a tensor stands among the outputs
 
 
-def prepare(name: str, model: nn.Module, inputs: Tensor | tuple[Tensor, ...], threads: int | None = None) -> Run:
+def prepare(name: str, model: nn.Module, inputs: Example, threads: int | None = None) -> Run:
     """A call that runs the network on these inputs in one runtime.
 
     Args:
         name: one of `NAMES`.
         model: in evaluation mode; it stays as it is. Runtimes that change the layout take a copy.
-        inputs: a tensor, or a tuple of them for a network of several inputs; a network that writes into them gets a
-            copy at each call, and they keep their values.
+        inputs: a tensor; of several inputs a tuple of what the network takes by position, or a dict of what it takes by
+            name. A network that writes into them gets a copy at each call, and they keep their values.
         threads: that the network runs on; as many as torch has now, if not given. Of runtimes within torch, torch's own
             number is set for the length of each call, and is afterwards what it was.
 
@@ -61,7 +61,7 @@ def prepare(name: str, model: nn.Module, inputs: Tensor | tuple[Tensor, ...], th
 class Case:
     """A network and its example: what the runtimes need of them, made once. Used with torch's threads set."""
 
-    def __init__(self, model: nn.Module, inputs: Tensor | tuple[Tensor, ...], threads: int | None = None):
+    def __init__(self, model: nn.Module, inputs: Example, threads: int | None = None):
         self.model = check_network(model)
         self.name = type(self.model).__name__
         self.inputs = _inputs(inputs)
@@ -71,11 +71,12 @@ class Case:
         given = own_copy(self.inputs)
         try:
             with torch.no_grad():
-                self.outputs = self.model(*given)
+                self.outputs = self.model(*given.args, **given.named)
         except Exception as error:  # the user's network may fail in any way on a wrong example
-            shapes = ", ".join(str(list(x.shape)) for x in self.inputs)
+            shapes = ", ".join(str(list(x.shape)) for x in self.inputs.tensors())
             raise InputError("inputs", shapes, f"{self.name} fails on it: {first_line(error)}") from error
-        self.writes = not all(map(torch.equal, given, self.inputs))  # NaN counts as written, which costs a copy
+        pairs = zip(given.tensors(), self.inputs.tensors(), strict=True)
+        self.writes = not all(torch.equal(*pair) for pair in pairs)  # NaN counts as written, which costs a copy
 
     def prepare(self, name: str) -> Run:
         reason = why_not(name)
@@ -93,32 +94,33 @@ class Case:
     @functools.cached_property
     def onnx(self) -> bytes:
         """The network with these shapes as ONNX, its outputs in one row."""
-        flat = _Flat(self.model)
+        flat = _Flat(self.model, self.inputs)
         flat.training = False
-        names = [f"input_{i}" for i in range(len(self.inputs))]
+        inputs = tuple(self.inputs.tensors())
+        names = [f"input_{i}" for i in range(len(inputs))]
         with silence(), torch.no_grad():
             try:
                 file: Any = io.BytesIO()  # more than the exporter says that it takes
-                given = own_copy(self.inputs)
+                given = own_copy(inputs)
                 torch.onnx.export(flat, given, file, dynamo=False, opset_version=_OPSET, input_names=names)
                 return file.getvalue()
             except Exception:  # an operation that only the newer exporter knows; seconds instead of milliseconds
                 need("onnxscript", "deploy", f"to export {self.name}")
-                program = torch.onnx.export(flat, own_copy(self.inputs), dynamo=True, input_names=names, verbose=False)
+                program = torch.onnx.export(flat, own_copy(inputs), dynamo=True, input_names=names, verbose=False)
                 assert program is not None
                 return program.model_proto.SerializeToString()
 
     @functools.cached_property
     def arrays(self) -> dict[str, Any]:
-        return {f"input_{i}": x.detach().contiguous().numpy() for i, x in enumerate(self.inputs)}
+        return {f"input_{i}": x.detach().contiguous().numpy() for i, x in enumerate(self.inputs.tensors())}
 
-    def in_torch(self, model: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Run:
+    def in_torch(self, model: Callable[..., Any], inputs: Inputs) -> Run:
         """A call of what runs within torch."""
         writes, threads = self.writes, self.threads
 
         def run() -> Any:
             with torch.no_grad():
-                return model(*(own_copy(inputs) if writes else inputs))
+                return inputs.call(model) if writes else model(*inputs.args, **inputs.named)
 
         def run_on_threads() -> Any:
             with torch_threads(threads):
@@ -163,21 +165,23 @@ def tensors_of(outputs: Any) -> list[Tensor]:
 
 
 class _Flat(nn.Module):
-    """The network with its tensors as one tuple: a graph has outputs in a row."""
+    """The network with its tensors in a row, those that it takes and those that it gives: so a graph has them."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, inputs: Inputs):
         super().__init__()
-        self.network = network
+        self.network, self.inputs = network, inputs
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tensors_of(self.network(*inputs)))
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        given = iter(tensors)
+        inputs = self.inputs.map(lambda _: next(given))
+        return tuple(tensors_of(self.network(*inputs.args, **inputs.named)))
 
 
-def _inputs(inputs: Any) -> tuple[Tensor, ...]:
-    given = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
-    if not given or not all(isinstance(x, Tensor) for x in given):
-        raise InputError("inputs", type(inputs).__name__, "must be a tensor, or a tuple of tensors")
-    elsewhere = {x.device.type for x in given} - {"cpu"}
+def _inputs(inputs: Any) -> Inputs:
+    given = Inputs.of(inputs)
+    if not given.tensors():
+        raise InputError("inputs", type(inputs).__name__, "must be a tensor, or a tuple or dict of tensors")
+    elsewhere = {x.device.type for x in given.tensors()} - {"cpu"}
     if elsewhere:
         raise InputError("inputs", f"on {elsewhere.pop()}", "must be on the CPU, where these runtimes run")
     return given
@@ -187,19 +191,17 @@ def _torch(case: Case) -> Run:
     return case.in_torch(case.model, case.inputs)
 
 
-def _channels_last(case: Case) -> tuple[nn.Module, tuple[Tensor, ...]]:
+def _channels_last(case: Case) -> tuple[nn.Module, Inputs]:
     """A copy of network and inputs whose images and volumes have their channels last."""
     model = copy.deepcopy(case.model)
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dim() in _LAYOUTS:
             tensor.data = tensor.data.contiguous(memory_format=_LAYOUTS[tensor.dim()])
-    return model, tuple(
-        x.contiguous(memory_format=_LAYOUTS[x.dim()]) if x.dim() in _LAYOUTS else x for x in case.inputs
-    )
+    return model, case.inputs.map(lambda x: x.contiguous(memory_format=_LAYOUTS[x.dim()]) if x.dim() in _LAYOUTS else x)
 
 
 def _torch_channels_last(case: Case) -> Run:
-    if not any(x.dim() in _LAYOUTS for x in (*case.inputs, *case.model.parameters())):
+    if not any(x.dim() in _LAYOUTS for x in (*case.inputs.tensors(), *case.model.parameters())):
         rule = "has no channels-last form: no input and no weight has four or five dimensions"
         raise InputError("model", case.name, rule)
     return case.in_torch(*_channels_last(case))
@@ -208,8 +210,8 @@ def _torch_channels_last(case: Case) -> Run:
 def _compiled(case: Case) -> Run:
     model, inputs = _channels_last(case)
 
-    def forward(*args: Tensor) -> Any:
-        return model(*args)
+    def forward(*args: Any, **named: Any) -> Any:
+        return model(*args, **named)
 
     # torch.compile keeps what it made by code object, a few for each: with its own, each network starts afresh
     own = types.FunctionType(forward.__code__.replace(), forward.__globals__, "forward", None, forward.__closure__)
@@ -217,7 +219,9 @@ def _compiled(case: Case) -> Run:
 
 
 def _accelerated(case: Case, dtype: torch.dtype = torch.float32) -> Run:
-    return case.in_torch(accelerate(case.model, case.inputs, dtype=dtype), case.inputs)
+    network: Any = accelerate(case.model, dtype=dtype)
+    network.plan(*case.inputs.args, **case.inputs.named)
+    return case.in_torch(network, case.inputs)
 
 
 def _onnxruntime(case: Case) -> Run:

@@ -1,9 +1,7 @@
 """What `distill` reads: batches of one or several inputs, with labels, without, or both mixed; each process its share.
 
-A batch is (inputs, labels) or the inputs alone. Inputs are a tensor [N, ...], a tuple or list of what the network takes
-by position, or a dict of what it takes by name. Several inputs without labels are written ((a, b),): a plain pair is
-inputs and labels. Labels are a tensor of class numbers, negative where there is none, or a dict of such by the name of
-the output that they belong to; anything else in their place is not read.
+What a batch is says batches.py. Labels are a tensor of class numbers, negative where there is none, or a dict of such
+by the name of the output that they belong to; anything else in their place is not read.
 """
 
 import itertools
@@ -16,32 +14,32 @@ import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from separable.conversion.batches import BATCH_EXAMPLES, describe
+from separable.conversion.batches import BATCH_EXAMPLES, LAYOUT, describe, halves
 from separable.errors import InputError
+from separable.inputs import Inputs, mapped
 
 _PLANES_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 @dataclass
 class Batch:
-    """One batch, ready for the networks: what they take by position and by name, and labels where there are any."""
+    """One batch, ready for the networks, and labels where there are any."""
 
-    args: tuple[Any, ...]
-    named: dict[str, Any]
+    inputs: Inputs
     labels: Any
-    examples: int
-    what: str  # for sentences about it
+
+    @property
+    def examples(self) -> int:
+        return len(self.inputs)
 
     def rows(self, first: int, last: int) -> "Batch":
         """The part of it from one example to another."""
-        args, named, labels = _mapped((self.args, self.named, self.labels), lambda value: _rows(value, first, last))
-        return Batch(args, named, labels, min(last, self.examples) - first, self.what)
+        return Batch(self.inputs[first:last], mapped(self.labels, lambda tensor: tensor[first:last]))
 
     @property
     def example_values(self) -> int:
         """Numbers in the inputs of one example."""
-        tensors = [value for value in _leaves((self.args, self.named)) if isinstance(value, Tensor)]
-        return sum(tensor.numel() for tensor in tensors) // max(1, self.examples)
+        return sum(tensor.numel() for tensor in self.inputs.tensors()) // max(1, self.examples)
 
 
 def read(batch: Any, source: str, device: torch.device, dtype: torch.dtype, share: tuple[int, int] = (0, 1)) -> Batch:
@@ -49,23 +47,12 @@ def read(batch: Any, source: str, device: torch.device, dtype: torch.dtype, shar
 
     Floating-point inputs take the network's dtype, and maps lie channels last, which trains twice as fast on CPUs.
     """
-    inputs, labels = _halves(batch)
-    tensors = [value for value in _leaves(inputs) if isinstance(value, Tensor)]
-    if not tensors or any(tensor.dim() == 0 for tensor in tensors):
-        rule = "each batch must be inputs or (inputs, labels); inputs are a tensor [N, ...], or a tuple or dict of them"
-        raise InputError(source, describe(batch), rule)
-    if any(tensor.is_meta for tensor in tensors):
-        raise InputError(source, describe(tensors[0]), "is on the meta device and has no values")
-    examples = len(tensors[0])
-    if any(len(tensor) != examples for tensor in tensors):
-        sizes = [len(tensor) for tensor in tensors]
-        raise InputError(source, f"inputs of {sizes} examples", "all inputs of a batch must have as many examples")
+    inputs, labels = halves(batch)
+    examples = len(inputs.checked(source, LAYOUT))
     rank, processes = share
     mine = slice(rank, None, processes) if examples >= processes else slice(None)
 
-    def prepared(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
+    def prepared(value: Tensor) -> Tensor:
         value = value[mine].to(device, dtype if value.is_floating_point() else None)
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise InputError(source, describe(value), "holds NaN or infinite values")
@@ -73,14 +60,11 @@ def read(batch: Any, source: str, device: torch.device, dtype: torch.dtype, shar
             value = value.contiguous(memory_format=_PLANES_LAST[value.dim()])
         return value
 
-    inputs = _mapped(inputs, prepared)
     if isinstance(labels, Mapping):
         labels = {name: value[mine].to(device) for name, value in labels.items() if isinstance(value, Tensor)}
     else:
         labels = labels[mine].to(device) if isinstance(labels, Tensor) else None
-    positional = () if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple) else (inputs,)
-    named = dict(inputs) if isinstance(inputs, Mapping) else {}
-    return Batch(positional, named, labels, len(range(examples)[mine]), describe(tensors[0]))
+    return Batch(inputs.map(prepared), labels)
 
 
 class Source:
@@ -125,43 +109,13 @@ class Source:
         if isinstance(self.data, Tensor):
             return False
         if isinstance(self.data, (list, tuple)):
-            return any(_is_labelled(_halves(batch)[1]) for batch in self.data)
+            return any(_is_labelled(halves(batch)[1]) for batch in self.data)
         return None
 
 
 def _is_labelled(labels: Any) -> bool:
     values = labels.values() if isinstance(labels, Mapping) else [labels]
     return any(isinstance(value, Tensor) and bool((value >= 0).any()) for value in values)
-
-
-def _halves(batch: Any) -> tuple[Any, Any]:
-    if isinstance(batch, (tuple, list)) and batch:
-        inputs, labels = batch[0], batch[1] if len(batch) > 1 else None
-    else:
-        inputs, labels = batch, None
-    return tuple(inputs) if isinstance(inputs, list) else inputs, labels
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else None
-    if parts is None:
-        yield value
-        return
-    for part in parts:
-        yield from _leaves(part)
-
-
-def _mapped(value: Any, change: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _mapped(part, change) for name, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        parts = [_mapped(part, change) for part in value]
-        return parts if isinstance(value, list) else tuple(parts)
-    return change(value)
-
-
-def _rows(value: Any, first: int, last: int) -> Any:
-    return value[first:last] if isinstance(value, Tensor) else value
 
 
 def _count(data: Any) -> int:

@@ -14,15 +14,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from separable.acceleration import Accelerated, accelerate
-from separable.conversion.batches import describe
+from separable.conversion.batches import MISFITS, run
 from separable.conversion.distillation.data import Batch, Source, read
 from separable.conversion.distillation.loss import by_name
 from separable.conversion.distillation.processes import Processes
-from separable.errors import InputError, first_line
-from separable.inputs import own_copy
+from separable.errors import InputError
 from separable.progress import say
-
-_MISFITS = (RuntimeError, ValueError, TypeError, IndexError, KeyError)  # of a network and what it is given
 
 
 class Pair:
@@ -49,7 +46,7 @@ class Pair:
     def teach(self, batch: Batch, source: str) -> Any:
         """What the teacher gives."""
         self._plan(batch)
-        target = _run(self.guide, batch, source, "the teacher")
+        target = run(self.guide, batch.inputs, source, "the teacher")
         if not all(bool(torch.isfinite(tensor).all()) for _, tensor in by_name(target)):
             raise InputError("teacher", type(self.teacher).__name__, f"gives NaN or infinite values for {source}")
         return target
@@ -57,26 +54,15 @@ class Pair:
     def _plan(self, batch: Batch) -> None:
         """An accelerated network may answer its first call by torch, in other bits: a resumed run must not see them."""
         if isinstance(self.guide, Accelerated):
-            shapes = str([describe(value) for value in (*batch.args, *batch.named.values())])
+            shapes = str(batch.inputs)
             if shapes not in self._planned:
                 self._planned.add(shapes)
-                with suppress(*_MISFITS):  # which the call itself will tell
-                    self.guide.plan(*batch.args, **batch.named)
+                with suppress(*MISFITS):  # which the call itself will tell
+                    self.guide.plan(*batch.inputs.args, **batch.inputs.named)
 
     def give(self, network: nn.Module, batch: Batch, source: str) -> Any:
         """What the student gives, run as `network`."""
-        return _run(network, batch, source, "the student")
-
-
-def _run(network: nn.Module, batch: Batch, source: str, who: str) -> Any:
-    """What the network gives for its own copy of a batch; what it cannot read is the caller's mistake."""
-    args, named = own_copy((batch.args, batch.named))
-    try:
-        return network(*args, **named)
-    except InputError:
-        raise
-    except _MISFITS as error:
-        raise InputError(source, batch.what, f"{who} cannot read it: {first_line(error)}") from error
+        return run(network, batch.inputs, source, "the student")
 
 
 @contextmanager

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from separable.conversion.batches import describe
-from separable.conversion.who_pays.examples import Batch, Inputs, batches, call, fitting
+from separable.conversion.batches import describe, run
+from separable.conversion.who_pays.examples import Batch, batches, fitting
 from separable.conversion.who_pays.kept import Highest, Sample
 from separable.conversion.who_pays.outputs import best, check_same, distances, logits_of, relative, tensors_of
 from separable.errors import InputError
+from separable.inputs import Inputs
 from separable.progress import track
 
 ACCURACY, AGREEMENT, ERROR = "accuracy", "agreement", "error"
@@ -68,8 +69,8 @@ def compare(dense: nn.Module, converted: nn.Module, data: Any, answers: str, sam
         chosen, numbers = course.chosen(batch)
         if len(numbers):
             inputs = fitting(dense, chosen.inputs)
-            given = call(converted, inputs, "the converted")
-            course.add(chosen, numbers, call(dense, inputs, "the dense"), given)
+            given = run(converted, inputs, who="the converted network")
+            course.add(chosen, numbers, run(dense, inputs, who="the dense network"), given)
     return course.end()
 
 
@@ -137,7 +138,7 @@ class _Course:
             changed = bool(dense[i] != converted[i])
 
             def one(i: int = i) -> Inputs:
-                return inputs.example(i)
+                return inputs[i : i + 1].map(Tensor.clone)
 
             self.sample.offer(number, changed, one)
             if self.measure == ERROR:

@@ -1,6 +1,6 @@
 """What people pass as data, as inputs of any number with labels and names, an example at a time where it must be."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,39 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from separable.conversion.batches import BATCH_EXAMPLES, describe
-from separable.errors import InputError, first_line
-from separable.inputs import own_copy
+from separable.errors import InputError
+from separable.inputs import Inputs
 
 _LAYOUT = (
     "each batch must be a tensor [N, ...], (inputs, labels) or (inputs, labels, files); several inputs are a tuple"
 )
-
-
-@dataclass
-class Inputs:
-    """What a network is called with for some examples: every tensor in it has them in its first dimension."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def __len__(self) -> int:
-        return len(self.tensors()[0])
-
-    def tensors(self) -> list[Tensor]:
-        return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)]
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
-        def apply(value: Any) -> Any:
-            return change(value) if isinstance(value, Tensor) else value
-
-        return Inputs(tuple(map(apply, self.args)), {name: apply(value) for name, value in self.kwargs.items()})
-
-    def example(self, i: int) -> "Inputs":
-        """One of the examples, in memory of its own."""
-        return self.map(lambda tensor: tensor[i : i + 1].clone())
-
-    def shapes(self) -> tuple[torch.Size, ...]:
-        return tuple(tensor.shape[1:] for tensor in self.tensors())
 
 
 @dataclass
@@ -83,35 +56,10 @@ def batches(data: Any) -> Iterator[Batch]:
         raise InputError("data", describe(data), "holds no examples")
 
 
-def join(many: Sequence[Inputs]) -> Inputs:
-    """Inputs of the same shapes as one batch."""
-    first = many[0]
-
-    def joined(values: list[Any]) -> Any:
-        return torch.cat(values) if isinstance(values[0], Tensor) else values[0]
-
-    args = tuple(joined([inputs.args[i] for inputs in many]) for i in range(len(first.args)))
-    return Inputs(args, {name: joined([inputs.kwargs[name] for inputs in many]) for name in first.kwargs})
-
-
 def fitting(network: nn.Module, inputs: Inputs) -> Inputs:
     """`inputs` on the device and in the floating type of the network's parameters."""
     place = next((p for p in network.parameters() if p.is_floating_point()), None)
-    if place is None:
-        return inputs
-    return inputs.map(lambda t: t.to(place.device, place.dtype if t.is_floating_point() else None))
-
-
-def call(network: nn.Module, inputs: Inputs, who: str) -> Any:
-    """What the network gives. It may write into its inputs: it gets a copy."""
-    args, kwargs = own_copy((inputs.args, inputs.kwargs))
-    try:
-        return network(*args, **kwargs)
-    except InputError:
-        raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        shown = ", ".join(describe(tensor) for tensor in inputs.tensors())
-        raise InputError("data", shown, f"{who} network cannot read it: {first_line(error)}") from error
+    return inputs if place is None else inputs.to(place)
 
 
 def _read(given: Any) -> Batch:
@@ -123,21 +71,13 @@ def _read(given: Any) -> Batch:
         if not 1 <= len(given) <= 3:
             raise InputError("data", f"a {type(given).__name__} of {len(given)}", _LAYOUT)
         given, labels, files = (*given, None, None)[:3]
-    if isinstance(given, dict):
-        return _checked(Inputs((), dict(given)), labels, files)
-    return _checked(Inputs(tuple(given) if isinstance(given, (tuple, list)) else (given,), {}), labels, files)
+    return _checked(Inputs.of(given), labels, files)
 
 
 def _checked(inputs: Inputs, labels: Any, files: Any) -> Batch:
-    tensors = inputs.tensors()
-    if not tensors or any(tensor.dim() == 0 or tensor.is_meta for tensor in tensors):
-        raise InputError("data", describe((*inputs.args, *inputs.kwargs.values())), f"holds no inputs; {_LAYOUT}")
-    examples = len(tensors[0])
-    if any(len(tensor) != examples for tensor in tensors):
-        shapes = [list(tensor.shape) for tensor in tensors]
-        raise InputError("data", shapes, "inputs of one batch must have as many examples, in their first dimension")
-    if any(tensor.is_floating_point() and not tensor.isfinite().all() for tensor in tensors):
-        raise InputError("data", describe(tensors[0]), "holds NaN or infinite values")
+    examples = len(inputs.checked("data", f"holds no inputs; {_LAYOUT}"))
+    if not inputs.are_finite():
+        raise InputError("data", str(inputs), "holds NaN or infinite values")
     if labels is not None:
         labels = torch.as_tensor(labels)
         if labels.dim() == 0 or len(labels) != examples:
@@ -150,4 +90,4 @@ def _checked(inputs: Inputs, labels: Any, files: Any) -> Batch:
 def _part(batch: Batch, part: slice) -> Batch:
     labels = None if batch.labels is None else batch.labels[part]
     files = None if batch.files is None else batch.files[part]
-    return Batch(batch.inputs.map(lambda tensor: tensor[part]), labels, files)
+    return Batch(batch.inputs[part], labels, files)

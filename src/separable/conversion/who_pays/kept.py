@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from separable.conversion.who_pays.examples import Inputs
+from separable.inputs import Inputs
 
 
 class Highest:

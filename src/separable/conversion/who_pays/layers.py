@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from separable.conversion.batches import run
 from separable.conversion.who_pays.compare import ERROR, Answers
-from separable.conversion.who_pays.examples import call, fitting, join
+from separable.conversion.who_pays.examples import fitting
 from separable.conversion.who_pays.intervals import mean_interval, stratified_interval
 from separable.conversion.who_pays.kept import Kept
 from separable.conversion.who_pays.outputs import best, distances, logits_of, relative, tensors_of
 from separable.conversion.who_pays.swaps import swapped
 from separable.errors import InputError, first_line
+from separable.inputs import join
 from separable.progress import track
 
 _CHUNK = 16  # examples that every layer is tried on before the clock is looked at
@@ -114,7 +116,7 @@ def _try(dense, converted, answers: Answers, layers, trials: dict[str, _Trial], 
     batches = [(fitting(dense, join([chunk[i].inputs for i in some])), some) for some in shapes.values()]
     rows = torch.tensor([_row(answers, one) for one in chunk])
     target = answers.target[rows]
-    outputs = [tensors_of(call(dense, inputs, "the dense"), len(some), "dense") for inputs, some in batches]
+    outputs = [tensors_of(run(dense, inputs, who="the dense network"), len(some), "dense") for inputs, some in batches]
     for name, modules in layers.items():
         trial = trials[name]
         if trial.note:
@@ -123,7 +125,7 @@ def _try(dense, converted, answers: Answers, layers, trials: dict[str, _Trial], 
         try:
             with swapped(converted, dense, modules) as network:
                 for (inputs, some), dense_outputs in zip(batches, outputs, strict=True):
-                    given = call(network, inputs, "the swapped")
+                    given = run(network, inputs, who="the network")
                     distance.append(distances(dense_outputs, tensors_of(given, len(some), "converted")))
                     logits = None if answers.measure == ERROR else logits_of(given, len(some))
                     if logits is not None:

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from separable.conversion.who_pays.compare import ACCURACY, AGREEMENT, ERROR
-from separable.conversion.who_pays.examples import Inputs
 from separable.conversion.who_pays.layers import Layer, Tried
+from separable.inputs import Inputs
 
 if TYPE_CHECKING:
     from rich.table import Table
