@@ -83,7 +83,7 @@ class Fitting:
             patches = [
                 patch_rows(self.conv, x, index).flatten(2) for x, index in zip(inputs, self.indices, strict=True)
             ]
-            factors = self._refined(factors, whitening, torch.cat(patches), targets, added)
+            factors = self._refined(factors, whitening, patches, targets, added)
         return self._install(factors, inputs, targets, added, network)
 
     def _rows(self, shortcuts: list[Tensor | None]) -> Tensor | None:
@@ -93,14 +93,20 @@ class Fitting:
         return torch.cat([output_rows(shortcut, index) for shortcut, index in pairs if shortcut is not None])
 
     def _refined(
-        self, factors: list[Tensor], whitening: Whitening, patches: Tensor, targets: Tensor, added: Tensor | None
+        self, factors: list[Tensor], whitening: Whitening, patches: list[Tensor], targets: Tensor, added: Tensor | None
     ) -> list[Tensor]:
-        """All factors on the moments of whole patches [P, G, C*K], in coordinates of nearly unit moments."""
+        """All factors on the moments of whole patches [P, G, C*K] of each batch, which are used up.
+
+        In coordinates in which these moments are nearly the identity.
+        """
         form, shape = self.form, self.shape
-        x = patches.transpose(0, 1)
+        mean = sum(rows.sum(0) for rows in patches) / len(targets)
         # The rows are whitened, not their moments: rounding, multiplied on both sides, would leave these indefinite
         # where channels tell each other, and the fit would run away along what no data holds.
-        x = whitening.inputs(form, x - x.mean(1, keepdim=True), shape, inverse=True)
+        for i, rows in enumerate(patches):  # in their places: all of them twice is much memory
+            patches[i] = whitening.inputs(form, (rows - mean).transpose(0, 1), shape, inverse=True)
+        x = torch.cat(patches, 1)
+        patches.clear()
         gram = (x.mT @ x).double() / x.shape[1]
         ridge = _PRIOR + _ROUNDING * torch.linalg.matrix_norm(gram).view(-1, 1, 1)
         gram = gram + ridge * torch.eye(gram.shape[1], dtype=gram.dtype)
