@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from separable import cost, runtimes
 from separable.conversion import Study, calibrate, convert, study, survey
 from separable.conversion.judge import Judge
-from separable.conversion.table import change, outputs_of
+from separable.conversion.weigh import change, outputs_of
 from separable.errors import InputError
 from separable.inputs import Inputs
 

@@ -15,7 +15,8 @@ from separable.conversion.distillation import features
 from separable.conversion.kept import Kept
 from separable.conversion.plan import cheapest, choose
 from separable.conversion.removal import REMOVED
-from separable.conversion.table import Option, change, every_option, outputs_of, tabulate
+from separable.conversion.table import Option, every_option
+from separable.conversion.weigh import change, outputs_of, tabulate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,7 +11,8 @@ from torch import nn
 from separable import cost
 from separable.conversion import chain, survey
 from separable.conversion.forms import FORMS
-from separable.conversion.table import change, options, outputs_of, tabulate
+from separable.conversion.table import options
+from separable.conversion.weigh import change, outputs_of, tabulate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

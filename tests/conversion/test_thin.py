@@ -14,7 +14,8 @@ from separable import cost
 from separable.conversion import Study, calibrate, survey, thin
 from separable.conversion.moments import Moments
 from separable.conversion.plan import cheapest, choose
-from separable.conversion.table import Option, every_option, tabulate
+from separable.conversion.table import Option, every_option
+from separable.conversion.weigh import tabulate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

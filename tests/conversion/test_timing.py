@@ -7,7 +7,8 @@ from networks import settled, smooth
 
 from separable import runtimes
 from separable.conversion import Study, convert, survey, thin, timing
-from separable.conversion.table import Option, options, tabulate
+from separable.conversion.table import Option, options
+from separable.conversion.weigh import tabulate
 from separable.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

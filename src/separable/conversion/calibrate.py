@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from separable.conversion import thin, watch
-from separable.conversion.fitting import Fitting, can_be_refitted, empty_layer, from_moments
+from separable.conversion.fitting import Fitting, behind, empty_layer, from_moments
 from separable.conversion.forms import DENSE, FORMS
 from separable.conversion.kept import Kept
-from separable.conversion.removal import remove, removed
+from separable.conversion.removal import REMOVED, remove, removed
 from separable.conversion.streams import Walk, own_structure
 from separable.conversion.survey import Site, Survey
 from separable.errors import InputError
@@ -50,8 +50,12 @@ def calibrate(survey: Survey, chosen: Chosen, known: Kept | None = None) -> tupl
         ReLU) over the variance of what the dense network gives there.
 
     Raises:
-        InputError: NaN or infinity inside (names the layer), or a network whose layers run in an order of the data's.
+        InputError: a form that there is none of, NaN or infinity inside (names the layer), or a network whose layers
+            run in an order that depends on the data.
     """
+    for name, (form, _) in chosen.items():
+        if form not in (*FORMS, *thin.THIN, DENSE.name, REMOVED):
+            raise InputError("chosen", f"{name}: {form}", f"must be one of {', '.join((*FORMS, REMOVED))}")
     network = copy.deepcopy(survey.model)
     chosen = _without_blocks(survey, network, chosen)
     sites = {site.name: site for site in survey.convertible if site.name in chosen}
@@ -81,16 +85,14 @@ def calibrate(survey: Survey, chosen: Chosen, known: Kept | None = None) -> tupl
 
 
 def _without_blocks(survey: Survey, network: nn.Module, chosen: Chosen) -> Chosen:
-    """Take the blocks chosen for it out, in place; what is left to fit: the other layers, and the dense ones behind."""
+    """Remove the chosen blocks in place. Returns what is left to fit: the other layers, and the dense ones behind."""
     gone = removed(survey.blocks, {name: form for name, (form, _) in chosen.items()})
     if not gone:
         return chosen
     remove(network, gone)
     without = {name for block in gone for name in block.layers}
-    order = [site.name for site in survey.convertible]
-    behind = order[order.index(gone[0].layers[0]) :]
-    fitted = {name: (DENSE.name, 1) for name in behind if can_be_refitted(survey, name)} | chosen
-    return {name: fitted[name] for name in order if name in fitted and name not in without}
+    fitted = dict.fromkeys(behind(survey, gone[0]), (DENSE.name, 1)) | chosen
+    return {name: fitted[name] for name in fitted if name not in without}
 
 
 def _with_known(
@@ -119,18 +121,21 @@ def _parts(network: nn.Module, site: Site, layer: nn.Module) -> dict[str, nn.Mod
 
 def _make_thin(survey: Survey, network: nn.Module, chosen: Chosen) -> dict[str, Tensor]:
     """Take channels from between the layers chosen for it, in place; by the first one's name those that it keeps."""
-    found = {}
-    for second, first in survey.pairs.items():
-        form, rank = chosen.get(second, ("", 0))
-        if form != thin.SECOND:
-            continue
-        conv, site = survey.conv_of(second), survey.site(second)
-        order, _ = survey.elimination(second)
-        kept = torch.tensor(sorted(order[len(order) - rank :]))
-        thin.thin(network, first, survey.site(first).norm, second, kept)
-        thin.write_made_up(network, conv, second, site.known, kept)
-        found[first] = kept
-    return found
+    return {
+        first: make_thin(survey, network, second, chosen[second][1])
+        for second, first in survey.pairs.items()
+        if second in chosen and chosen[second][0] == thin.SECOND
+    }
+
+
+def make_thin(survey: Survey, network: nn.Module, second: str, rank: int) -> Tensor:
+    """Take channels from between two layers, in place; the second makes up for them. Returns those that stay."""
+    first, site, conv = survey.pairs[second], survey.site(second), survey.conv_of(second)
+    order, _ = survey.elimination(second)
+    kept = torch.tensor(sorted(order[len(order) - rank :]))
+    thin.thin(network, first, survey.site(first).norm, second, kept)
+    thin.write_made_up(network, conv, second, site.known, kept)
+    return kept
 
 
 def _next_fitting(

@@ -17,6 +17,7 @@ from separable.conversion.least_squares import fit_rows, rectified_targets
 from separable.conversion.moments import Accumulator, Moments, Whitening
 from separable.conversion.patches import Index, choose, output_rows, patch_rows
 from separable.conversion.refine import refine
+from separable.conversion.removal import Block
 from separable.conversion.survey import Site, Survey
 from separable.errors import InputError
 
@@ -103,10 +104,13 @@ class Fitting:
         mean = sum(rows.sum(0) for rows in patches) / len(targets)
         # The rows are whitened, not their moments: rounding, multiplied on both sides, would leave these indefinite
         # where channels tell each other, and the fit would run away along what no data holds.
-        for i, rows in enumerate(patches):  # in their places: all of them twice is much memory
-            patches[i] = whitening.inputs(form, (rows - mean).transpose(0, 1), shape, inverse=True)
-        x = torch.cat(patches, 1)
-        patches.clear()
+        x = targets.new_empty(shape.groups, len(targets), shape.inputs * shape.taps)
+        at = 0
+        while patches:  # each goes when it has been read: all of them twice is much memory
+            rows = patches.pop(0)
+            whitened = whitening.inputs(form, (rows - mean).transpose(0, 1), shape, inverse=True)
+            x[:, at : at + len(rows)] = whitened
+            at += len(rows)
         gram = (x.mT @ x).double() / x.shape[1]
         ridge = _PRIOR + _ROUNDING * torch.linalg.matrix_norm(gram).view(-1, 1, 1)
         gram = gram + ridge * torch.eye(gram.shape[1], dtype=gram.dtype)
@@ -148,10 +152,15 @@ class Fitting:
         return _layer(layer), error
 
 
-def can_be_refitted(survey: Survey, name: str) -> bool:
-    """Whether data can say anew what a layer that stays dense should do: a patch has not too many values."""
-    shape = Shape.of(survey.conv_of(name))
-    return len(survey.site(name).sizes) == 1 and shape.inputs * shape.taps <= _LARGEST_PATCH
+def behind(survey: Survey, block: Block) -> list[str]:
+    """The layers that run after a block and can be fitted anew though they stay dense: few enough values in a patch."""
+    order = [site.name for site in survey.convertible]
+    shapes = {name: Shape.of(survey.conv_of(name)) for name in order[order.index(block.layers[-1]) + 1 :]}
+    return [
+        name
+        for name, shape in shapes.items()
+        if len(survey.site(name).sizes) == 1 and shape.inputs * shape.taps <= _LARGEST_PATCH
+    ]
 
 
 def empty_layer(conv: Any, site: Site, form: Form, rank: int) -> nn.Module:

@@ -44,7 +44,8 @@ def choose(table: Table, limits: Mapping[str, float]) -> Plan | None:
 
     An option that is slower than its dense layer, or that was not timed where the others were, is left out.
     """
-    options = [(name, option) for name, many in table.items() for option in _useful(many)]
+    useful = {name: _useful(many) for name, many in table.items()}
+    options = [(name, option) for name, many in useful.items() for option in many if math.isfinite(option.change)]
     least = _solve(table, options, limits, [option.change for _, option in options])
     if least is None or any(option.ms is None for _, option in options):
         return least
@@ -69,12 +70,14 @@ def _tied(options: list[tuple[str, Option]]) -> list[list[tuple[int, int]]]:
     return found
 
 
-def cheapest(table: Table, measure: str) -> Plan:
-    """The plan of the least sum of "macs", "params" or "ms"; what was not timed is not taken for its time."""
+def cheapest(table: Table, measure: str, limits: Mapping[str, float] | None = None) -> Plan | None:
+    """The plan of the least sum of "macs", "params" or "ms" within limits; None if there is none.
+
+    What was not timed is not taken for its time. Without limits each layer can stay as it is.
+    """
     options = [(name, o) for name, many in table.items() for o in many if getattr(o, measure) is not None]
-    found = _solve(table, options, {}, [getattr(option, measure) for _, option in options])
-    assert found is not None, "each layer can stay as it is"
-    return found
+    options = [(name, option) for name, option in options if math.isfinite(option.change)]
+    return _solve(table, options, limits or {}, [getattr(option, measure) for _, option in options])
 
 
 def _useful(options: list[Option]) -> list[Option]:

@@ -1,14 +1,15 @@
-"""Residual blocks that can go: modules that give what they are given, but for what their layers add to it.
+"""Residual blocks that can go: modules that return their input plus what their layers compute.
 
 Whether a module is one is tried, not read off its code: with all its weights and statistics zero it has to give its
-input, or its input's ReLU, which then stands in its place. What the network loses by that, the layers behind it take
-back in part: they are fitted anew to what the dense network gave, those too that stay dense.
+input, or its input's ReLU, and the network with that in its place what it gives with the silent module. What the
+network loses by that, the layers behind it take back in part: they are fitted anew to what the dense network gave,
+those too that stay dense.
 Source: Veit, Wilber and Belongie 2016, arXiv:1605.06431, section 4.1 (single blocks of a residual network left out).
 """
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 from separable import cost
 from separable.conversion import watch
 from separable.conversion.streams import own_structure
+from separable.errors import InputError
 from separable.inputs import Inputs, own_copy
 
-REMOVED = "remove"
+REMOVED = "removed"
 
 
 @dataclass
@@ -51,8 +53,8 @@ def find_blocks(model: nn.Module, example: Inputs, names: Iterable[str]) -> dict
         if any(inner.startswith(f"{name}.") for inner in found):
             continue
         module, x = model.get_submodule(name), given[name]
-        stand_in = _stand_in(module, x)
-        if stand_in is None or not _runs(model, name, stand_in, example):
+        stand_in = _stand_in(model, name, x, example)
+        if stand_in is None:
             continue
         params = sum(parameter.numel() for parameter in module.parameters())
         macs = cost.count(module, x).macs // len(example)
@@ -61,11 +63,8 @@ def find_blocks(model: nn.Module, example: Inputs, names: Iterable[str]) -> dict
 
 
 def _inputs(model: nn.Module, example: Inputs, names: Iterable[str]) -> dict[str, Tensor]:
-    """Of the modules that are called once, under one name, with one tensor."""
+    """Of the modules that share nothing with others and are called once, with one tensor."""
     calls: dict[str, list[tuple[tuple, dict]]] = defaultdict(list)
-    owners: dict[int, int] = defaultdict(int)
-    for _, module in model.named_modules(remove_duplicate=False):
-        owners[id(module)] += 1
 
     def note(name: str) -> Any:
         return lambda module, args, kwargs: calls[name].append((own_copy(args), kwargs))
@@ -74,7 +73,7 @@ def _inputs(model: nn.Module, example: Inputs, names: Iterable[str]) -> dict[str
     handles = [
         module.register_forward_pre_hook(note(name), with_kwargs=True)
         for name, module in alone
-        if owners[id(module)] == 1
+        if _shares_nothing(model, module)
     ]
     with watch.hooks(handles):
         example.call(model)
@@ -85,33 +84,62 @@ def _inputs(model: nn.Module, example: Inputs, names: Iterable[str]) -> dict[str
     }
 
 
-def _stand_in(module: nn.Module, x: Tensor) -> nn.Module | None:
+def _shares_nothing(model: nn.Module, module: nn.Module) -> bool:
+    """Whether it stands in one place, and no layer or weight inside it in another."""
+    within = set(module.modules())
+    weights = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    places = 0
+    for other in model.modules():
+        if other in within:
+            continue
+        places += sum(child is module for child in other._modules.values())
+        if any(child in within and child is not module for child in other._modules.values()):
+            return False
+        if any(id(t) in weights for t in (*other.parameters(recurse=False), *other.buffers(recurse=False))):
+            return False
+    return places == 1
+
+
+def _stand_in(model: nn.Module, name: str, x: Tensor, example: Inputs) -> nn.Module | None:
     """What the module does when its layers add nothing; None if that is neither nothing nor a ReLU."""
+    module = model.get_submodule(name)
     silent = copy.deepcopy(module)
     for tensor in (*silent.parameters(), *silent.buffers()):
         if tensor.is_floating_point():
             tensor.data = torch.zeros_like(tensor)
+    drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)  # x may hide a ReLU, or be zero
     try:
-        output = silent(own_copy(x))
+        outputs = [silent(own_copy(given)) for given in (x, drawn)]
     except Exception:  # whatever a module does with its weights, it may fail in any way on zeros
         return None
-    if not isinstance(output, Tensor) or output.shape != x.shape:
-        return None
-    for stand_in in (nn.Identity(), nn.ReLU()):
-        if torch.equal(output, stand_in(x)):
+    same, rectified = nn.Identity(), nn.ReLU()
+    fits = [stand_in for stand_in in (same, rectified) if _gives(stand_in, (x, drawn), outputs)]
+    if fits == [rectified] and bool((x >= 0).all()) and bool(x.any()):
+        fits = [same, rectified]  # what it reads is rectified already
+    expected = _outputs(model, name, silent, example)
+    for stand_in in fits:
+        given = _outputs(model, name, stand_in, example)
+        if expected is not None and given is not None and _equal(given, expected):
             return stand_in.train(module.training)
     return None
 
 
-def _runs(model: nn.Module, name: str, stand_in: nn.Module, example: Inputs) -> bool:
-    """Whether the network runs without the module: others may read what it keeps on itself."""
+def _gives(stand_in: nn.Module, given: Sequence[Tensor], outputs: Sequence[Any]) -> bool:
+    return all(isinstance(o, Tensor) and torch.equal(o, stand_in(x)) for x, o in zip(given, outputs, strict=True))
+
+
+def _outputs(model: nn.Module, name: str, stand_in: nn.Module, example: Inputs) -> list[Tensor] | None:
+    """Of the network with another module: others may read what the one there keeps, or write into what it is given."""
     structure = own_structure(model)
     try:
         structure.set_submodule(name, stand_in)
-        example.call(structure)
+        return list(watch.tensors(example.call(structure)))
     except Exception:  # as above
-        return False
-    return True
+        return None
+
+
+def _equal(given: list[Tensor], expected: list[Tensor]) -> bool:
+    return len(given) == len(expected) and all(map(torch.equal, given, expected))
 
 
 def remove(network: nn.Module, blocks: Iterable[Block]) -> None:
@@ -121,5 +149,14 @@ def remove(network: nn.Module, blocks: Iterable[Block]) -> None:
 
 
 def removed(blocks: Mapping[str, Block], forms: Mapping[str, str | None]) -> list[Block]:
-    """The blocks whose layers have this form, by the form of each layer."""
-    return [block for block in blocks.values() if forms.get(block.layers[0]) == REMOVED]
+    """The blocks whose layers have this form, by the form of each layer.
+
+    Raises:
+        InputError: a layer that is in no such block, or not with all others of it.
+    """
+    gone = {name for name, form in forms.items() if form == REMOVED}
+    found = [block for block in blocks.values() if gone.issuperset(block.layers)]
+    alone = gone - {name for block in found for name in block.layers}
+    if alone:
+        raise InputError("chosen", f"{min(alone)}: {REMOVED}", "goes only with all layers of a block that can go")
+    return found

@@ -23,9 +23,12 @@ from separable.conversion.checkpoint import Checkpoint
 from separable.conversion.headline import headline
 from separable.conversion.judge import Judge
 from separable.conversion.kept import Kept
+from separable.conversion.latency import plan_latency
 from separable.conversion.plan import Plan, cheapest, choose, read_budget
+from separable.conversion.removal import REMOVED, removed
 from separable.conversion.survey import SAMPLES, Site, survey
-from separable.conversion.table import Option, Table, every_option, tabulate
+from separable.conversion.table import Option, Table, every_option
+from separable.conversion.weigh import tabulate
 from separable.cost.count import uncompiled
 from separable.errors import InputError
 from separable.inputs import Example
@@ -34,8 +37,6 @@ from separable.progress import say
 _FEW = 64  # examples; a fit on fewer is warned of
 _HALVINGS = 6  # of the interval of latencies, to 1.6 % of the dense network's time
 PARETO = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
-_ATTEMPTS = 6  # at a plan that keeps a latency budget when the whole network is timed
-_NEAR = 0.95  # of the time that a budget allows, from which a plan is not worth another
 _COMPARED = ("torch", "torch channels-last", "accelerate", "onnxruntime", "openvino")
 _MISSED, _REFITS = 1.03, 2  # times a latency budget that a fitted network may take, and tighter plans where it does not
 _ROUNDS, _SECONDS = 41, 12.0  # of a comparison
@@ -175,6 +176,8 @@ class Study:
             except InputError:
                 break
             done = min(done, tighter, key=lambda one: one.ms / one.dense_ms)
+        if done.ms > wanted * done.dense_ms:
+            say(f"latency {budget['latency']:g} was planned; the network takes {done.ms / done.dense_ms:.2f}")
         return done
 
     def _made(self, budget: dict[str, float], room: dict[str, float]) -> Conversion:
@@ -199,27 +202,37 @@ class Study:
     def _within_accuracy(
         self, budget: dict[str, float], limits: dict[str, float]
     ) -> tuple[Plan, nn.Module, dict[str, float]]:
-        """The fastest network that loses at most so many points on the labelled examples, by halving the interval."""
+        """The fastest network that loses at most so many points on the labelled examples, by halving the interval.
+
+        Without other budgets the dense network is one that loses nothing.
+        """
         if self._judge is None:
             raise InputError("budget", str(budget), "a budget of accuracy needs a study that holds labelled data back")
         wanted = self._judge.accuracy(self.survey.model) + budget["accuracy"] / 100
-        plan: Plan = {name: many[0] for name, many in self.table.items()}
-        best = (plan, *self.fit(plan))
+        dense: Plan = {name: many[0] for name, many in self.table.items()}
+        best = (dense, *self.fit(dense)) if len(budget) == 1 else None
         low, high = 0.0, budget.get("latency", 1.0)  # of the fastest dense network's time: too fast, slow enough
+        share, most = (low + high) / 2 if best else high, 0.0
         for _ in range(_HALVINGS):
-            share = (low + high) / 2
             try:
                 plan = self._plan({**budget, "latency": share}, limits)
             except InputError:  # not to be had at all
                 low = share
-                continue
-            network, errors = self.fit(plan)
-            reached = self._judge.accuracy(network)
-            say(f"latency {share:.2f}: {reached:.2%} of the labelled examples, {wanted:.2%} wanted")
-            if reached >= wanted:
-                best, high = (plan, network, errors), share
             else:
-                low = share
+                network, errors = self.fit(plan)
+                reached = self._judge.accuracy(network)
+                most = max(most, reached)
+                say(f"latency {share:.2f}: {reached:.2%} of the labelled examples, {wanted:.2%} wanted")
+                if reached >= wanted:
+                    best, high = (plan, network, errors), share
+                else:
+                    low = share
+            if low == high:  # not even what is slow enough for the other budgets
+                break
+            share = (low + high) / 2
+        if best is None:
+            rule = f"cannot be met at once; {most:.2%} of the labelled examples was reached, {wanted:.2%} is wanted"
+            raise InputError("budget", str(budget), rule)
         return best
 
     def fit(self, plan: Plan) -> tuple[nn.Module, dict[str, float]]:
@@ -244,7 +257,9 @@ class Study:
             limit = math.floor(amount * whole) if amount <= 1 else math.floor(amount)
             spent = whole - sum(getattr(site, measure) for site in self.survey.convertible)
             table = every_option(self.survey, fit=False)
-            least = spent + sum(getattr(option, measure) for option in cheapest(table, measure).values())
+            cheap = cheapest(table, measure)
+            assert cheap is not None, "each layer can stay as it is"
+            least = spent + sum(getattr(option, measure) for option in cheap.values())
             if least > limit:
                 best = (
                     f"{least / whole:.4f} of the dense network's {whole:,}"
@@ -270,39 +285,18 @@ class Study:
         return found
 
     def _plan_latency(self, budget: dict[str, float], limits: dict[str, float]) -> Plan:
-        """Plan by the layers' own times, time the whole network, and plan again, tighter or looser, until it fits.
-
-        Where not even the fastest network found is faster than the fastest dense one, that stays as it is.
-        """
+        """Where not even the fastest network found is faster than the fastest dense one, that stays as it is."""
         dense = self.dense_comparison()
-        wanted, whole, here = budget["latency"], _fastest_ms(dense, "dense"), dense.of("dense", self.target)
+        whole, here = _fastest_ms(dense, "dense"), dense.of("dense", self.target)
         assert here is not None
-        layers_ms = sum(many[0].ms or 0.0 for many in self.table.values())
-        least, allowed = math.inf, wanted * whole - (here.ms or math.inf) + layers_ms
-        best: Plan | None = None  # that kept the budget with the largest sum of its layers' times:
-        kept: float | None = None
-        missed: float | None = None  # the smallest sum that did not
-        for _ in range(_ATTEMPTS):
-            found = choose(self.table, {**limits, "ms": allowed})
-            plan = found or cheapest(self.table, "ms")
-            taken = self.share_of_time(plan)
-            least = min(least, taken)
-            if taken <= wanted:
-                best, kept = plan, allowed
-            else:
-                missed = allowed
-            if _NEAR * wanted <= taken <= wanted or (found is None and best is None):
-                break
-            if kept is not None and missed is not None:
-                allowed = (kept + missed) / 2
-            else:
-                allowed -= 1.1 * (taken - wanted) * whole
-            if allowed >= layers_ms:  # nothing to change, and within the budget
-                break
+        times = whole, here.ms or math.inf
+        best, least = plan_latency(self.table, limits, budget["latency"], times, self.share_of_time)
         if best is not None:
             return best
         if least >= 1 and not limits:
             return {name: many[0] for name, many in self.table.items()}
+        if least == math.inf:
+            raise InputError("budget", str(budget), f"cannot be met at once by forms that are fast in {self.target}")
         found_least = f"the fastest network found takes {least:.2f} of the fastest dense network's {whole:.3f} ms"
         rule = f"cannot be met in {self.target}; {found_least} for the example, {self.survey.example}"
         raise InputError(
@@ -341,7 +335,13 @@ class Study:
         networks = {"dense": found.model, "separable": network}
         compared = self._kept_of(plan).comparison("times", lambda: self._compared(networks, self._runtimes()))
         counted = cost.count(network, found.example)
-        layers = [_choice(site, plan.get(site.name), self._table, errors) for site in found.sites]
+        gone = tuple(f"{block.name}." for block in removed(found.blocks, {n: o.form for n, o in plan.items()}))
+        layers = [
+            _gone(site, self._table)
+            if site.name.startswith(gone)
+            else _choice(site, plan.get(site.name), self._table, errors)
+            for site in found.sites
+        ]
         _as_given(network, self.given)
         return Conversion(
             network, layers, found.macs, counted.macs // len(found.example), found.params, counted.params,
@@ -354,12 +354,23 @@ def _chosen(plan: Plan) -> dict[str, tuple[str, int]]:
 
 
 def _choice(site: Site, option: Option | None, table: Table | None, errors: dict[str, float]) -> Choice:
-    before = None if table is None or site.name not in table else table[site.name][0].ms
+    before, error = _dense_ms(site, table), errors.get(site.name)
     if option is None or option.form is None:
         note, costs = site.kept or "dense is worth its cost here", (site.macs, site.macs, site.params, site.params)
-        return Choice(site.name, None, None, 0.0, None, *costs, before, before, note)
+        note = note if error is None else "dense, fitted anew behind a block that went"
+        return Choice(site.name, None, None, 0.0, error, *costs, before, before, note)
     costs = (site.macs, option.macs, site.params, option.params)
-    return Choice(site.name, option.form, option.rank, option.loss, errors.get(site.name), *costs, before, option.ms)
+    return Choice(site.name, option.form, option.rank, option.loss, error, *costs, before, option.ms)
+
+
+def _gone(site: Site, table: Table | None) -> Choice:
+    """Of any layer in a block that went, also of one without options."""
+    before = _dense_ms(site, table)
+    return Choice(site.name, REMOVED, None, 1.0, None, site.macs, 0, site.params, 0, before, before and 0.0)
+
+
+def _dense_ms(site: Site, table: Table | None) -> float | None:
+    return None if table is None or site.name not in table else table[site.name][0].ms
 
 
 def _as_given(network: nn.Module, given: nn.Module) -> None:

@@ -1,8 +1,10 @@
 """Milliseconds of each option of a layer where the network will run, in its neighbourhood: with the norm and the
-activation that the runtime fuses into it.
+activation that the runtime fuses into it, between two pointwise layers.
 
-Of each form a few ranks are timed, in turns with the dense layer; between them time is linear in multiply-adds. What
-the runtime takes to be called at all is taken off: a whole network pays it once.
+A runtime keeps maps in a layout of its own, and changes it where a network begins and ends; inside a network no layer
+pays for that. So the first of the two layers makes the map of a single channel, and the second one channel of what
+comes out. What these two take alone is taken off, and with it what a call takes: a network pays that once.
+Of each form a few ranks are timed, in turns with the dense layer; between them time is linear in multiply-adds.
 """
 
 import copy
@@ -11,12 +13,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from separable import runtimes
 from separable.conversion import chain, thin
 from separable.conversion.calibrate import replace
 from separable.conversion.forms import FORMS
+from separable.conversion.patches import PLAIN
 from separable.conversion.removal import REMOVED, remove, removed
 from separable.conversion.survey import Site, Survey
 from separable.conversion.table import Option, Table
@@ -28,7 +31,7 @@ TARGETS = ("accelerate", "onnxruntime", "openvino", "torch")
 _RANKS = 3  # of a form
 _ROUNDS = (4, 30)  # at least and at most, as many as take:
 _SECONDS = 15e-3  # of the dense layer
-_LEAST_SHARE = 0.05  # of a measured time, that is left where the call is taken off
+_LEAST_SHARE = 0.05  # of a measured time, that is left where its surroundings are taken off
 Times = dict[tuple[str | None, int], float]  # milliseconds of a form and a rank
 _HOPELESS = 4.0  # times the least loss at no more multiply-adds, from which a form is not timed
 
@@ -55,7 +58,7 @@ def time_options(survey: Survey, table: Table, target: str, keep: Callable[[], N
     keep: called after each layer that was timed. Layers whose times stand in the table already are not timed again.
     """
     known: dict[Any, Times] = {}
-    call_s = _call_s(target)
+    clock = _Clock(survey, target)
     for site in track(survey.convertible, f"timing forms in {target}"):
         conv = survey.conv(site)
         roles = site.name in survey.pairs, site.name in survey.pairs.values()
@@ -64,66 +67,117 @@ def time_options(survey: Survey, table: Table, target: str, keep: Callable[[], N
             known.setdefault(key, {(o.form, o.rank): o.ms for o in table[site.name] if o.ms is not None})
             continue
         if key not in known:
-            known[key] = _time_site(survey, site, table[site.name], target, call_s)
+            known[key] = clock.options_ms(site, table[site.name])
         for option in table[site.name]:
             option.ms = known[key].get((option.form, option.rank))
         keep()
-    _time_removals(survey, table, target, call_s)
-    keep()
+    _time_removals(survey, table, clock, keep)
 
 
-def _time_site(survey: Survey, site: Site, options: list[Option], target: str, call_s: float) -> Times:
-    conv, (given, _) = survey.conv(site), site.sizes[0]
-    own = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they are
-    maps = max(1, round(len(survey.example) * site.shares[0]))
-    x = torch.randn((maps, conv.in_channels, *given), generator=own).to(conv.weight)
-    calls: dict[tuple[str | None, int], Callable[[], Any]] = {}
-    for option in [options[0], *_worth_timing(options)]:
-        block = neighbourhood(survey, site, option)
-        try:
-            read = x[:, : option.rank] if option.form == thin.SECOND else x
-            calls[option.form, option.rank] = runtimes.prepare(target, block, read)
-        except InputError:
-            if option.form is None:
-                raise
-    rounds = _rounds(seconds_of(next(iter(calls.values()))))
-    measured = {
-        name: max(seconds - call_s, _LEAST_SHARE * seconds) * 1e3 * len(site.sizes)
-        for name, seconds in fastest(calls, rounds).items()
-    }
-    return measured | _between(options, measured)
+def _time_removals(survey: Survey, table: Table, clock: "_Clock", keep: Callable[[], None]) -> None:
+    """Without a block go its layers' milliseconds, and what it takes beyond them, counted as its first layer's.
 
-
-def _time_removals(survey: Survey, table: Table, target: str, call_s: float) -> None:
-    """Without a block go its layers' milliseconds, and what it takes beyond them, counted as its first layer's."""
-    known: dict[Any, float] = {}
-    for block in track(survey.blocks.values(), f"timing blocks in {target}"):
+    A block that the target cannot run by itself is not timed, and so stays.
+    """
+    known: dict[Any, float | None] = {}
+    for block in track(survey.blocks.values(), f"timing blocks in {clock.target}"):
         module = survey.model.get_submodule(block.name)
+        layers_ms = sum(table[name][0].ms or 0.0 for name in block.layers)
+        first, *others = (next(o for o in table[name] if o.form == REMOVED) for name in block.layers)
         key = (repr(module), block.shape)
-        options = [next(o for o in table[name] if o.form == REMOVED) for name in block.layers]
-        if options[0].ms is not None:
+        if first.ms is not None:  # by a run that was stopped
+            known[key] = layers_ms - first.ms
             continue
         if key not in known:
-            own = torch.Generator().manual_seed(0)
-            x = torch.randn(block.shape, generator=own).to(next(module.parameters()))
-            run = runtimes.prepare(target, module, x)
-            rounds = _rounds(seconds_of(run))
-            known[key] = max(fastest({"block": run, "again": run}, rounds)["block"] - call_s, 0.0) * 1e3
-        layers_ms = sum(table[name][0].ms or 0.0 for name in block.layers)
-        for i, option in enumerate(options):
-            option.ms = 0.0 if i else min(0.0, layers_ms - known[key])
+            known[key] = clock.block_ms(module, block.shape)
+        block_ms = known[key]
+        if block_ms is not None:
+            first.ms = layers_ms - block_ms
+            for option in others:
+                option.ms = 0.0
+        keep()
+
+
+class _Clock:
+    """Times parts of a network in the target, between two pointwise layers, whose own time it takes off."""
+
+    def __init__(self, survey: Survey, target: str):
+        self.survey, self.target = survey, target
+        self._alone: dict[tuple[int, ...], float] = {}
+
+    def options_ms(self, site: Site, options: list[Option]) -> Times:
+        """Of the dense layer and a few ranks of each form, and between these; of all calls together."""
+        conv, (given, made) = self.survey.conv(site), site.sizes[0]
+        maps = max(1, round(len(self.survey.example) * site.shares[0]))
+        calls: dict[tuple[str | None, int], Callable[[], Any]] = {}
+        alone: dict[tuple[str | None, int], float] = {}
+        for option in [options[0], *_worth_timing(options)]:
+            inputs = option.rank if option.form == thin.SECOND else conv.in_channels
+            outputs = option.rank if option.form == thin.FIRST else conv.out_channels
+            around = self._around(conv.weight, inputs, outputs, len(given))
+            key = option.form, option.rank
+            try:
+                calls[key] = self._prepared(around, neighbourhood(self.survey, site, option), (maps, *given))
+            except InputError:
+                if option.form is None:
+                    raise
+                continue
+            sides = ((conv.in_channels, inputs, given), (conv.out_channels, outputs, made))
+            alone[key] = sum(self._share(conv.weight, maps, *side) for side in sides) / 2
+        rounds = _rounds(seconds_of(next(iter(calls.values()))))
+        measured = {
+            name: max(seconds - alone[name], _LEAST_SHARE * seconds) * 1e3 * len(site.sizes)
+            for name, seconds in fastest(calls, rounds).items()
+        }
+        return measured | _between(options, measured)
+
+    def block_ms(self, module: nn.Module, shape: tuple[int, ...]) -> float | None:
+        maps, channels, *size = shape
+        like = next(module.parameters())
+        around = self._around(like, channels, channels, len(size))
+        try:
+            run = self._prepared(around, module, (maps, *size))
+        except InputError:
+            return None
+        seconds = fastest({"block": run, "again": run}, _rounds(seconds_of(run)))["block"]
+        return max(seconds - self._share(like, maps, channels, channels, tuple(size)), 0.0) * 1e3
+
+    def _share(self, like: Tensor, maps: int, whole: int, channels: int, size: tuple[int, ...]) -> float:
+        """Seconds of two pointwise layers around a map of `whole` channels; of fewer in proportion, less the call."""
+        call = self._seconds_alone(like, (1, 1, *[1] * len(size)))
+        return call + (self._seconds_alone(like, (maps, whole, *size)) - call) * channels / whole
+
+    def _seconds_alone(self, like: Tensor, shape: tuple[int, ...]) -> float:
+        if shape not in self._alone:
+            maps, channels, *size = shape
+            run = self._prepared(self._around(like, channels, channels, len(size)), nn.Identity(), (maps, *size))
+            self._alone[shape] = fastest({"alone": run, "again": run}, _rounds(seconds_of(run)))["alone"]
+        return self._alone[shape]
+
+    def _around(self, like: Tensor, inputs: int, outputs: int, dims: int) -> tuple[nn.Module, nn.Module]:
+        """From one channel to those that a part reads, and from those that it gives to one."""
+        pair = [
+            nn.utils.skip_init(PLAIN[dims - 1], *ends, 1, bias=False, device=like.device, dtype=like.dtype)
+            for ends in ((1, inputs), (outputs, 1))
+        ]
+        own = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they are
+        for layer in pair:
+            layer.weight.data.copy_(torch.randn(layer.weight.shape, generator=own))
+        return pair[0], pair[1]
+
+    def _prepared(
+        self, around: tuple[nn.Module, nn.Module], part: nn.Module, shape: tuple[int, ...]
+    ) -> Callable[[], Any]:
+        """shape: maps and their size."""
+        before, after = around
+        x = torch.randn((shape[0], 1, *shape[1:]), generator=torch.Generator().manual_seed(0))
+        return runtimes.prepare(self.target, nn.Sequential(before, part, after).eval(), x.to(next(before.parameters())))
 
 
 def _rounds(seconds: float) -> int:
     """Of a measurement that takes so long."""
     least, most = _ROUNDS
     return min(max(least, int(_SECONDS / seconds)), most)
-
-
-def _call_s(target: str) -> float:
-    """What the target takes for a network that computes next to nothing."""
-    run = runtimes.prepare(target, nn.ReLU().eval(), torch.zeros(1, 1, 1))
-    return fastest({"call": run, "again": run}, _ROUNDS[1])["call"]
 
 
 def neighbourhood(survey: Survey, site: Site, option: Option) -> nn.Module:
