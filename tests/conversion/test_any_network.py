@@ -68,12 +68,34 @@ def test_layers_that_nothing_can_stand_in_for_are_listed_with_their_reasons():
     dense = settled(kinds.LookedInto(), x)
     done = convert(dense, x.args[0], {"macs": 0.95}, target="torch")
     notes = {layer.name: layer.note for layer in done.layers}
-    assert notes["first"] == "the network reads more of it than what it gives"
+    assert notes["first"] == "the network uses the layer itself (such as its weight), not only its output"
     assert notes["hooked"] == "it has hooks of its own"
     assert notes["up"] == "it is called with more than its input"
     assert notes["computed"].startswith("a parametrization computes its weight")
     assert notes["function 0"] == "it is called as a function, not as a module"
     assert [layer.name for layer in done.layers if layer.form] == ["last"]
+
+
+class Strict(nn.Module):
+    """Says in an error of its own that its layer must be a convolution."""
+
+    class Refused(Exception):
+        pass
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+    def forward(self, x):
+        if not isinstance(self.first, nn.Conv2d):
+            raise self.Refused
+        return self.last(self.first(x))
+
+
+def test_a_trial_may_fail_by_any_error():
+    kept = {site.name: site.kept for site in survey(Strict().eval(), smooth(12)).sites}
+    assert kept["first"].startswith("the network uses the layer itself")
+    assert kept["last"] is None
 
 
 def test_a_network_that_a_training_step_left_its_graph_on_is_copied():

@@ -24,7 +24,7 @@ from separable.conversion.removal import Block, find_blocks
 from separable.conversion.stays import CONVOLUTIONS
 from separable.cost.count import uncompiled
 from separable.errors import InputError
-from separable.inputs import Example, Inputs
+from separable.inputs import Example, Inputs, tensors
 from separable.progress import track
 
 SAMPLES = 1024
@@ -189,7 +189,7 @@ def _trace(model: nn.Module, batch: Inputs, argument: str = "data") -> list[Site
             handles.append(module.register_forward_hook(ran_norm, with_kwargs=True))
     with watch.hooks(handles), readers:
         outputs = run(model, batch, argument)
-    for tensor in watch.tensors(outputs):
+    for tensor in tensors(outputs):
         name = readers.name_of(tensor)
         if name is not None:
             readers.reads[name].append(run)  # by the caller
@@ -280,7 +280,7 @@ def _measure(found: Survey) -> None:
             if not batch.are_finite():
                 raise InputError("data", str(batch), "holds NaN or infinite values")
             outputs = run(found.model, batch)
-            sound = all(torch.isfinite(t).all() for t in watch.tensors(outputs) if t.is_floating_point())
+            sound = all(torch.isfinite(t).all() for t in tensors(outputs) if t.is_floating_point())
             if not sound or not all(torch.isfinite(s.square).all() for s in sums.values()):
                 _name_the_unsound(found.model, batch)
     for site in found.convertible:

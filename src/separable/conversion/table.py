@@ -23,8 +23,7 @@ from separable.conversion.patches import grouped_weight
 from separable.conversion.removal import REMOVED, Block, remove
 from separable.conversion.streams import own_structure
 from separable.conversion.survey import Site, Survey
-from separable.conversion.watch import tensors
-from separable.inputs import Inputs, join
+from separable.inputs import Inputs, join, tensors
 from separable.progress import track
 
 _SHARES = [0.03 * 1.25**i for i in range(16)]  # of a layer's multiply-adds, to 0.85
@@ -183,7 +182,7 @@ def _probed(survey: Survey) -> Inputs:
     """The examples that go through the network once for each layer."""
     least, most = _PROBE_EXAMPLES
     number = min(max(least, round(_PROBE_PASSES * survey.examples / len(survey.convertible))), most)
-    alike = [batch for batch in survey.inputs if batch.shapes() == survey.inputs[0].shapes()]
+    alike = [batch for batch in survey.inputs if batch.kind() == survey.inputs[0].kind()]
     return join(alike)[:number]
 
 
