@@ -56,7 +56,9 @@ def convert(
             converted.
         data: what it was trained on, prepared as for it, some hundreds of examples: a tensor [N, ...], or an iterable
             of batches, each (inputs, labels) or the inputs alone. Inputs are a tensor, a tuple of what the network
-            takes by position, or a dict of what it takes by name; several without labels are written ((a, b),).
+            takes by position, or a dict of what it takes by name; several without labels are written ((a, b),). In a
+            dict that is a whole batch, "labels" are the labels. The data is read as far as `samples` go, or to its end
+            where accuracy is a budget.
         budget: one or several of {"macs": b, "params": b, "latency": b}. Up to 1, b is a share of what the whole dense
             network has (1: nothing needs to change); above 1 a count of multiply-adds for one example, or of
             parameters. Latency is always a share: of the time of the dense network in the fastest runtime at hand.

@@ -7,7 +7,7 @@ chosen forms one pass over the data.
 import copy
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,10 +134,10 @@ class Study:
         self._kept = Checkpoint(checkpoint, resume)
         self.target = timing.check_target(target)
         self.given = uncompiled(model)
-        if isinstance(data, Iterable) and not isinstance(data, (Tensor, str, dict)):
-            data = list(data)  # walked twice: labels are read apart from inputs
         self._judge: Judge | None = None
         if judged:
+            if isinstance(data, Iterable) and not isinstance(data, (Tensor, str, bytes, Mapping)):
+                data = list(data)  # walked twice: labels are read apart from inputs
             self._judge = Judge(data, samples)
             samples = self._judge.fitted
         self.survey = survey(model, data, example=example, samples=samples)

@@ -112,7 +112,7 @@ def survey(model: nn.Module, data: Data, *, example: Example | None = None, samp
         model: any module; not modified. Of one that torch.compile made, the network inside is looked at.
         data: a tensor [N, ...], or an iterable of batches, each (inputs, labels) or the inputs alone: a tensor, a tuple
             of what the model takes by position or a dict of what it takes by name. Several inputs without labels are
-            written ((a, b),).
+            written ((a, b),). In a dict that is a whole batch, "labels" are the labels.
         example: the input that MACs are counted and latency is measured on; the first of the data where not given.
         samples: how many examples of the data are used at most; they are kept in memory.
 
