@@ -144,7 +144,7 @@ class Study:
         if self.survey.examples < _FEW:
             many = "example" if self.survey.examples == 1 else "examples"
             say(f"calibrated on {self.survey.examples} {many}; some hundreds are needed for a fit that holds")
-        self._kept.open(self.survey, self.target)
+        self._kept.open(self.survey, self.target, self._runtimes())
         self._table: Table | None = None
         self._dense: runtimes.Comparison | None = None
 
