@@ -135,6 +135,27 @@ def test_what_was_measured_is_not_measured_again(monkeypatch, tmp_path):
     assert_same(again, done)
 
 
+def test_a_refused_latency_is_measured_anew_and_nothing_else_is(monkeypatch, tmp_path):
+    """On the times that were kept it would be refused for ever, though the machine is no longer busy."""
+    network, images = given("residual")
+    options = {"target": "torch", "checkpoint": tmp_path, "resume": True}
+    shares, measured = [0.9], []
+    monkeypatch.setattr(Study, "_share_of_time", lambda *_: measured.append(shares[0]) or shares[0])
+    with pytest.raises(InputError, match="cannot be met"):
+        convert(network, images, {"latency": 0.5}, **options)
+    assert not [*tmp_path.glob("dense.json"), *tmp_path.glob("*/share.json")]
+    monkeypatch.setattr(study, "tabulate", lambda *_: pytest.fail("compared again"))
+    shares[0] = 0.49
+    found = Study(network, images, **options)
+    found.convert({"latency": 0.5})
+    assert measured[-1] == 0.49
+    before = found.table
+    losses = [option.change for many in before.values() for option in many]
+    found.forget_times()
+    assert [option.change for many in found.table.values() for option in many] == losses
+    assert all(many[0].ms for many in found.table.values())
+
+
 def test_timing_goes_on_at_the_layer_where_it_was_stopped(monkeypatch, tmp_path):
     network, images = given("shortcut before")
     timed, time_site, stops = [], timing._time_site, [1]

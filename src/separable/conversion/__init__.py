@@ -18,6 +18,7 @@ from separable.conversion.plan import DEFAULT, read_budget
 from separable.conversion.study import Choice, Conversion, Study
 from separable.conversion.survey import SAMPLES, Site, Survey, survey
 from separable.conversion.who_pays import WhoPays, read_slices, who_pays
+from separable.errors import InputError
 from separable.inputs import Example
 
 __all__ = [
@@ -71,7 +72,7 @@ def convert(
             stands here), "onnxruntime", "openvino" or "torch", on as many threads as torch has.
         checkpoint: a folder in which what takes long is kept as soon as it is known: losses, times, fitted layers.
         resume: continue the conversion in `checkpoint`, to the network that it would have made; begin it if there is
-            none.
+            none. Only after a budget of latency was refused, times are measured anew.
 
     Returns:
         A `Conversion`: the network, in the mode (train or eval) of the one given, what became of each layer, and its
@@ -95,4 +96,9 @@ def convert(
         model, data, example=example, samples=samples, target=target, judged=judged,
         checkpoint=checkpoint, resume=resume,
     )  # fmt: skip
-    return study.convert(budget)
+    try:
+        return study.convert(budget)
+    except InputError as error:
+        if error.argument == "budget" and "latency" in budget:  # on kept times it would be refused for ever
+            study.forget_times()
+        raise

@@ -100,6 +100,16 @@ class Checkpoint(Kept):
     def keep_table(self, table: Table) -> None:
         self.keep("table", _plain(table))
 
+    def forget_times(self) -> None:
+        """Drop what was timed; what forms lose and the fitted layers stay."""
+        if self.folder is None:
+            return
+        for file in (self.folder / "dense.json", *self.folder.glob("*/share.json"), *self.folder.glob("*/times.json")):
+            file.unlink(missing_ok=True)
+        table = self._read("table", dict)
+        if table is not None:
+            self.keep("table", {name: [{**option, "ms": None} for option in many] for name, many in table.items()})
+
     def plan(self, chosen: Mapping[str, tuple[str, int]]) -> Kept:
         """What is known of the network whose layers take these forms and ranks."""
         return Kept(None if self.folder is None else self.folder / digest(sorted(chosen.items())))

@@ -146,16 +146,26 @@ class Study:
             say(f"calibrated on {self.survey.examples} {many}; some hundreds are needed for a fit that holds")
         self._kept.open(self.survey, self.target, self._runtimes())
         self._table: Table | None = None
+        self._losses: Table | None = None  # the table without times, where those were forgotten
         self._dense: runtimes.Comparison | None = None
 
     @property
     def table(self) -> Table:
         """Each layer's options with their losses and times, made when first asked for."""
         if self._table is None:
-            table = self._kept.table(self.survey, lambda: tabulate(self.survey))
+            table = self._losses or self._kept.table(self.survey, lambda: tabulate(self.survey))
             timing.time_options(self.survey, table, self.target, lambda: self._kept.keep_table(table))
             self._table = table
         return self._table
+
+    def forget_times(self) -> None:
+        """Measure times anew when they are next needed, as after a refusal on a busy machine; losses and fits stay."""
+        if self._table is not None:
+            for option in (option for many in self._table.values() for option in many):
+                option.ms = None
+            self._losses, self._table = self._table, None
+        self._dense = None
+        self._kept.forget_times()
 
     @torch.inference_mode(False)
     def convert(self, budget: dict[str, float]) -> Conversion:
