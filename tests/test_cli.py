@@ -319,7 +319,10 @@ def test_an_earlier_conversion_is_refused_before_images_are_read(place, tmp_path
     (tmp_path / "o.converting").mkdir()
     (tmp_path / "o.converting" / "asked.json").write_text('{"--seed": 5}')
     unread(monkeypatch)
-    for options, sentence in (((), "go on with --resume, or begin anew"), (("--resume",), "ask for the same, or begin")):
+    for options, sentence in (
+        ((), "go on with --resume, or begin anew"),
+        (("--resume",), "ask for the same, or begin"),
+    ):
         done = convert_in(place, tmp_path / "o", *options)
         assert done.returncode == 2
         assert sentence in done.stderr
