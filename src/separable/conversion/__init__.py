@@ -76,7 +76,8 @@ def convert(
 
     Returns:
         A `Conversion`: the network, in the mode (train or eval) of the one given, what became of each layer, and its
-        time beside the dense network's in every runtime. A form that is slower than the dense layer is not taken.
+        time beside the dense network's in every runtime. A form that is slower than the dense layer is not taken. Where
+        a whole block went, nn.Identity or nn.ReLU stands in its place, and dense layers behind it are fitted anew.
 
     Raises:
         InputError: bad data, NaN in activations (names the layer), nothing that can be made separable, a budget that

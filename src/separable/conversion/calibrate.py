@@ -50,7 +50,8 @@ def calibrate(survey: Survey, chosen: Chosen, known: Kept | None = None) -> tupl
         ReLU) over the variance of what the dense network gives there.
 
     Raises:
-        InputError: NaN or infinity inside (names the layer), or a network whose layers run in an order of the data's.
+        InputError: NaN or infinity inside (names the layer), or a network whose layers run in an order that depends on
+            the data.
     """
     network = copy.deepcopy(survey.model)
     chosen = _without_blocks(survey, network, chosen)
