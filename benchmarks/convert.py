@@ -8,7 +8,7 @@ with it. Then dense and converted networks are timed together in every runtime, 
 of theirs, and the ratio that of the converted network in its fastest runtime to the dense one in its fastest; beside
 it stands the ratio to the dense one in ONNX Runtime, for dense layers of `accelerate` can be twice as fast as there.
 Every setting was chosen on data outside the calibration draw; what a network is judged on is only read here.
-Rows of the networks asked for are written anew in benchmarks/results/convert.csv, others stay.
+Rows of the networks and budgets asked for are written anew in benchmarks/results/convert.csv, others stay.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import measured
 import torch
 from dense_networks import NETWORKS
 from rich.console import Console
@@ -32,8 +33,7 @@ from rich.table import Table
 import separable
 from separable import cost, progress, runtimes
 
-HERE = Path(__file__).parent
-FILE = HERE / "results" / "convert.csv"
+FILE = measured.RESULTS / "convert.csv"
 ROUNDS, SECONDS = 21, 25.0  # of a comparison, at most
 
 
@@ -43,12 +43,9 @@ def main() -> None:
         return convert(options)
     if options.time:
         return time_all(options)
-    rows = [] if not FILE.exists() else list(csv.DictReader(FILE.open()))
     for name in options.networks or NETWORKS:
-        mine = network_rows(name, options)
-        rows = [row for row in rows if row["network"] != name] + mine
-        write(rows)
-    show(rows)
+        measured.write("convert", network_rows(name, options), ("network", "budget", "seed"))
+    show()
 
 
 def arguments() -> argparse.Namespace:
@@ -165,15 +162,9 @@ def times_of(runs: list[dict], network: str) -> dict[str, float]:
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def write(rows: list[dict]) -> None:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with FILE.open("w", newline="") as out:
-        writer = csv.DictWriter(out, names, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def show(rows: list[dict]) -> None:
+def show() -> None:
+    with FILE.open(newline="") as file:
+        rows = list(csv.DictReader(file))
     shown = (
         "network",
         "budget",

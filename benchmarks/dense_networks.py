@@ -10,12 +10,13 @@ first asked for, some minutes each on one thread, and kept.
 import importlib.util
 import io
 import lzma
+import math
 import os
 import random
 import sys
 import tarfile
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,7 @@ from separable.data import idx
 from separable.progress import track
 
 HERE = Path(__file__).parent
+BATCH = 128  # of training
 DATA = Path(os.environ.get("SEPARABLE_DATA") or HERE.parents[1] / "shared" / "data")
 FASHION = Path(os.environ.get("SEPARABLE_FASHION") or "/usr/share/datasets/fashion-mnist")
 NETS = Path(os.environ.get("SEPARABLE_NETS") or HERE.parents[1] / "shared" / "tools" / "real_nets.py")
@@ -202,6 +204,20 @@ def shifted(x: Tensor, most: int) -> Tensor:
     for dim, size in enumerate(x.shape[2:], 2):
         moved = moved.narrow(dim, int(torch.randint(2 * most + 1, ())), size)
     return moved
+
+
+class Shuffled:
+    """Batches of an epoch: every example once, in a new order, each batch changed as when the network was trained."""
+
+    def __init__(self, x: Tensor, change: Callable[[Tensor], Tensor]):
+        self.x, self.change = x, change
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.x) / BATCH)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for some in torch.randperm(len(self.x)).tensor_split(len(self)):
+            yield self.change(self.x[some])
 
 
 @cache

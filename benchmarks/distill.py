@@ -12,45 +12,31 @@ Writes benchmarks/results/distill.csv, a row when a run is finished.
 """
 
 import argparse
-import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import measured
 import torch
 import torch.nn.functional as F
-from dense_networks import batched, cifar10, prepared, trained_resnet20
+from dense_networks import Shuffled, cifar10, percent_right, prepared, trained_resnet20
 from torch import Tensor, nn
 
 import separable
 from separable import atomic, progress
 
-BATCH, MOST_SHIFT = 128, 4
+MOST_SHIFT = 4
 BUDGETS = ["macs=0.60", "macs=0.45", "macs=0.30", "macs=0.16", "latency=0.5"]
 IMAGES = 1024  # that a student is converted on
 
 
-class Augmented:
-    """Batches of an epoch: every image once, in a new order, flipped half of the time, shifted within zeros."""
-
-    def __init__(self, images: Tensor):
-        self.images = images  # bytes [N, 3, 32, 32]
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.images) / BATCH)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for part in torch.randperm(len(self.images)).tensor_split(len(self)):
-            yield self.changed(prepared(self.images[part]))
-
-    def changed(self, x: Tensor) -> Tensor:
-        """x [N, 3, H, W]: the same shape."""
-        n, side, padded = len(x), x.shape[-1], F.pad(x, [MOST_SHIFT] * 4)
-        down, right = torch.randint(2 * MOST_SHIFT + 1, (2, n, 1))
-        rows, columns = down + torch.arange(side), right + torch.arange(side)
-        columns = torch.where(torch.rand(n, 1) < 0.5, columns.flip(1), columns)
-        return padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+def augmented(images: Tensor) -> Tensor:
+    """images [N, 3, 32, 32] in bytes, prepared, flipped half of the time, each shifted within zeros."""
+    x = prepared(images)
+    n, side, padded = len(x), x.shape[-1], F.pad(x, [MOST_SHIFT] * 4)
+    down, right = torch.randint(2 * MOST_SHIFT + 1, (2, n, 1))
+    rows, columns = down + torch.arange(side), right + torch.arange(side)
+    columns = torch.where(torch.rand(n, 1) < 0.5, columns.flip(1), columns)
+    return padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def main() -> None:
@@ -91,11 +77,13 @@ def run(dense: nn.Module, images: Tensor, test: tuple[Tensor, Tensor], budget: s
         if options.student
         else converted(dense, images, budget, seed, options.batch, work)
     )
-    before = top1(student.eval(), *test)
+    before = percent_right(student.eval(), prepared(test[0]), test[1])
     torch.manual_seed(seed)
     settings = {"epochs": options.epochs, "minutes": options.minutes, "feature_weight": options.feature_weight}
-    _, history = separable.distill(student, dense, Augmented(images), checkpoint=work / "run", resume=True, **settings)
-    after = top1(student.eval(), *test)
+    _, history = separable.distill(
+        student, dense, Shuffled(images, augmented), checkpoint=work / "run", resume=True, **settings
+    )
+    after = percent_right(student.eval(), prepared(test[0]), test[1])
     example = prepared(images[:1])
     macs = separable.cost.count(student, example).macs / separable.cost.count(dense, example).macs
     return {
@@ -103,8 +91,8 @@ def run(dense: nn.Module, images: Tensor, test: tuple[Tensor, Tensor], budget: s
         "seed": seed,
         "epochs": epochs,
         "feature_weight": options.feature_weight,
-        "top1_percent_before": round(100 * before, 2),
-        "top1_percent": round(100 * after, 2),
+        "top1_percent_before": round(before, 2),
+        "top1_percent": round(after, 2),
         "macs_share": round(macs, 4),
         "images": len(images),
         "epoch_s": round(sum(epoch.seconds for epoch in history) / len(history), 1),
@@ -112,10 +100,6 @@ def run(dense: nn.Module, images: Tensor, test: tuple[Tensor, Tensor], budget: s
         "threads": options.threads,
         "torch": torch.__version__,
     }
-
-
-def top1(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    return float((batched(network, prepared(images), 500).argmax(1) == labels).double().mean())
 
 
 def converted(dense: nn.Module, images: Tensor, budget: str, seed: int, batch: int, work: Path) -> nn.Module:

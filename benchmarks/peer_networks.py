@@ -17,14 +17,13 @@ import tensorly
 import torch
 import torch.nn.functional as F
 import torch_pruning
-from dense_networks import batched
+from dense_networks import BATCH, batched
 from tensorly.decomposition import parafac, partial_tucker
 from torch import Tensor, nn
 
 from separable import cost
 
 tensorly.set_backend("pytorch")
-BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def chain(conv: nn.Module, form: Form, rank: object, fitted: bool) -> nn.Sequent
     if fitted:
         for new, weight in zip(made, form.weights(conv.weight.detach().flatten(2), rank), strict=True):
             new.weight.data.copy_(weight.reshape(new.weight.shape))
-    made[-1].bias = conv.bias
+    made[-1].bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone())
     return nn.Sequential(*made)
 
 

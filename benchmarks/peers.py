@@ -19,15 +19,15 @@ import argparse
 import copy
 import csv
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import measured
 import torch
-from dense_networks import NETWORKS, Dense, shifted
-from peer_networks import BATCH, FORMS, Decomposed, Pruned
+from dense_networks import NETWORKS, Dense, Shuffled, shifted
+from peer_networks import FORMS, Decomposed, Pruned
 from torch import Tensor, nn
 
 import separable
@@ -35,20 +35,6 @@ from separable import atomic, cost, progress, runtimes
 
 KEYS = ("network", "budget", "method", "epochs", "seed")
 NAMES = ("torch", "torch channels-last", "accelerate", "onnxruntime", "openvino")  # those that `convert` compares
-
-
-class Shifted:
-    """All examples once an epoch, in a new order, each batch shifted as it was when the dense network was trained."""
-
-    def __init__(self, x: Tensor, most: int):
-        self.x, self.most = x, most
-
-    def __len__(self) -> int:
-        return len(self.x) // BATCH
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for some in torch.randperm(len(self.x)).tensor_split(len(self)):
-            yield shifted(self.x[some], self.most)
 
 
 def most_share(network: Callable, limit: float, time_share: Callable[[nn.Module], float]) -> float:
@@ -109,7 +95,7 @@ def rows_of(name: str, budget: str, seed: int, options: argparse.Namespace) -> l
         for module in fresh.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
-        batches = Shifted(asked.training(), asked.most_shift)
+        batches = Shuffled(asked.training(), partial(shifted, most=asked.most_shift))
         for method, network in networks.items():
             torch.manual_seed(seed)
             place = work / f"{method}, {options.epochs} epochs"

@@ -291,6 +291,67 @@ def test_an_interrupted_distillation_is_written_as_it_is_then(place, tmp_path, m
     assert not (tmp_path / "o.converting").exists()
 
 
+def convert_in(place, out, *more):
+    return run(
+        "convert", f"{place}/net.py:network", "--data", place / "images" / "train", "--target", "torch", "--out", out,
+        *more,
+    )  # fmt: skip
+
+
+def unread(patch):
+    """Images are not read, for what is refused is refused before."""
+    patch.setattr("separable.commands.convert.open_images", lambda *_, **__: pytest.fail("images were read"))
+
+
+@pytest.mark.parametrize("options", [(), ("--overwrite",), ("--resume",), ("--resume", "--overwrite")])
+def test_a_folder_of_other_things_beside_the_result_is_never_deleted(place, tmp_path, monkeypatch, options):
+    thesis = tmp_path / "o.converting" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    unread(monkeypatch)
+    done = convert_in(place, tmp_path / "o", *options)
+    assert done.returncode == 2
+    assert "holds no asked.json, so it is no earlier result" in done.stderr
+    assert thesis.read_text() == "years of work"
+
+
+def test_an_earlier_conversion_is_refused_before_images_are_read(place, tmp_path, monkeypatch):
+    (tmp_path / "o.converting").mkdir()
+    (tmp_path / "o.converting" / "asked.json").write_text('{"--seed": 5}')
+    unread(monkeypatch)
+    for options, sentence in (
+        ((), "go on with --resume, or begin anew"),
+        (("--resume",), "ask for the same, or begin"),
+    ):
+        done = convert_in(place, tmp_path / "o", *options)
+        assert done.returncode == 2
+        assert sentence in done.stderr
+    stop = mock.Mock(side_effect=KeyboardInterrupt)
+    monkeypatch.setattr("separable.commands.convert.open_images", stop)
+    done = convert_in(place, tmp_path / "o", "--overwrite")
+    assert done.returncode == 130
+    assert done.stdout.strip() == f"Interrupted before anything was done; {tmp_path}/o.converting is as it was."
+
+
+def test_a_refused_latency_keeps_all_but_times_and_another_budget_goes_on(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("separable.conversion.Study.share_of_time", lambda *_: 0.9)
+    done = convert_in(place, tmp_path / "o", "--budget", "latency=0.5")
+    assert done.returncode == 2
+    assert f"what forms lose is kept in {tmp_path}/o.converting: with --resume only times are" in done.stderr
+    kept = tmp_path / "o.converting" / "conversion"
+    table = json.loads((kept / "table.json").read_text())
+    assert {option["ms"] for many in table.values() for option in many} == {None}
+    assert not list(kept.glob("**/dense.json"))
+    again = convert_in(place, tmp_path / "o", "--budget", "latency=0.5", "--resume")
+    assert again.returncode == 2
+    assert "weighing layers" not in again.stderr
+    assert "timing forms" in again.stderr
+    other = convert_in(place, tmp_path / "o", "--budget", "macs=0.7", "--resume")
+    assert other.returncode == 0, other.stderr
+    assert "weighing layers" not in other.stderr
+    assert not (tmp_path / "o.converting").exists()
+
+
 def test_evaluate_uses_the_preparation_that_was_saved(place):
     done = start("evaluate", place / "out", place / "images", "--split", "test", "--json")
     assert done.returncode == 0, done.stderr

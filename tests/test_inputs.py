@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
-from separable.inputs import own_copy
+from separable.inputs import Inputs, join, own_copy
 
 
 class Pair(NamedTuple):
@@ -175,3 +175,22 @@ def test_a_small_part_of_a_large_memory_is_copied_alone():
     part = torch.empty(0).set_(torch.UntypedStorage(1 << 34), 1 << 20, (2, 3))  # 16 GiB, reserved and never touched
     part.fill_(3.0)
     assert own_copy(part).equal(part)
+
+
+def test_batches_are_joined_by_name_in_whatever_order_the_names_stand():
+    a, b, c = torch.zeros(2, 3), torch.ones(2, 3), torch.full((2, 3), 2.0)
+    first = Inputs.of({"image": a, "rest": {"depth": b, "light": [c]}, "scale": 2})
+    second = Inputs.of({"scale": 2, "rest": {"light": [c], "depth": b}, "image": a})
+    assert first.kind() == second.kind()
+    joined = join([first, second])
+    assert joined.named["scale"] == 2
+    torch.testing.assert_close(joined.named["image"], torch.zeros(4, 3))
+    torch.testing.assert_close(joined.named["rest"], {"depth": torch.ones(4, 3), "light": [torch.full((4, 3), 2.0)]})
+
+
+def test_batches_of_other_names_shapes_or_plain_values_are_of_other_kinds():
+    x = torch.zeros(2, 3)
+    many = [{"a": x, "b": x}, {"a": x, "c": x}, {"a": x, "b": x[:, :2]}, {"a": x, "b": x, "scale": 2}, (x, x), x]
+    many.append({"a": x, "b": x, "scale": 3})
+    assert len({Inputs.of(given).kind() for given in many}) == len(many)
+    assert Inputs.of((x, [x])).kind() == Inputs.of((x[:1], [x[:1]])).kind()

@@ -94,9 +94,11 @@ def convert(
     pareto: Annotated[bool, typer.Option("--pareto", help="Also draw accuracy on --test against time.")] = False,
     samples: Annotated[int, typer.Option(min=1, help="Images to calibrate on.")] = 1024,
     distill: Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning against the dense network.")] = 0,
-    distill_minutes: Annotated[float | None, typer.Option(help="At most so many minutes of it.")] = None,
-    patience: Annotated[int | None, typer.Option(min=1, help="End it after so many epochs without a better.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a conversion that was stopped.")] = False,
+    distill_minutes: Annotated[float | None, typer.Option(help="Time limit for distillation, in minutes.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="Stop distillation after this many epochs without improvement.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted conversion.")] = False,
     size: Size = None,
     mean: Mean = None,
     std: Std = None,

@@ -6,7 +6,7 @@ run reads the caller's values.
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -52,11 +52,11 @@ class Inputs:
         return f"tensor of shape {shapes[0]}" if len(shapes) == 1 else f"tensors of shapes {', '.join(shapes)}"
 
     def tensors(self) -> list[Tensor]:
-        return list(_tensors((self.args, self.named)))
+        return list(tensors((self.args, self.named)))
 
-    def shapes(self) -> tuple[torch.Size, ...]:
-        """Of one example of each tensor."""
-        return tuple(tensor.shape[1:] for tensor in self.tensors())
+    def kind(self) -> Hashable:
+        """What is equal for batches that can be joined: names, shapes of an example's tensors, and all other values."""
+        return _kind((self.args, self.named))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Inputs":
         """The same with other tensors; what is no tensor stays."""
@@ -101,9 +101,36 @@ Example = Tensor | tuple[Any, ...] | dict[str, Any] | Inputs
 
 
 def join(many: Sequence[Inputs]) -> Inputs:
-    """Inputs of the same shapes as one batch; what is no tensor is the first's."""
-    rows = [iter(inputs.tensors()) for inputs in many]
-    return many[0].map(lambda _: torch.cat([next(row) for row in rows]))
+    """Inputs of one kind as one batch. Tensors are joined by name or position, in whatever order the names stand.
+
+    >>> a, b = torch.zeros(1), torch.ones(1)
+    >>> join([Inputs.of({"a": a, "b": b}), Inputs.of({"b": b, "a": a})]).named
+    {'a': tensor([0., 0.]), 'b': tensor([1., 1.])}
+    """
+    args, named = _joined([(inputs.args, inputs.named) for inputs in many])
+    return Inputs(args, named)
+
+
+def _joined(many: Sequence[Any]) -> Any:
+    first = many[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(many))
+    if isinstance(first, Mapping):
+        return {name: _joined([one[name] for one in many]) for name in first}
+    if isinstance(first, (tuple, list)):
+        parts = [_joined(part) for part in zip(*many, strict=True)]
+        if isinstance(first, tuple):
+            return first._make(parts) if hasattr(first, "_make") else tuple(parts)
+        return parts
+    return first
+
+
+def _kind(value: Any) -> Hashable:
+    if isinstance(value, Tensor):
+        return value.shape[1:]
+    if isinstance(value, Mapping):
+        return frozenset((name, _kind(part)) for name, part in value.items())
+    return tuple(map(_kind, value)) if isinstance(value, (tuple, list)) else repr(value)
 
 
 def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -120,13 +147,13 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """In the order of `mapped`."""
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Those in lists, tuples and dicts, however nested, in the order of `mapped`."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (Mapping, tuple, list)):
         for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(part)
+            yield from tensors(part)
 
 
 def own_copy(values: Values) -> Values:

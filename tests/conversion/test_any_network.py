@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from separable import cost, runtimes
-from separable.conversion import Study, calibrate, convert, study, survey
+from separable.conversion import Study, calibrate, convert, distill, study, survey
 from separable.conversion.judge import Judge
 from separable.conversion.weigh import change, outputs_of
 from separable.errors import InputError
@@ -68,12 +68,34 @@ def test_layers_that_nothing_can_stand_in_for_are_listed_with_their_reasons():
     dense = settled(kinds.LookedInto(), x)
     done = convert(dense, x.args[0], {"macs": 0.95}, target="torch")
     notes = {layer.name: layer.note for layer in done.layers}
-    assert notes["first"] == "the network reads more of it than what it gives"
+    assert notes["first"] == "the network uses the layer itself (such as its weight), not only its output"
     assert notes["hooked"] == "it has hooks of its own"
     assert notes["up"] == "it is called with more than its input"
     assert notes["computed"].startswith("a parametrization computes its weight")
     assert notes["function 0"] == "it is called as a function, not as a module"
     assert [layer.name for layer in done.layers if layer.form] == ["last"]
+
+
+class Strict(nn.Module):
+    """Says in an error of its own that its layer must be a convolution."""
+
+    class Refused(Exception):
+        pass
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+    def forward(self, x):
+        if not isinstance(self.first, nn.Conv2d):
+            raise self.Refused
+        return self.last(self.first(x))
+
+
+def test_a_trial_may_fail_by_any_error():
+    kept = {site.name: site.kept for site in survey(Strict().eval(), smooth(12)).sites}
+    assert kept["first"].startswith("the network uses the layer itself")
+    assert kept["last"] is None
 
 
 def test_a_network_that_a_training_step_left_its_graph_on_is_copied():
@@ -100,6 +122,48 @@ def test_accuracy_is_judged_on_several_inputs_of_any_sizes():
     judge = Judge([(x, y) for x, y in zip(sized, labels, strict=True)], samples=20)
     assert judge.fitted == 20
     assert judge.accuracy(network) == pytest.approx((4 + 10 * 0.75) / 14)
+
+
+JUDGED = {
+    "no labels": ([(smooth(8), None)], "needs batches of \\(inputs, labels\\), labels whole numbers"),
+    "a tensor": (smooth(8), "needs batches of \\(inputs, labels\\)"),
+    "three": ([(smooth(3), torch.zeros(3).long())], "has 3 labelled examples; a budget of accuracy needs at least 4"),
+    "one": ([{"x": smooth(1), "labels": torch.zeros(1).long()}], "has 1 labelled example; a budget of"),
+    "samples in words": ([(smooth(8), torch.zeros(8).long())], "^samples = x: must be a whole number"),
+}
+
+
+@pytest.mark.parametrize("case", JUDGED)
+def test_a_budget_of_accuracy_says_what_it_needs(case):
+    data, sentence = JUDGED[case]
+    samples = "x" if case == "samples in words" else 4
+    with pytest.raises(InputError, match=sentence):
+        Study(kinds.TwoInputs().eval(), data, judged=True, target="torch", samples=samples)
+
+
+def test_an_endless_loader_is_read_as_far_as_samples_go():
+    read = []
+
+    def endless():
+        while True:
+            read.append(smooth(12))
+            yield read[-1], None
+
+    found = Study(settled(kinds.SqueezeExcite(), Inputs.of(smooth(12))), endless(), target="torch", samples=30)
+    assert found.survey.examples == 30
+    assert len(read) == 3
+
+
+def test_labels_in_a_dict_are_no_input_of_the_network_unless_it_stands_in_a_pair():
+    given = kinds.named()
+    labels = torch.randint(8, (24,))
+    dense = settled(kinds.TwoInputs(), Inputs.of(given))
+    convert(dense, [given | {"labels": labels}], {"macs": 0.95}, target="torch")
+    judge = Judge([given | {"labels": labels.view(-1, 1, 1).expand(-1, 12, 12)}], samples=20)
+    assert sum(len(held) for _, held in judge.held) == 4
+    distill(copy.deepcopy(dense), dense, [given | {"labels": labels}], epochs=1)
+    with pytest.raises(InputError, match=r"the model cannot read it: .*labels"):
+        convert(dense, [(given | {"labels": labels}, None)], {"macs": 0.95}, target="torch")
 
 
 BAD = {

@@ -12,10 +12,12 @@ import networks
 import pytest
 import torch
 from networks import settled, smooth
+from torch import nn
 
 from separable import atomic
 from separable.conversion import Study, calibrate, checkpoint, convert, kept, study, timing
 from separable.errors import InputError
+from separable.inputs import Inputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -133,6 +135,27 @@ def test_what_was_measured_is_not_measured_again(monkeypatch, tmp_path):
     assert_same(again, done)
 
 
+def test_a_refused_latency_is_measured_anew_and_nothing_else_is(monkeypatch, tmp_path):
+    """On the times that were kept it would be refused for ever, though the machine is no longer busy."""
+    network, images = given("residual")
+    options = {"target": "torch", "checkpoint": tmp_path, "resume": True}
+    shares, measured = [0.9], []
+    monkeypatch.setattr(Study, "_share_of_time", lambda *_: measured.append(shares[0]) or shares[0])
+    with pytest.raises(InputError, match="cannot be met"):
+        convert(network, images, {"latency": 0.5}, **options)
+    assert not [*tmp_path.glob("dense.json"), *tmp_path.glob("*/share.json")]
+    monkeypatch.setattr(study, "tabulate", lambda *_: pytest.fail("compared again"))
+    shares[0] = 0.49
+    found = Study(network, images, **options)
+    found.convert({"latency": 0.5})
+    assert measured[-1] == 0.49
+    before = found.table
+    losses = [option.change for many in before.values() for option in many]
+    found.forget_times()
+    assert [option.change for many in found.table.values() for option in many] == losses
+    assert all(many[0].ms for many in found.table.values())
+
+
 def test_timing_goes_on_at_the_layer_where_it_was_stopped(monkeypatch, tmp_path):
     network, images = given("shortcut before")
     timed, time_site, stops = [], timing._time_site, [1]
@@ -174,16 +197,32 @@ def other_network(options):
         options["model"].out.weight[0, 0, 0, 0] += 1e-3
 
 
+def other_code(options):
+    """The same weights, and the same words about its layers."""
+    kind = type(options["model"])
+    forward = {"forward": lambda self, x: 1.01 * kind.forward(self, x)}
+    options["model"].__class__ = type(kind.__name__, (kind,), forward)
+
+
+def other_runtimes(_):
+    study._COMPARED = ("torch", "torch channels-last")
+
+
 def other_data(options):
     options["data"][5, 0, 0, 0] += 1e-3
 
 
 REFUSED = {
-    "of another network": (other_network, "is of another network; give what it was begun with"),
-    "of other data": (other_data, "is of other data; give what it was begun with"),
-    "of fewer data": (lambda options: options.update(samples=16), "is of other data"),
-    "of another example": (lambda options: options.update(example=options["data"][:2]), "is of another example"),
-    "of other threads": (lambda _: torch.set_num_threads(2), "is of another conversion: threads was 1 and is 2"),
+    "of another network": (other_network, "belongs to another network; pass the one it was started with"),
+    "of other code": (other_code, "belongs to another network"),
+    "of other runtimes": (
+        other_runtimes,
+        r"runtimes was torch [\d.+a-z]+ and is torch [\d.+a-z]+, torch channels-last",
+    ),
+    "of other data": (other_data, "belongs to other data; pass the one it was"),
+    "of fewer data": (lambda options: options.update(samples=16), "belongs to other data"),
+    "of another example": (lambda options: options.update(example=options["data"][:2]), "belongs to another example"),
+    "of other threads": (lambda _: torch.set_num_threads(2), "belongs to another conversion: threads was 1 and is 2"),
     "not to be resumed": (lambda options: options.update(resume=False), "holds an earlier conversion; continue it"),
     "nowhere": (lambda options: options.update(checkpoint=None), "^resume = True: needs checkpoint=FOLDER"),
 }
@@ -196,7 +235,9 @@ def begun(tmp_path_factory):
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     network, images = given()
-    Study(network, images, target="torch", checkpoint=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "_COMPARED", ("torch",))
+        Study(network, images, target="torch", checkpoint=folder)
     torch.set_num_threads(before)
     return folder
 
@@ -218,8 +259,27 @@ def test_a_folder_of_other_files_or_a_damaged_one_is_refused(begun, tmp_path):
     shutil.copytree(begun, tmp_path / "o")
     for text in ("", '{"format"', "[1]", json.dumps({"format": 0})):
         (tmp_path / "o" / checkpoint.NAME).write_text(text)
-        with pytest.raises(InputError, match=r"cannot be read|is of another conversion: format was 0 and is 1"):
+        with pytest.raises(InputError, match=r"cannot be read|belongs to another conversion: format was 0"):
             Study(network, images, target="torch", checkpoint=tmp_path / "o", resume=True)
+
+
+def test_a_network_that_throws_dice_goes_on_too(untimed, tmp_path):
+    _, images = given()
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), Dice())
+    for resume in (False, True):
+        Study(network, images, target="torch", checkpoint=tmp_path, resume=resume)
+
+
+class Dice(nn.Module):
+    def forward(self, x):
+        return x + torch.rand_like(x)
+
+
+def test_inputs_are_known_by_names_plain_values_and_tensors():
+    x, y = torch.zeros(2, 3), torch.ones(2, 3)
+    many = [{"a": x, "b": y}, {"a": y, "b": x}, {"a": x, "c": y}, (x, y), {"a": x, "b": y, "scale": 2}]
+    assert len({checkpoint._values(Inputs.of(given)) for given in many}) == len(many)
+    assert checkpoint._values(Inputs.of(many[0])) == checkpoint._values(Inputs.of({"a": x.clone(), "b": y.clone()}))
 
 
 def test_digests_tell_values_types_and_shapes_apart():

@@ -36,22 +36,25 @@ INTERRUPTED = 130
 
 def run(options: Options) -> Result:
     """Convert, distil where asked, and write one folder that needs nothing else; what stops it loses nothing."""
+    work: Work | None = None
     try:
-        return made(options)
+        work = opened(options)
+        return made(work)
     except KeyboardInterrupt:
         folder = folder_of(options.out)
         if not folder.exists():
             raise
         closing = f"Interrupted: what was done is kept in {folder}, and the same command with --resume goes on."
+        if work is None or not work.unfinished.begun:
+            closing = f"Interrupted before anything was done; {folder} is as it was."
         return Result({"interrupted": True, "unfinished": str(folder)}, [], closing, INTERRUPTED)
 
 
-def made(options: Options) -> Result:
-    work = opened(options)
-    unfinished = unfinished_of(work)
+def made(work: Work) -> Result:
+    options, unfinished = work.options, work.unfinished
     dense_sizes = rehearse(work.network.model, work.calibration[:1])
     unfinished.begin()
-    network = converted(work, unfinished)
+    network = converted(work)
     work.stages = {"dense": work.network.model, "separable": network}
     is_changed = any(layer["form"] for layer in work.conversion["layers"])
     interrupted, failure = False, None
@@ -95,6 +98,7 @@ def opened(options: Options) -> Work:
         raise InputError("--pareto", "given", "needs --test, on which accuracy is measured")
     with as_typed({"slices": ("--slices", options.slices)}):
         slices = None if options.slices is None else conversion.read_slices(options.slices)
+    unfinished = unfinished_of(options, budget, target)
     network = open_network(options.source, options.weights)
     preparation = preparation_of(network, **{"size": None, "mean": None, "std": None, **options.images})
     for package in ("jinja2", "matplotlib"):
@@ -113,7 +117,7 @@ def opened(options: Options) -> Work:
     wanted = options.samples + (_JUDGED if "accuracy" in budget else 0)
     read = list(images.batches(_BATCH_SIZE, wanted, options.seed, "reading images to calibrate on"))
     calibration, labels = (torch.cat([batch[i] for batch in read]) for i in range(2))
-    return Work(options, network, images, test, slices, budget, target, calibration, labels)
+    return Work(options, network, images, test, slices, budget, target, unfinished, calibration, labels)
 
 
 def check_test(network: Network, test: ImageSet, slices: Mapping[str, set[str]] | None) -> None:
@@ -127,15 +131,14 @@ def check_test(network: Network, test: ImageSet, slices: Mapping[str, set[str]] 
             raise InputError("--slices", name, f"names no file of --test, as {example}")
 
 
-def unfinished_of(work: Work) -> Unfinished:
-    options = work.options
+def unfinished_of(options: Options, budget: dict[str, float], target: str) -> Unfinished:
     asked = {
         "source": options.source,
         "--weights": None if options.weights is None else str(options.weights),
         "--data": str(options.data),
         "--split": options.split,
-        "--budget": work.budget,
-        "--target": work.target,
+        "--budget": budget,
+        "--target": target,
         "--threads": options.threads,
         "--batch": options.batch,
         "--samples": options.samples,
@@ -156,9 +159,9 @@ def rehearse(dense: nn.Module, example: Tensor) -> dict[str, int]:
             raise InputError("source", type(dense).__name__, f"cannot be saved and exported: {error.rule}") from error
 
 
-def converted(work: Work, unfinished: Unfinished) -> nn.Module:
+def converted(work: Work) -> nn.Module:
     """The network before distillation, and how it came about; what was found out before it was stopped is taken up."""
-    options, dense = work.options, work.network.model
+    options, dense, unfinished = work.options, work.network.model, work.unfinished
     asked = options.budget or ",".join(f"{key}={value:g}" for key, value in work.budget.items())
     say(f"Converting {work.network.name} to {asked}, calibrated on {len(work.calibration)} images")
     typed: dict[str, tuple[str, object]] = {"budget": ("--budget", asked), "target": ("--target", work.target)}
@@ -172,8 +175,14 @@ def converted(work: Work, unfinished: Unfinished) -> nn.Module:
             )  # fmt: skip
             done = work.study.convert(work.budget)
     except InputError as error:
-        if (error.argument, error.value) != typed["checkpoint"]:  # else it is of other images, the disk is full, ...
-            unfinished.remove()  # what was asked for cannot be had, and is not asked for again
+        if (error.argument, error.value) == typed["checkpoint"]:  # it is of other images, the disk is full, ...
+            raise
+        if error.argument == "--budget" and work.study is not None and (unfinished.conversion / "table.json").exists():
+            work.study.forget_times()
+            unfinished.open_to_another_budget()
+            kept = f"what forms lose is kept in {unfinished.folder}: with --resume only times are measured anew"
+            raise InputError(error.argument, error.value, f"{error.rule}; {kept}") from error
+        unfinished.remove()  # what was asked for cannot be had, and is not asked for again
         raise
     work.conversion = {
         "budget": work.budget, "images": len(work.calibration), "seed": options.seed, **done.to_json(),

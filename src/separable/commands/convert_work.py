@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from separable.commands.network import Network
+from separable.commands.unfinished import Unfinished
 from separable.conversion import SAMPLES, Study, WhoPays
 from separable.conversion.batches import Data
 from separable.conversion.headline import headline
@@ -54,6 +55,7 @@ class Work:
     slices: dict[str, set[str]] | None
     budget: dict[str, float]
     target: str
+    unfinished: Unfinished
     calibration: Tensor  # [N, C, H, W]
     labels: Tensor  # [N]
     conversion: dict[str, Any] = field(default_factory=dict)

@@ -18,6 +18,7 @@ from separable.conversion.plan import DEFAULT, read_budget
 from separable.conversion.study import Choice, Conversion, Study
 from separable.conversion.survey import SAMPLES, Site, Survey, survey
 from separable.conversion.who_pays import WhoPays, read_slices, who_pays
+from separable.errors import InputError
 from separable.inputs import Example
 
 __all__ = [
@@ -56,7 +57,9 @@ def convert(
             converted.
         data: what it was trained on, prepared as for it, some hundreds of examples: a tensor [N, ...], or an iterable
             of batches, each (inputs, labels) or the inputs alone. Inputs are a tensor, a tuple of what the network
-            takes by position, or a dict of what it takes by name; several without labels are written ((a, b),).
+            takes by position, or a dict of what it takes by name; several without labels are written ((a, b),). In a
+            dict that is a whole batch, "labels" are the labels. The data is read as far as `samples` go, or to its end
+            where accuracy is a budget.
         budget: one or several of {"macs": b, "params": b, "latency": b}. Up to 1, b is a share of what the whole dense
             network has (1: nothing needs to change); above 1 a count of multiply-adds for one example, or of
             parameters. Latency is always a share: of the time of the dense network in the fastest runtime at hand.
@@ -69,11 +72,12 @@ def convert(
             stands here), "onnxruntime", "openvino" or "torch", on as many threads as torch has.
         checkpoint: a folder in which what takes long is kept as soon as it is known: losses, times, fitted layers.
         resume: continue the conversion in `checkpoint`, to the network that it would have made; begin it if there is
-            none.
+            none. Only after a budget of latency was refused, times are measured anew.
 
     Returns:
         A `Conversion`: the network, in the mode (train or eval) of the one given, what became of each layer, and its
-        time beside the dense network's in every runtime. A form that is slower than the dense layer is not taken.
+        time beside the dense network's in every runtime. A form that is slower than the dense layer is not taken. Where
+        a whole block went, nn.Identity or nn.ReLU stands in its place, and dense layers behind it are fitted anew.
 
     Raises:
         InputError: bad data, NaN in activations (names the layer), nothing that can be made separable, a budget that
@@ -93,4 +97,9 @@ def convert(
         model, data, example=example, samples=samples, target=target, judged=judged,
         checkpoint=checkpoint, resume=resume,
     )  # fmt: skip
-    return study.convert(budget)
+    try:
+        return study.convert(budget)
+    except InputError as error:
+        if error.argument == "budget" and "latency" in budget:  # on kept times it would be refused for ever
+            study.forget_times()
+        raise

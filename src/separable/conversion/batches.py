@@ -2,10 +2,11 @@
 
 A batch is (inputs, labels) or the inputs alone. Inputs are a tensor [N, ...], a tuple or list of what the network takes
 by position, or a dict of what it takes by name. Several inputs without labels are written ((a, b),): a plain pair is
-inputs and labels.
+inputs and labels. In a dict that is a whole batch, as loaders of language models give it, `labels` are the labels; of
+({...}, None) the network takes all.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from separable.inputs import Inputs
 
 Data = Tensor | Iterable[Any]
 
+LABELS = "labels"  # their name in a batch that is a dict
 LAYOUT = "each batch must be inputs or (inputs, labels); inputs are a tensor [N, ...], or a tuple or dict of them"
 BATCH_EXAMPLES, BATCH_NUMBERS = 64, 1 << 20  # of a batch at most: they bound what one pass keeps in memory
 
@@ -32,8 +34,8 @@ def collect(data: Data, model: nn.Module, samples: int | None = None) -> list[In
     Raises:
         InputError: no examples, something that holds no tensors, or inputs of different numbers of examples.
     """
-    if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
-        raise InputError("samples", samples, "must be a whole number of at least 1")
+    if samples is not None:
+        check_samples(samples)
     place = next(model.parameters(), torch.empty(0))
     taken: list[Inputs] = []
     left = samples
@@ -50,6 +52,11 @@ def collect(data: Data, model: nn.Module, samples: int | None = None) -> list[In
     return taken
 
 
+def check_samples(samples: Any) -> None:
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+        raise InputError("samples", samples, "must be a whole number of at least 1")
+
+
 def example_of(example: Any, model: nn.Module) -> Inputs:
     """The inputs that a network is counted and timed on, ready for `model`."""
     rule = "must be a tensor [N, ...], or a tuple or dict of them"
@@ -63,6 +70,8 @@ def halves(batch: Any) -> tuple[Inputs, Any]:
     """The inputs of a batch, not looked at yet, and what stands in the labels' place, if anything."""
     if isinstance(batch, (tuple, list)) and batch:
         return Inputs.of(batch[0]), batch[1] if len(batch) > 1 else None
+    if isinstance(batch, Mapping):
+        return Inputs.of({name: value for name, value in batch.items() if name != LABELS}), batch.get(LABELS)
     return Inputs.of(batch), None
 
 
@@ -94,6 +103,6 @@ def describe(value: Any) -> str:
 
 
 def _iterate(data: Any) -> Iterable[Any]:
-    if isinstance(data, (str, bytes, dict)) or not isinstance(data, Iterable):
+    if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
         raise InputError("data", describe(data), "must be a tensor [N, ...] or an iterable of batches")
     return data

@@ -54,7 +54,8 @@ def distill(
         teacher: it is run in eval mode without gradients and otherwise left alone.
         train: a tensor [N, ...], shuffled here every epoch, or an iterable of batches that can be walked each epoch,
             each the inputs or (inputs, labels). Inputs are a tensor, a tuple of what the network takes, or a dict of
-            what it takes by name. A negative label stands for none; batches with and without labels may be mixed.
+            what it takes by name. In a dict that is a whole batch, "labels" are the labels. A negative label stands for
+            none; batches with and without labels may be mixed.
         validation: the same; the network before training counts as epoch 0, so that the result is never worse there.
             Accuracy decides where there are labels, then the loss. Without validation the last epoch remains.
         epochs: passes over `train`.

@@ -1,12 +1,12 @@
 """Accuracy on labelled examples that no layer is fitted on: for budgets of accuracy."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from separable.conversion.batches import BATCH_EXAMPLES, Data, describe, first_of, halves, run
+from separable.conversion.batches import BATCH_EXAMPLES, Data, check_samples, describe, first_of, halves, run
 from separable.errors import InputError
 from separable.inputs import Inputs
 
@@ -17,10 +17,15 @@ class Judge:
     """The labelled examples of `data` beyond those that are fitted on; of fewer, the last quarter."""
 
     def __init__(self, data: Iterable[Any], samples: int):
+        check_samples(samples)
         batches = _labelled(data)
         examples = sum(len(labels) for _, labels in batches)
-        if examples < _SHARE:
+        if not batches:
             rule = "needs batches of (inputs, labels), labels whole numbers, for a budget of accuracy"
+            raise InputError("data", describe(data), rule)
+        if examples < _SHARE:
+            many = f"{examples} labelled {'example' if examples == 1 else 'examples'}"
+            rule = f"has {many}; a budget of accuracy needs at least {_SHARE}"
             raise InputError("data", describe(data), rule)
         self.fitted = samples if examples > samples else examples - max(1, examples // _SHARE)
         self.held: list[tuple[Inputs, Tensor]] = []
@@ -48,7 +53,9 @@ class Judge:
 def _labelled(data: Data) -> list[tuple[Inputs, Tensor]]:
     """The batches with their labels; none where any has no class numbers."""
     found = []
-    for batch in [] if isinstance(data, Tensor) else data:
+    if isinstance(data, (Tensor, str, bytes, Mapping)) or not isinstance(data, Iterable):
+        return []
+    for batch in data:
         labels = halves(batch)[1]
         if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
             return []

@@ -30,7 +30,10 @@ class Kept:
         self, name: str, find: Callable[[], Found], read: Callable[[Any], Found],
         write: Callable[[Found], Any] = lambda found: found,
     ) -> Found:  # fmt: skip
-        """What was kept under a name, else what `find` finds, which is kept then. write: to plain data; read: back."""
+        """The value stored under `name`; else the result of `find()`, which is then stored.
+
+        write: makes plain data of it; read: makes it of plain data.
+        """
         found = self._read(name, read)
         if found is None:
             found = find()

@@ -10,10 +10,9 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from separable.conversion import batches, watch
 from separable.conversion.patches import PLAIN, TRANSPOSED
 from separable.conversion.streams import own_structure
-from separable.inputs import Inputs
+from separable.inputs import Inputs, tensors
 
 CONVOLUTIONS = (*PLAIN, *TRANSPOSED)
 
@@ -25,7 +24,8 @@ def reasons(model: nn.Module, batch: Inputs, names: list[str]) -> dict[str, str]
     shared = _shared_weights(model)
     found |= {name: "it shares its weights with another layer" for name in names if name in shared and not alone[name]}
     looked_into = _looked_into(model, batch, [name for name in names if name not in found])
-    return found | dict.fromkeys(looked_into, "the network reads more of it than what it gives")
+    reason = "the network uses the layer itself (such as its weight), not only its output"
+    return found | dict.fromkeys(looked_into, reason)
 
 
 def why_not(conv: Any) -> str | None:
@@ -45,7 +45,7 @@ def why_not(conv: Any) -> str | None:
 
 
 def _looked_into(model: nn.Module, batch: Inputs, names: list[str]) -> set[str]:
-    """The layers of which the network reads more than what they give, such as the weight: found by trying.
+    """The layers that the network uses itself, such as their weight, and not only their output: found by trying.
 
     Each is wrapped in a module of another kind. Where the network then fails or gives something else, one is tried
     after the other.
@@ -58,12 +58,12 @@ def _looked_into(model: nn.Module, batch: Inputs, names: list[str]) -> set[str]:
             for other, module in list(structure.named_modules(remove_duplicate=False)):
                 if module is layer and other:
                     structure.set_submodule(other, nn.Sequential(layer))
-        return list(watch.tensors(batch.call(structure)))
+        return list(tensors(batch.call(structure)))
 
     def fail(wrapped: list[str]) -> bool:
         try:
             return not _equal(given(wrapped), expected)
-        except batches.MISFITS:
+        except Exception:  # a network may fail in any way on a layer that it does not expect
             return True
 
     names = [name for name in names if name]

@@ -7,7 +7,7 @@ chosen forms one pass over the data.
 import copy
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,28 +135,38 @@ class Study:
         self._kept = Checkpoint(checkpoint, resume)
         self.target = timing.check_target(target)
         self.given = uncompiled(model)
-        if isinstance(data, Iterable) and not isinstance(data, (Tensor, str, dict)):
-            data = list(data)  # walked twice: labels are read apart from inputs
         self._judge: Judge | None = None
         if judged:
+            if isinstance(data, Iterable) and not isinstance(data, (Tensor, str, bytes, Mapping)):
+                data = list(data)  # walked twice: labels are read apart from inputs
             self._judge = Judge(data, samples)
             samples = self._judge.fitted
         self.survey = survey(model, data, example=example, samples=samples)
         if self.survey.examples < _FEW:
             many = "example" if self.survey.examples == 1 else "examples"
             say(f"calibrated on {self.survey.examples} {many}; some hundreds are needed for a fit that holds")
-        self._kept.open(self.survey, self.target)
+        self._kept.open(self.survey, self.target, self._runtimes())
         self._table: Table | None = None
+        self._losses: Table | None = None  # the table without times, where those were forgotten
         self._dense: runtimes.Comparison | None = None
 
     @property
     def table(self) -> Table:
         """Each layer's options with their losses and times, made when first asked for."""
         if self._table is None:
-            table = self._kept.table(self.survey, lambda: tabulate(self.survey))
+            table = self._losses or self._kept.table(self.survey, lambda: tabulate(self.survey))
             timing.time_options(self.survey, table, self.target, lambda: self._kept.keep_table(table))
             self._table = table
         return self._table
+
+    def forget_times(self) -> None:
+        """Measure times anew when they are next needed, as after a refusal on a busy machine; losses and fits stay."""
+        if self._table is not None:
+            for option in (option for many in self._table.values() for option in many):
+                option.ms = None
+            self._losses, self._table = self._table, None
+        self._dense = None
+        self._kept.forget_times()
 
     @torch.inference_mode(False)
     def convert(self, budget: dict[str, float]) -> Conversion:

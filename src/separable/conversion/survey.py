@@ -24,7 +24,7 @@ from separable.conversion.removal import Block, find_blocks
 from separable.conversion.stays import CONVOLUTIONS
 from separable.cost.count import uncompiled
 from separable.errors import InputError
-from separable.inputs import Example, Inputs
+from separable.inputs import Example, Inputs, tensors
 from separable.progress import track
 
 SAMPLES = 1024
@@ -112,7 +112,7 @@ def survey(model: nn.Module, data: Data, *, example: Example | None = None, samp
         model: any module; not modified. Of one that torch.compile made, the network inside is looked at.
         data: a tensor [N, ...], or an iterable of batches, each (inputs, labels) or the inputs alone: a tensor, a tuple
             of what the model takes by position or a dict of what it takes by name. Several inputs without labels are
-            written ((a, b),).
+            written ((a, b),). In a dict that is a whole batch, "labels" are the labels.
         example: the input that MACs are counted and latency is measured on; the first of the data where not given.
         samples: how many examples of the data are used at most; they are kept in memory.
 
@@ -189,7 +189,7 @@ def _trace(model: nn.Module, batch: Inputs, argument: str = "data") -> list[Site
             handles.append(module.register_forward_hook(ran_norm, with_kwargs=True))
     with watch.hooks(handles), readers:
         outputs = run(model, batch, argument)
-    for tensor in watch.tensors(outputs):
+    for tensor in tensors(outputs):
         name = readers.name_of(tensor)
         if name is not None:
             readers.reads[name].append(run)  # by the caller
@@ -280,7 +280,7 @@ def _measure(found: Survey) -> None:
             if not batch.are_finite():
                 raise InputError("data", str(batch), "holds NaN or infinite values")
             outputs = run(found.model, batch)
-            sound = all(torch.isfinite(t).all() for t in watch.tensors(outputs) if t.is_floating_point())
+            sound = all(torch.isfinite(t).all() for t in tensors(outputs) if t.is_floating_point())
             if not sound or not all(torch.isfinite(s.square).all() for s in sums.values()):
                 _name_the_unsound(found.model, batch)
     for site in found.convertible:

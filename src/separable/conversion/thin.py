@@ -20,7 +20,7 @@ from separable.conversion import watch
 from separable.conversion.moments import Moments, root
 from separable.conversion.patches import grouped_weight, is_transposed, write_weight
 from separable.conversion.streams import own_structure
-from separable.inputs import Inputs
+from separable.inputs import Inputs, tensors
 
 FIRST, SECOND = "fewer outputs", "fewer inputs"
 THIN = (FIRST, SECOND)
@@ -83,11 +83,11 @@ def narrow_norm(norm: Any, kept: Tensor) -> Any:
     """A batch norm of these of its channels."""
     made = copy.deepcopy(norm)
     made.num_features = len(kept)
-    for tensors in (made._parameters, made._buffers):
-        for name, tensor in tensors.items():
+    for held in (made._parameters, made._buffers):
+        for name, tensor in held.items():
             if tensor is not None and tensor.dim():
                 some: Any = tensor.detach()[kept].clone()
-                tensors[name] = nn.Parameter(some, tensor.requires_grad) if tensors is made._parameters else some
+                held[name] = nn.Parameter(some, tensor.requires_grad) if held is made._parameters else some
     return made
 
 
@@ -120,11 +120,11 @@ def can_be_thin(model: nn.Module, x: Inputs, first: str, norm: str | None, secon
         return output.masked_fill(gone.to(output.device).view(shape), 0.0)
 
     with watch.hooks([model.get_submodule(norm or first).register_forward_hook(silence)]):
-        expected = list(watch.tensors(x.call(model)))
+        expected = list(tensors(x.call(model)))
     structure = own_structure(model)
     try:
         thin(structure, first, norm, second, kept.to(channels.weight.device))
-        given = list(watch.tensors(x.call(structure)))
+        given = list(tensors(x.call(structure)))
     except Exception:  # whatever the network does with channels, it may fail in any way on fewer
         return False
     return [t.shape for t in given] == [t.shape for t in expected] and all(map(_alike, given, expected))

@@ -21,8 +21,7 @@ from separable.conversion.removal import REMOVED, remove
 from separable.conversion.streams import own_structure
 from separable.conversion.survey import Site, Survey
 from separable.conversion.table import Option, Table, every_option
-from separable.conversion.watch import tensors
-from separable.inputs import Inputs, join
+from separable.inputs import Inputs, join, tensors
 from separable.progress import track
 
 _PROBE_LOSS = 0.1
@@ -105,7 +104,7 @@ class _Probes:
         self.survey = survey
         least, most = _PROBE_EXAMPLES
         number = min(max(least, round(_PROBE_PASSES * survey.examples / len(survey.convertible))), most)
-        alike = [batch for batch in survey.inputs if batch.shapes() == survey.inputs[0].shapes()]
+        alike = [batch for batch in survey.inputs if batch.kind() == survey.inputs[0].kind()]
         self.inputs: Inputs = join(alike)[:number]
         self.dense = outputs_of(self.inputs.call(survey.model))
         self.known: dict[tuple[str, str | None, int], float] = {}

@@ -4,7 +4,7 @@
 `peak_bytes` says how much memory one takes.
 """
 
-from separable.runtimes.comparison import Comparison, Timed, choose, compare, relative_error, table_of
+from separable.runtimes.comparison import Comparison, Timed, choose, compare, relative_error, table_of, versions
 from separable.runtimes.memory import peak_bytes
 from separable.runtimes.names import FLOAT32, NAMES, threads_in_words, why_not
 from separable.runtimes.prepared import prepare, torch_threads
@@ -22,5 +22,6 @@ __all__ = [
     "table_of",
     "threads_in_words",
     "torch_threads",
+    "versions",
     "why_not",
 ]

@@ -71,7 +71,7 @@ class Source:
     """`data` under the name of its argument, to be walked once an epoch."""
 
     def __init__(self, data: Any, name: str):
-        if isinstance(data, (str, bytes, dict)) or not isinstance(data, Iterable):
+        if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
             raise InputError(name, describe(data), "must be a tensor [N, ...] or an iterable of batches")
         self.name = name
         once = not isinstance(data, Tensor) and iter(data) is data

@@ -45,8 +45,9 @@ def who_pays(
     Args:
         dense, converted: run in eval mode, without gradients, on copies of their modules; neither is touched.
         data: examples that neither network learned from: a tensor [N, ...], or an iterable of batches, each a tensor,
-            (inputs, labels) or (inputs, labels, files). Several inputs are a tuple, or a dict by name. It is read once.
-            Labels are class numbers [N], -1 where there is none; files are names of the examples.
+            (inputs, labels) or (inputs, labels, files). Several inputs are a tuple, or a dict by name. In a dict that
+            is a whole batch, "labels" are the labels. The data is read once. Labels are class numbers [N], -1 where
+            there is none; files are names of the examples.
         classes: names of the class numbers.
         slices: named parts of the data, see `masks` in slices.py: {"night": [True, False, ...]}, {"night": [3, 8]} by
             number, {"night": {"a.png", "b.png"}} by file, or {"light": ["day", "night", ...]}, a name an example.

@@ -1,13 +1,13 @@
 """What people pass as data, as inputs of any number with labels and names, an example at a time where it must be."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from separable.conversion.batches import BATCH_EXAMPLES, describe
+from separable.conversion.batches import BATCH_EXAMPLES, describe, halves
 from separable.errors import InputError
 from separable.inputs import Inputs
 
@@ -44,7 +44,7 @@ def batches(data: Any) -> Iterator[Batch]:
     Raises:
         InputError: something that is no batch, labels or files that are not as many as the inputs, no example at all.
     """
-    if isinstance(data, (str, bytes, dict)) or not isinstance(data, Iterable):
+    if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
         raise InputError("data", describe(data), f"must be a tensor or an iterable of batches; {_LAYOUT}")
     found = False
     for given in [data] if isinstance(data, Tensor) else data:
@@ -63,15 +63,12 @@ def fitting(network: nn.Module, inputs: Inputs) -> Inputs:
 
 
 def _read(given: Any) -> Batch:
-    labels, files = None, None
-    if isinstance(given, dict):  # as loaders of language models give them
-        inputs = {name: value for name, value in given.items() if name != "labels"}
-        return _checked(Inputs((), inputs), given.get("labels"), None)
+    files = None
     if isinstance(given, (tuple, list)):
         if not 1 <= len(given) <= 3:
             raise InputError("data", f"a {type(given).__name__} of {len(given)}", _LAYOUT)
-        given, labels, files = (*given, None, None)[:3]
-    return _checked(Inputs.of(given), labels, files)
+        files = given[2] if len(given) > 2 else None
+    return _checked(*halves(given), files)
 
 
 def _checked(inputs: Inputs, labels: Any, files: Any) -> Batch:

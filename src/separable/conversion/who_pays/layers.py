@@ -1,7 +1,7 @@
 """Which layers are responsible: the converted network with one layer at a time taken back from the dense one."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -107,13 +107,13 @@ def try_layers(
 
 
 def _try(dense, converted, answers: Answers, layers, trials: dict[str, _Trial], chunk: list[Kept]) -> None:
-    """Every layer on some examples, those of one shape together."""
-    shapes: dict[Any, list[int]] = {}
+    """Every layer on some examples, those of one kind together."""
+    kinds: dict[Hashable, list[int]] = {}
     for i, one in enumerate(chunk):
-        shapes.setdefault(one.inputs.shapes(), []).append(i)
-    order = [i for some in shapes.values() for i in some]
+        kinds.setdefault(one.inputs.kind(), []).append(i)
+    order = [i for some in kinds.values() for i in some]
     back = torch.tensor(order).argsort()
-    batches = [(fitting(dense, join([chunk[i].inputs for i in some])), some) for some in shapes.values()]
+    batches = [(fitting(dense, join([chunk[i].inputs for i in some])), some) for some in kinds.values()]
     rows = torch.tensor([_row(answers, one) for one in chunk])
     target = answers.target[rows]
     outputs = [tensors_of(run(dense, inputs, who="the dense network"), len(some), "dense") for inputs, some in batches]

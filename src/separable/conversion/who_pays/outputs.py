@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from separable.conversion.batches import describe
-from separable.conversion.watch import tensors
 from separable.errors import InputError
+from separable.inputs import tensors
 
 
 def logits_of(outputs: Any, examples: int) -> Tensor | None:
