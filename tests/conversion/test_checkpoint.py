@@ -123,7 +123,7 @@ def test_what_was_measured_is_not_measured_again(monkeypatch, tmp_path):
     monkeypatch.setattr(Study, "_share_of_time", lambda *_: 0.97)
     first = Study(network, images, **options)
     done = first.convert(budget)
-    monkeypatch.setattr(timing, "_time_site", lambda *_: pytest.fail("timed again"))
+    monkeypatch.setattr(timing._Clock, "options_ms", lambda *_: pytest.fail("timed again"))
     monkeypatch.setattr(study, "tabulate", lambda *_: pytest.fail("compared again"))
     monkeypatch.setattr(Study, "_share_of_time", lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr(Study, "_compared", lambda *_: pytest.fail("measured again"))
@@ -158,15 +158,15 @@ def test_a_refused_latency_is_measured_anew_and_nothing_else_is(monkeypatch, tmp
 
 def test_timing_goes_on_at_the_layer_where_it_was_stopped(monkeypatch, tmp_path):
     network, images = given("shortcut before")
-    timed, time_site, stops = [], timing._time_site, [1]
+    timed, options_ms, stops = [], timing._Clock.options_ms, [1]
 
-    def counted(survey, site, *rest):
+    def counted(clock, site, *rest):
         if len(timed) == stops[0]:
             raise Stop
         timed.append(site.name)
-        return time_site(survey, site, *rest)
+        return options_ms(clock, site, *rest)
 
-    monkeypatch.setattr(timing, "_time_site", counted)
+    monkeypatch.setattr(timing._Clock, "options_ms", counted)
     with pytest.raises(Stop):
         Study(network, images, target="torch", checkpoint=tmp_path).table  # noqa: B018
     stops[0] = 99

@@ -197,3 +197,11 @@ def test_refuses_a_form_that_is_unknown_or_says_nothing_new_here():
         factorize(nn.Conv2d(4, 4, 3), "separable")
     with pytest.raises(InputError, match="does not differ"):
         factorize(nn.Conv1d(4, 4, 3), "axis by axis")
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("channels", [(2, 40), (40, 2)])
+def test_any_rank_can_be_written_where_one_side_has_few_channels(name, channels):
+    conv = torch.nn.Conv2d(*channels, 3)
+    for rank in range(1, FORMS[name].full_rank(Shape.of(conv)) + 1, 5):
+        assert factorize(conv, name, rank)(torch.randn(1, channels[0], 5, 5)).shape == (1, channels[1], 3, 3)

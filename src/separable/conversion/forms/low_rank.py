@@ -84,7 +84,8 @@ class Tucker(Form):
 
     def _ranks(self, shape: Shape, rank: int) -> tuple[int, int]:
         whole = self.full_rank(shape)
-        return max(1, rank * shape.inputs // whole), max(1, rank * shape.outputs // whole)
+        first, second = max(1, rank * shape.inputs // whole), max(1, rank * shape.outputs // whole)
+        return min(first, second * shape.taps), min(second, first * shape.taps)  # more would be zeros
 
     def stages(self, shape: Shape, rank: int) -> tuple[Stage, ...]:
         g, (first, second) = shape.groups, self._ranks(shape, rank)
