@@ -17,6 +17,7 @@ from separable.conversion.plan import cheapest, choose
 from separable.conversion.removal import REMOVED
 from separable.conversion.table import Option, every_option
 from separable.conversion.weigh import change, outputs_of, tabulate
+from separable.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -113,6 +114,40 @@ def test_a_block_that_runs_twice_or_is_looked_into_stays():
         assert survey(settled(network, images), images).blocks == {}
 
 
+def test_a_block_that_shares_a_layer_or_a_weight_stays():
+    layer, weight = residual(), residual()
+    layer[3].conv1 = layer[2].conv1
+    weight[3].conv1.weight = weight[2].conv1.weight
+    for network in (layer, weight):
+        images = smooth(8, 12)
+        assert list(survey(settled(network, images), images).blocks) == ["5"]
+
+
+def test_an_example_of_zeros_finds_the_same_blocks():
+    images = smooth(16, 12)
+    network = settled(residual(), images)
+    for parameter in network[0].parameters():
+        nn.init.zeros_(parameter)
+    found = survey(network, images, example=torch.zeros(1, 3, 12, 12))
+    assert list(found.blocks) == ["2", "3", "5"]
+    assert type(found.blocks["2"].stand_in) is nn.ReLU, "nothing tells that its input is rectified"
+
+
+def test_a_stand_in_does_not_let_others_write_into_a_shortcut():
+    class Writing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.block, self.last = conv(3, 8), Bottleneck(last=nn.Identity), conv(8, 8)
+
+        def forward(self, x):
+            x = self.stem(x)
+            y = self.block(x)
+            return self.last(y.relu_()) + x
+
+    images = smooth(16, 10)
+    assert survey(settled(Writing(), images), images).blocks == {}
+
+
 def test_what_a_block_that_goes_cost_is_what_is_saved(seen):
     table = every_option(seen, fit=False)
     for gone in itertools.chain.from_iterable(itertools.combinations(seen.blocks, n) for n in range(4)):
@@ -157,6 +192,43 @@ def test_layers_behind_take_back_what_a_block_lost(seen):
     bare[2] = nn.Identity()
     repaired, broken = (change(outputs_of(network(unseen)), dense) for network in (made, bare))
     assert repaired < 0.5 * broken
+
+
+def test_all_layers_of_a_block_go_or_it_is_refused(seen):
+    with pytest.raises(InputError, match="goes only with all layers of a block"):
+        calibrate(seen, {"2.conv1": (REMOVED, 0)})
+    with pytest.raises(InputError, match="goes only with all layers of a block"):
+        calibrate(seen, {"6": (REMOVED, 0)})
+    with pytest.raises(InputError, match="chosen = 6: polyadc: must be one of polyadic"):
+        calibrate(seen, {"6": ("polyadc", 4)})
+
+
+def test_what_became_of_each_layer_is_told(seen, monkeypatch):
+    images = torch.cat([batch.tensors()[0] for batch in seen.inputs])
+    study = Study(seen.model, images, target="torch")
+    study._table = tabulate(study.survey)
+    plan = {name: many[0] for name, many in study.table.items()}
+    plan |= {n: next(o for o in study.table[n] if o.form == REMOVED) for n in study.survey.blocks["5"].layers}
+    done = study._finished(plan, *study.fit(plan))
+    rows = {layer.name: layer for layer in done.layers}
+    for name in ("5.less", "5.conv", "5.more", "5.attention.1"):
+        assert (rows[name].form, rows[name].macs_after, rows[name].params_after) == (REMOVED, 0, 0)
+    assert rows["6"].note == "dense, fitted anew behind a block that went"
+    assert rows["6"].error is not None
+    assert rows["3.conv1"].error is None
+    assert all(min(row.macs_after, row.params_after) >= 0 for row in done.layers)
+
+
+def test_parameters_of_new_biases_are_counted():
+    torch.manual_seed(0)
+    images = smooth(48, 12)
+    blocks = [Bottleneck(8), conv(8, 8, bias=False), nn.ReLU(), conv(8, 8, bias=False)]
+    network = settled(nn.Sequential(conv(3, 8), nn.ReLU(), *blocks), images)
+    study = Study(network, images, target="torch")
+    study._table = tabulate(study.survey)
+    for share in (0.9, 0.7, 0.5):
+        done = study.convert({"params": share})
+        assert done.params_after <= share * done.params_before
 
 
 def test_a_removal_that_was_stopped_goes_on_to_the_same_network(seen, tmp_path):

@@ -56,7 +56,7 @@ def _search(
     least, best = math.inf, None
     kept: float | None = None  # the largest limit that kept the share,
     missed: float | None = None  # and the smallest that did not
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
         found = choose(table, {**limits, measure: min(allowed, limits.get(measure, math.inf))})
         plan = found or cheapest(table, measure, limits)
         if plan is None:  # what is left out for its time alone keeps the other limits
@@ -72,7 +72,8 @@ def _search(
         if kept is not None and missed is not None:
             allowed = (kept + missed) / 2
         else:
-            allowed -= 1.1 * (taken - wanted) * scale
+            further = 1.1 + 0.5 * attempt  # than the limit says: else it may be neared for ever from one side
+            allowed -= further * (taken - wanted) * scale
         if allowed >= whole:  # nothing to change, and within the budget
             break
     return best, least

@@ -25,10 +25,10 @@ from separable.inputs import Inputs, join, tensors
 from separable.progress import track
 
 _PROBE_LOSS = 0.1
-_PROBE_PASSES = 1.5  # of the data through the network, for all layers' probes together
+_LAYER_PASSES, _FORM_PASSES = 1.5, 0.75  # of the data through the network, for all probes of layers, and of forms
 _PROBE_EXAMPLES = (2, 128)  # of one probe, at least and at most
 _REFERENCE = "polyadic"  # the form that layers are probed with, where they can have it
-_FORMS_AT = 3  # layers, at which forms are compared
+_FORMS_AT = 2  # layers, at which forms are compared
 _MOST_FACTOR = 4.0
 _LEAST, _MOST = 3.0, 10.0  # shares and times of the median that a sensitivity is held within: one probe tells no more
 
@@ -50,7 +50,7 @@ def weigh(survey: Survey, table: Table) -> None:
     what is left of the output, as noise against a signal: half of an output lost in one layer is worse than a tenth
     lost in each of five.
     """
-    probes = _Probes(survey)
+    probes = _Probes(survey, _LAYER_PASSES / len(survey.convertible))
     sensitivities = {}
     for i, site in enumerate(track(survey.convertible, "weighing layers")):
         options = table[site.name]
@@ -61,7 +61,7 @@ def weigh(survey: Survey, table: Table) -> None:
     _weigh_removals(survey, table, probes)
     if not sensitivities:
         return
-    factors = _factors(survey, table, probes)
+    factors = _factors(survey, table)
     median = statistics.median(sensitivities.values())
     for name, sensitivity in sensitivities.items():
         held = min(max(sensitivity, median / _LEAST), median * _MOST) or 1.0  # 0: outputs that show nothing
@@ -70,12 +70,13 @@ def weigh(survey: Survey, table: Table) -> None:
                 option.change = held * factors.get(option.form, 1.0) * _odds(option)
 
 
-def _factors(survey: Survey, table: Table, probes: "_Probes") -> dict[str | None, float]:
+def _factors(survey: Survey, table: Table) -> dict[str | None, float]:
     """How much more a form changes the network than the reference does for the same loss: the mean of logarithms.
 
     Never less: where an unrepaired probe shows less, nothing of it is left once the layers behind are fitted.
     """
     found: dict[str | None, float] = {}
+    probes = _Probes(survey, _FORM_PASSES / (_FORMS_AT * (len(FORMS) + 1)))
     for form in track([*FORMS, thin.SECOND], "weighing forms"):
         sites = [site for site in survey.convertible if any(o.form == form and o.loss > 1e-9 for o in table[site.name])]
         shares = []
@@ -100,10 +101,11 @@ def _weigh_removals(survey: Survey, table: Table, probes: "_Probes") -> None:
 class _Probes:
     """The dense network with one layer in another form, on a few examples; each is run once."""
 
-    def __init__(self, survey: Survey):
+    def __init__(self, survey: Survey, share: float):
+        """share: of the examples, that each probe sees."""
         self.survey = survey
         least, most = _PROBE_EXAMPLES
-        number = min(max(least, round(_PROBE_PASSES * survey.examples / len(survey.convertible))), most)
+        number = min(max(least, round(share * survey.examples)), most)
         alike = [batch for batch in survey.inputs if batch.kind() == survey.inputs[0].kind()]
         self.inputs: Inputs = join(alike)[:number]
         self.dense = outputs_of(self.inputs.call(survey.model))

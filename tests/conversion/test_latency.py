@@ -1,0 +1,78 @@
+"""A share of time is kept by whole networks, whatever layers' times say, and other budgets are kept with it."""
+
+import random
+
+import pytest
+
+from separable.conversion.latency import plan_latency
+from separable.conversion.table import Option
+
+
+def table(seed, layers=5, forms=6):
+    """Forms of less change take more time and more multiply-adds, roughly."""
+    draw = random.Random(seed)
+    found = {}
+    for i in range(layers):
+        dense = Option(None, 0, 1000, 100, ms=1.0)
+        found[f"layer{i}"] = [dense]
+        for rank in range(1, forms + 1):
+            share = rank / (forms + 1)
+            option = Option("form", rank, round(1000 * share), round(100 * share), ms=share * draw.uniform(0.7, 1.3))
+            option.change = (1 - share) ** 2 * draw.uniform(0.5, 2)
+            found[f"layer{i}"].append(option)
+    return found
+
+
+def total(plan, measure):
+    return sum(getattr(option, measure) for option in plan.values())
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("wanted", [0.9, 0.6, 0.4])
+def test_the_plan_keeps_the_share_by_the_network_s_own_clock(seed, wanted):
+    """Where layers' times are too large by half, and the network has a part that no plan changes."""
+    many, asked = table(seed), []
+
+    def share_of_time(plan):
+        asked.append(plan)
+        return (0.5 + total(plan, "ms") / 1.5) / (0.5 + 5 / 1.5)
+
+    plan, least = plan_latency(many, {}, wanted, (0.5 + 5 / 1.5, 0.5 + 5 / 1.5), share_of_time)
+    assert share_of_time(plan) <= wanted
+    assert share_of_time(plan) > 0.85 * wanted, "little is left unused"
+    assert least <= wanted
+    kept = [total(one, "change") for one in list(asked) if share_of_time(one) <= wanted]
+    assert total(plan, "change") == min(kept)
+
+
+def test_where_layers_times_say_nothing_multiply_adds_plan():
+    draw, many = random.Random(0), table(1)
+    for options in many.values():
+        for option in options[1:]:
+            option.ms = draw.uniform(0.1, 0.9)
+    plan, _ = plan_latency(many, {}, 0.5, (5.0, 5.0), lambda plan: total(plan, "macs") / 5000)
+    assert 0.42 < total(plan, "macs") / 5000 <= 0.5
+
+
+@pytest.mark.parametrize("wanted", [0.9, 0.5])
+def test_limits_on_other_measures_are_kept(wanted):
+    many = table(2)
+    plan, _ = plan_latency(many, {"params": 150}, wanted, (5.0, 5.0), lambda plan: total(plan, "ms") / 5)
+    assert total(plan, "params") <= 150
+    assert total(plan, "ms") / 5 <= wanted
+
+
+def test_nothing_is_given_where_what_is_fast_does_not_keep_the_limits():
+    many = table(3)
+    for options in many.values():
+        for option in options[1:]:
+            option.ms = 0.5 if option.rank == 6 else 1.5  # the small ones are slower than the dense layer
+    plan, least = plan_latency(many, {"macs": 1000}, 0.4, (5.0, 5.0), lambda plan: total(plan, "ms") / 5)
+    assert plan is None
+    assert least > 1, "the slow ones were tried, and take longer"
+
+
+def test_a_share_that_no_network_has_gives_none_and_the_least():
+    plan, least = plan_latency(table(4), {}, 0.01, (5.0, 5.0), lambda plan: 0.2 + total(plan, "ms") / 5)
+    assert plan is None
+    assert 0.2 < least < 0.5
