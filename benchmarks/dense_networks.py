@@ -57,6 +57,7 @@ class Dense:
 def imported(file: Path):
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module  # so that a saved network of its classes can be opened again
     spec.loader.exec_module(module)
     return module
 
