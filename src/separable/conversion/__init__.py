@@ -15,7 +15,8 @@ from separable.conversion.calibrate import calibrate
 from separable.conversion.distill import Epoch, distill
 from separable.conversion.factorize import factorize
 from separable.conversion.plan import DEFAULT, read_budget
-from separable.conversion.study import Choice, Conversion, Study
+from separable.conversion.result import Choice, Conversion
+from separable.conversion.study import Study
 from separable.conversion.survey import SAMPLES, Site, Survey, survey
 from separable.conversion.who_pays import WhoPays, read_slices, who_pays
 from separable.errors import InputError

@@ -9,7 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from separable.conversion.table import Option, Table
+from separable.conversion.survey import Survey
+from separable.conversion.table import Option, Table, every_option
 from separable.errors import InputError
 
 MEASURES = ("macs", "params", "latency", "accuracy")
@@ -37,6 +38,30 @@ def read_budget(budget: Any) -> dict[str, float]:
             rule = "latency is a share of the fastest dense network's: more than 0, at most 1"
             raise InputError("budget", str(budget), rule)
     return {measure: float(amount) for measure, amount in budget.items()}
+
+
+def room(survey: Survey, budget: Mapping[str, float]) -> dict[str, float]:
+    """What budgets of MACs and parameters leave to the layers that can change, checked from shapes alone."""
+    limits: dict[str, float] = {}
+    for measure in ("macs", "params"):
+        if measure not in budget:
+            continue
+        amount, whole = budget[measure], getattr(survey, measure)
+        if amount > whole:
+            rule = f"is more than the dense network's {whole:,}; there is nothing to convert"
+            raise InputError("budget", str(budget), rule)
+        limit = math.floor(amount * whole) if amount <= 1 else math.floor(amount)
+        spent = whole - sum(getattr(site, measure) for site in survey.convertible)
+        table = every_option(survey, fit=False)
+        cheap = cheapest(table, measure)
+        assert cheap is not None, "each layer can stay as it is"
+        least = spent + sum(getattr(option, measure) for option in cheap.values())
+        if least > limit:
+            best = f"{least / whole:.4f} of the dense network's {whole:,}" if amount <= 1 else f"{least:,} of {whole:,}"
+            rule = f"cannot be met; the least {measure} this network can have is {best}"
+            raise InputError("budget", str(budget), rule)
+        limits[measure] = limit - spent
+    return limits
 
 
 def choose(table: Table, limits: Mapping[str, float]) -> Plan | None:

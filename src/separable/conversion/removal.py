@@ -9,7 +9,7 @@ Source: Veit, Wilber and Belongie 2016, arXiv:1605.06431, section 4.1 (single bl
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from separable import cost
 from separable.conversion import watch
-from separable.conversion.streams import own_structure
+from separable.conversion.trial import equal, tried
 from separable.errors import InputError
 from separable.inputs import Inputs, own_copy
 
@@ -116,30 +116,19 @@ def _stand_in(model: nn.Module, name: str, x: Tensor, example: Inputs) -> nn.Mod
     fits = [stand_in for stand_in in (same, rectified) if _gives(stand_in, (x, drawn), outputs)]
     if fits == [rectified] and bool((x >= 0).all()) and bool(x.any()):
         fits = [same, rectified]  # what it reads is rectified already
-    expected = _outputs(model, name, silent, example)
-    for stand_in in fits:
-        given = _outputs(model, name, stand_in, example)
-        if expected is not None and given is not None and _equal(given, expected):
+    expected = tried(model, example, _placing(name, silent))
+    for stand_in in fits:  # others may read what the module keeps, or write into what it gives
+        if equal(tried(model, example, _placing(name, stand_in)), expected):
             return stand_in.train(module.training)
     return None
 
 
+def _placing(name: str, module: nn.Module) -> Callable[[nn.Module], None]:
+    return lambda structure: structure.set_submodule(name, module)
+
+
 def _gives(stand_in: nn.Module, given: Sequence[Tensor], outputs: Sequence[Any]) -> bool:
     return all(isinstance(o, Tensor) and torch.equal(o, stand_in(x)) for x, o in zip(given, outputs, strict=True))
-
-
-def _outputs(model: nn.Module, name: str, stand_in: nn.Module, example: Inputs) -> list[Tensor] | None:
-    """Of the network with another module: others may read what the one there keeps, or write into what it is given."""
-    structure = own_structure(model)
-    try:
-        structure.set_submodule(name, stand_in)
-        return list(watch.tensors(example.call(structure)))
-    except Exception:  # as above
-        return None
-
-
-def _equal(given: list[Tensor], expected: list[Tensor]) -> bool:
-    return len(given) == len(expected) and all(map(torch.equal, given, expected))
 
 
 def remove(network: nn.Module, blocks: Iterable[Block]) -> None:

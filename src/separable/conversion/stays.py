@@ -4,15 +4,14 @@ import math
 from collections import defaultdict
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from separable.conversion.patches import PLAIN, TRANSPOSED
-from separable.conversion.streams import own_structure
-from separable.inputs import Inputs, tensors
+from separable.conversion.trial import equal, tried
+from separable.inputs import Inputs
 
 CONVOLUTIONS = (*PLAIN, *TRANSPOSED)
 
@@ -51,30 +50,22 @@ def _looked_into(model: nn.Module, batch: Inputs, names: list[str]) -> set[str]:
     after the other.
     """
 
-    def given(wrapped: list[str]) -> list[Tensor]:
-        structure = own_structure(model)
-        for name in wrapped:
-            layer = structure.get_submodule(name)
-            for other, module in list(structure.named_modules(remove_duplicate=False)):
-                if module is layer and other:
-                    structure.set_submodule(other, nn.Sequential(layer))
-        return list(tensors(batch.call(structure)))
-
-    def fail(wrapped: list[str]) -> bool:
-        try:
-            return not _equal(given(wrapped), expected)
-        except Exception:  # a network may fail in any way on a layer that it does not expect
-            return True
+    def given(wrapped: list[str]) -> list[Tensor] | None:
+        return tried(model, batch, lambda structure: _wrap(structure, wrapped))
 
     names = [name for name in names if name]
     expected = given([])
-    if not names or not fail(names) or not _equal(given([]), expected):  # a network of chance tells nothing
+    if not names or equal(given(names), expected) or not equal(given([]), expected):  # by chance: it tells nothing
         return set()
-    return {name for name in names if fail([name])}
+    return {name for name in names if not equal(given([name]), expected)}
 
 
-def _equal(given: list[Tensor], expected: list[Tensor]) -> bool:
-    return len(given) == len(expected) and all(map(torch.equal, given, expected))
+def _wrap(structure: nn.Module, names: list[str]) -> None:
+    for name in names:
+        layer = structure.get_submodule(name)
+        for other, module in list(structure.named_modules(remove_duplicate=False)):
+            if module is layer and other:
+                structure.set_submodule(other, nn.Sequential(layer))
 
 
 def _shared_weights(model: nn.Module) -> set[str]:

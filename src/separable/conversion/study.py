@@ -8,9 +8,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +18,13 @@ from separable.conversion import timing
 from separable.conversion.batches import Data
 from separable.conversion.calibrate import calibrate
 from separable.conversion.checkpoint import Checkpoint
-from separable.conversion.headline import headline
 from separable.conversion.judge import Judge
 from separable.conversion.kept import Kept
 from separable.conversion.latency import plan_latency
-from separable.conversion.plan import Plan, cheapest, choose, read_budget
-from separable.conversion.removal import REMOVED, removed
-from separable.conversion.survey import SAMPLES, Site, survey
-from separable.conversion.table import Option, Table, every_option
+from separable.conversion.plan import Plan, choose, read_budget, room
+from separable.conversion.result import Conversion, choices, fastest_ms, set_as_given
+from separable.conversion.survey import SAMPLES, survey
+from separable.conversion.table import Table
 from separable.conversion.weigh import tabulate
 from separable.cost.count import uncompiled
 from separable.errors import InputError
@@ -40,80 +37,6 @@ PARETO = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 _COMPARED = ("torch", "torch channels-last", "accelerate", "onnxruntime", "openvino")
 _MISSED, _REFITS = 1.03, 2  # times a latency budget that a fitted network may take, and tighter plans where it does not
 _ROUNDS, _SECONDS = 41, 12.0  # of a comparison
-
-
-@dataclass
-class Choice:
-    """What becomes of one layer. loss: of its output alone, predicted; error: with all before it, as fitted."""
-
-    name: str
-    form: str | None  # None: left dense
-    rank: int | None
-    loss: float
-    error: float | None
-    macs_before: int
-    macs_after: int
-    params_before: int
-    params_after: int
-    ms_before: float | None = None
-    ms_after: float | None = None
-    note: str = ""  # why a layer stayed dense
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass
-class Conversion:
-    """A converted network, what was decided for each of its convolutions, and its time beside the dense one's.
-
-    MACs are for one example; milliseconds for the example that the network was timed on.
-    """
-
-    model: nn.Module = field(repr=False)
-    layers: list[Choice]
-    macs_before: int
-    macs_after: int
-    params_before: int
-    params_after: int
-    target: str
-    comparison: runtimes.Comparison = field(repr=False)
-    batch: int = 1
-
-    @property
-    def dense_ms(self) -> float:
-        """The dense network in the runtime that is fastest for it."""
-        return _fastest_ms(self.comparison, "dense")
-
-    @property
-    def ms(self) -> float:
-        """The converted network in the runtime that it was planned for."""
-        row = self.comparison.of("separable", self.target)
-        assert row is not None
-        return row.ms or math.inf
-
-    @property
-    def times_as_fast(self) -> float:
-        """As the fastest dense network of all runtimes at hand."""
-        return self.dense_ms / self.ms
-
-    def headline(self, points: float | None = None) -> str:
-        """The line that matters. points: of accuracy, gained or (below 0) lost, where that was measured."""
-        return headline(self.to_json(), points)
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything but the model, as plain values."""
-        names = ("macs_before", "macs_after", "params_before", "params_after", "target", "batch")
-        totals = {name: getattr(self, name) for name in names}
-        times = {"dense_ms": self.dense_ms, "ms": self.ms, "times_as_fast": self.times_as_fast}
-        layers = [layer.to_json() for layer in self.layers]
-        return {**totals, **times, "comparison": self.comparison.to_json(), "layers": layers}
-
-    def table(self) -> Any:
-        """For a terminal: a row for each convolution, totals last."""
-        from separable.conversion.layer_table import layer_table
-
-        return layer_table(self.to_json())
 
 
 class Study:
@@ -172,17 +95,17 @@ class Study:
     def convert(self, budget: dict[str, float]) -> Conversion:
         """The network under a budget, its layers fitted and its time measured beside the dense network's."""
         budget = read_budget(budget)
-        room = self._room(budget)
+        limits = room(self.survey, budget)
         if "accuracy" in budget:
-            return self._finished(*self._within_accuracy(budget, room))
-        done = self._made(budget, room)
+            return self._finished(*self._within_accuracy(budget, limits))
+        done = self._made(budget, limits)
         aim, wanted = budget.get("latency", math.inf), _MISSED * budget.get("latency", math.inf)
         for _ in range(_REFITS):  # the fitted network is timed once more, and may miss what its plan kept
             if done.ms <= wanted * done.dense_ms or not any(layer.form for layer in done.layers):
                 break
             aim *= budget["latency"] * done.dense_ms / done.ms
             try:
-                tighter = self._made({**budget, "latency": aim}, room)
+                tighter = self._made({**budget, "latency": aim}, limits)
             except InputError:
                 break
             done = min(done, tighter, key=lambda one: one.ms / one.dense_ms)
@@ -190,8 +113,8 @@ class Study:
             say(f"latency {budget['latency']:g} was planned; the network takes {done.ms / done.dense_ms:.2f}")
         return done
 
-    def _made(self, budget: dict[str, float], room: dict[str, float]) -> Conversion:
-        plan = self._plan(budget, room)
+    def _made(self, budget: dict[str, float], limits: dict[str, float]) -> Conversion:
+        plan = self._plan(budget, limits)
         return self._finished(plan, *self.fit(plan))
 
     def pareto(self, shares: Sequence[float] = PARETO) -> list[Conversion]:
@@ -254,33 +177,6 @@ class Study:
     def _kept_of(self, plan: Plan) -> Kept:
         return self._kept.plan(_chosen(plan))
 
-    def _room(self, budget: dict[str, float]) -> dict[str, float]:
-        """What budgets of MACs and parameters leave to the layers that can change, checked from shapes alone."""
-        limits: dict[str, float] = {}
-        for measure in ("macs", "params"):
-            if measure not in budget:
-                continue
-            amount, whole = budget[measure], getattr(self.survey, measure)
-            if amount > whole:
-                rule = f"is more than the dense network's {whole:,}; there is nothing to convert"
-                raise InputError("budget", str(budget), rule)
-            limit = math.floor(amount * whole) if amount <= 1 else math.floor(amount)
-            spent = whole - sum(getattr(site, measure) for site in self.survey.convertible)
-            table = every_option(self.survey, fit=False)
-            cheap = cheapest(table, measure)
-            assert cheap is not None, "each layer can stay as it is"
-            least = spent + sum(getattr(option, measure) for option in cheap.values())
-            if least > limit:
-                best = (
-                    f"{least / whole:.4f} of the dense network's {whole:,}"
-                    if amount <= 1
-                    else f"{least:,} of {whole:,}"
-                )
-                rule = f"cannot be met; the least {measure} this network can have is {best}"
-                raise InputError("budget", str(budget), rule)
-            limits[measure] = limit - spent
-        return limits
-
     def _plan(self, budget: dict[str, float], limits: dict[str, float]) -> Plan:
         if "latency" in budget:
             return self._plan_latency(budget, limits)
@@ -297,7 +193,7 @@ class Study:
     def _plan_latency(self, budget: dict[str, float], limits: dict[str, float]) -> Plan:
         """Where not even the fastest network found is faster than the fastest dense one, that stays as it is."""
         dense = self.dense_comparison()
-        whole, here = _fastest_ms(dense, "dense"), dense.of("dense", self.target)
+        whole, here = fastest_ms(dense, "dense"), dense.of("dense", self.target)
         assert here is not None
         times = whole, here.ms or math.inf
         best, least = plan_latency(self.table, limits, budget["latency"], times, self.share_of_time)
@@ -325,7 +221,7 @@ class Study:
         networks = {"dense": self.survey.model, "rough": network}
         compared = self._compared(networks, names)
         rough = compared.of("rough", self.target)
-        return math.inf if rough is None or rough.ms is None else rough.ms / _fastest_ms(compared, "dense")
+        return math.inf if rough is None or rough.ms is None else rough.ms / fastest_ms(compared, "dense")
 
     def dense_comparison(self) -> runtimes.Comparison:
         """The dense network in every runtime at hand."""
@@ -345,14 +241,8 @@ class Study:
         networks = {"dense": found.model, "separable": network}
         compared = self._kept_of(plan).comparison("times", lambda: self._compared(networks, self._runtimes()))
         counted = cost.count(network, found.example)
-        gone = tuple(f"{block.name}." for block in removed(found.blocks, {n: o.form for n, o in plan.items()}))
-        layers = [
-            _gone(site, self._table)
-            if site.name.startswith(gone)
-            else _choice(site, plan.get(site.name), self._table, errors)
-            for site in found.sites
-        ]
-        _as_given(network, self.given)
+        layers = choices(found, plan, self._table, errors)
+        set_as_given(network, self.given)
         return Conversion(
             network, layers, found.macs, counted.macs // len(found.example), found.params, counted.params,
             self.target, compared, len(found.example),
@@ -361,50 +251,3 @@ class Study:
 
 def _chosen(plan: Plan) -> dict[str, tuple[str, int]]:
     return {name: (option.form, option.rank) for name, option in plan.items() if option.form}
-
-
-def _choice(site: Site, option: Option | None, table: Table | None, errors: dict[str, float]) -> Choice:
-    before, error = _dense_ms(site, table), errors.get(site.name)
-    if option is None or option.form is None:
-        note, costs = site.kept or "dense is worth its cost here", (site.macs, site.macs, site.params, site.params)
-        note = note if error is None else "dense, fitted anew behind a block that went"
-        return Choice(site.name, None, None, 0.0, error, *costs, before, before, note)
-    costs = (site.macs, option.macs, site.params, option.params)
-    return Choice(site.name, option.form, option.rank, option.loss, error, *costs, before, option.ms)
-
-
-def _gone(site: Site, table: Table | None) -> Choice:
-    """Of any layer in a block that went, also of one without options."""
-    before = _dense_ms(site, table)
-    return Choice(site.name, REMOVED, None, 1.0, None, site.macs, 0, site.params, 0, before, before and 0.0)
-
-
-def _dense_ms(site: Site, table: Table | None) -> float | None:
-    return None if table is None or site.name not in table else table[site.name][0].ms
-
-
-def _as_given(network: nn.Module, given: nn.Module) -> None:
-    """Modes and gradients as in the network that was given; new layers take those of the layer that they replace."""
-    modes = {name: module.training for name, module in given.named_modules()}
-    wants = {name: parameter.requires_grad for name, parameter in given.named_parameters()}
-
-    def nearest(name: str) -> bool:
-        while name not in modes:  # the network itself, of the name "", is
-            name = name.rpartition(".")[0]
-        return modes[name]
-
-    for name, module in network.named_modules():
-        module.training = nearest(name)
-    for name, parameter in network.named_parameters():
-        if name in wants:
-            parameter.requires_grad_(wants[name])
-        else:
-            layer = name.rpartition(".")[0]
-            while layer and f"{layer}.weight" not in wants:
-                layer = layer.rpartition(".")[0]
-            parameter.requires_grad_(wants.get(f"{layer}.weight" if layer else "weight", True))
-
-
-def _fastest_ms(comparison: runtimes.Comparison, network: str) -> float:
-    row = comparison.fastest(network)
-    return math.inf if row is None or row.ms is None else row.ms

@@ -75,6 +75,11 @@ def _add_removal(survey: Survey, table: Table, block: Block) -> None:
         table[name].append(Option(REMOVED, 0, *costs, 1.0, tied=block.layers))
 
 
+def removal_of(table: Table, name: str) -> Option:
+    """The option of a layer that its block goes."""
+    return next(option for option in table[name] if option.form == REMOVED)
+
+
 def _new_biases(survey: Survey, name: str) -> int:
     """Parameters of the bias that a layer without one takes when it is fitted anew."""
     conv = survey.conv_of(name)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from separable.conversion import watch
 from separable.conversion.moments import Moments, root
 from separable.conversion.patches import grouped_weight, is_transposed, write_weight
-from separable.conversion.streams import own_structure
+from separable.conversion.trial import tried
 from separable.inputs import Inputs, tensors
 
 FIRST, SECOND = "fewer outputs", "fewer inputs"
@@ -121,11 +121,9 @@ def can_be_thin(model: nn.Module, x: Inputs, first: str, norm: str | None, secon
 
     with watch.hooks([model.get_submodule(norm or first).register_forward_hook(silence)]):
         expected = list(tensors(x.call(model)))
-    structure = own_structure(model)
-    try:
-        thin(structure, first, norm, second, kept.to(channels.weight.device))
-        given = list(tensors(x.call(structure)))
-    except Exception:  # whatever the network does with channels, it may fail in any way on fewer
+    kept = kept.to(channels.weight.device)
+    given = tried(model, x, lambda structure: thin(structure, first, norm, second, kept))
+    if given is None:
         return False
     return [t.shape for t in given] == [t.shape for t in expected] and all(map(_alike, given, expected))
 

@@ -20,9 +20,9 @@ from separable.conversion import chain, thin
 from separable.conversion.calibrate import replace
 from separable.conversion.forms import FORMS
 from separable.conversion.patches import PLAIN
-from separable.conversion.removal import REMOVED, remove, removed
+from separable.conversion.removal import remove, removed
 from separable.conversion.survey import Site, Survey
-from separable.conversion.table import Option, Table
+from separable.conversion.table import Option, Table, removal_of
 from separable.errors import InputError
 from separable.functional.measure import fastest, seconds_of
 from separable.progress import track
@@ -83,7 +83,7 @@ def _time_removals(survey: Survey, table: Table, clock: "_Clock", keep: Callable
     for block in track(survey.blocks.values(), f"timing blocks in {clock.target}"):
         module = survey.model.get_submodule(block.name)
         layers_ms = sum(table[name][0].ms or 0.0 for name in block.layers)
-        first, *others = (next(o for o in table[name] if o.form == REMOVED) for name in block.layers)
+        first, *others = (removal_of(table, name) for name in block.layers)
         key = (repr(module), block.shape)
         if first.ms is not None:  # by a run that was stopped
             known[key] = layers_ms - first.ms

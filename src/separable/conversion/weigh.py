@@ -5,7 +5,6 @@ the layer's sensitivity. Forms differ as well: what takes whole channels away ch
 same energy. By how much is measured at a few layers, and taken to be the same at all.
 """
 
-import copy
 import math
 import statistics
 from typing import Any
@@ -20,7 +19,7 @@ from separable.conversion.forms import FORMS
 from separable.conversion.removal import REMOVED, remove
 from separable.conversion.streams import own_structure
 from separable.conversion.survey import Site, Survey
-from separable.conversion.table import Option, Table, every_option
+from separable.conversion.table import Option, Table, every_option, removal_of
 from separable.inputs import Inputs, join, tensors
 from separable.progress import track
 
@@ -94,7 +93,7 @@ def _weigh_removals(survey: Survey, table: Table, probes: "_Probes") -> None:
     for block in track(survey.blocks.values(), "weighing blocks"):
         network = own_structure(survey.model)
         remove(network, [block])
-        option = next(o for o in table[block.layers[0]] if o.form == REMOVED)
+        option = removal_of(table, block.layers[0])
         option.change = probes.change(outputs_of(probes.inputs.call(network))) / (1 + len(behind(survey, block)))
 
 
@@ -129,14 +128,11 @@ class _Probes:
     def _replaced(self, site: Site, option: Option) -> Any:
         survey, conv = self.survey, self.survey.conv(site)
         layer = from_moments(conv, FORMS[option.form or ""], option.rank, site.known, survey.importance(site), site.pad)
-        replaced = replace(survey.model, conv, layer)
-        try:
-            return self.inputs.call(replaced)
-        finally:
-            replace(replaced, layer, conv)
+        network = own_structure(survey.model)
+        return self.inputs.call(replace(network, network.get_submodule(site.name), layer))
 
     def _narrow(self, site: Site, option: Option) -> Any:
-        network = copy.deepcopy(self.survey.model)
+        network = own_structure(self.survey.model)
         make_thin(self.survey, network, site.name, option.rank)
         return self.inputs.call(network)
 
