@@ -81,11 +81,11 @@ def naive(found, chosen):
             form, rank = chosen[site.name]
             network = replace(network, old, from_moments(old, FORMS[form], rank, site.known))
     for site in order(found):
-        fitting = Fitting(found, site, FORMS[chosen[site.name][0]], chosen[site.name][1], found.model)
+        fitting = Fitting(found, site, FORMS[chosen[site.name][0]], chosen[site.name][1], network)
         for batch in found.inputs:
             fitting.add_target(seen(found.model, site, batch)["output"])
         now = [seen(network, site, batch) for batch in found.inputs]
-        layer, errors[site.name] = fitting.fit([n["x"] for n in now], [n.get("shortcut") for n in now], network)
+        layer, errors[site.name] = fitting.fit([n["x"] for n in now], [n.get("shortcut") for n in now])
         network = replace(network, network.get_submodule(site.name), layer)
     return network, errors
 

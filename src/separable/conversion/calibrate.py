@@ -68,18 +68,18 @@ def calibrate(survey: Survey, chosen: Chosen, known: Kept | None = None) -> tupl
     halting = {name: site for name, site in sites.items() if len(site.sizes) == 1}
     known = known or Kept(None)
     network, errors = _with_known(network, halting, chosen, known)
-    dense_walks = [Walk(_dense_walk(own_structure(survey.model), batch, halting)) for batch in survey.inputs]
+    fittings = _fittings(survey, network, halting, chosen, kept)
     walks = [Walk(_new_walk(own_structure(network), batch, halting)) for batch in survey.inputs]
     layer: nn.Module | None = None
     try:
-        for _ in track(range(len(halting)), "calibrating", len(errors) + len(halting), done=len(errors)):
-            fitting = _next_fitting(survey, dense_walks, halting, chosen, network, kept)
+        for _ in track(range(len(fittings)), "calibrating", len(errors) + len(fittings), done=len(errors)):
+            fitting = fittings.pop(0)  # with all its targets it goes before the next one is fitted
             site = fitting.site
-            layer, errors[site.name] = _fitted(fitting, walks, layer, network)
+            layer, errors[site.name] = _fitted(survey, fitting, walks, layer)
             network = replace(network, network.get_submodule(site.name), layer)
             known.keep_layer(site.name, _parts(network, site, layer), errors[site.name])
     finally:
-        for walk in (*dense_walks, *walks):
+        for walk in walks:
             walk.close()
     return network, errors
 
@@ -138,39 +138,40 @@ def make_thin(survey: Survey, network: nn.Module, second: str, rank: int) -> Ten
     return kept
 
 
-def _next_fitting(
-    survey: Survey,
-    walks: list[Walk],
-    halting: dict[str, Site],
-    chosen: Chosen,
-    network: nn.Module,
-    kept: dict[str, Tensor],
-) -> Fitting:
-    """The layer at which the dense network halts next, with what it gives there for each batch."""
-    fitting: Fitting | None = None
-    for walk in walks:
-        halt = walk.resume()
-        if halt is None or (fitting is not None and halt[0] != fitting.site.name):
-            raise InputError("model", type(survey.model).__name__, "runs its layers in another order on other data")
-        name, output = halt
-        if fitting is None:
-            form, rank = chosen[name]
-            fitting = Fitting(survey, halting[name], FORMS.get(form, DENSE), rank, network, kept.get(name))
-        fitting.add_target(output)
-        del halt, output  # the walk alone holds it, so that it goes when the walk goes on
-    assert fitting is not None, "a survey has data"
-    return fitting
+def _fittings(
+    survey: Survey, network: nn.Module, halting: dict[str, Site], chosen: Chosen, kept: dict[str, Tensor]
+) -> list[Fitting]:
+    """Of the layers in the order in which they run, each with a sample of what the dense network gives there."""
+    found: dict[str, Fitting] = {}
+    for batch in track(survey.inputs, "running the dense network"):
+        order: list[str] = []
+
+        def give(name: str, output: Tensor, order: list[str] = order) -> None:
+            if name not in found:
+                form, rank = chosen[name]
+                found[name] = Fitting(survey, halting[name], FORMS.get(form, DENSE), rank, network, kept.get(name))
+            found[name].add_target(output)
+            order.append(name)
+
+        _run_dense(own_structure(survey.model), batch, halting, give)
+        if order != list(found):
+            raise _other_order(survey)
+    return list(found.values())
 
 
-def _fitted(
-    fitting: Fitting, walks: list[Walk], before: nn.Module | None, network: nn.Module
-) -> tuple[nn.Module, float]:
+def _fitted(survey: Survey, fitting: Fitting, walks: list[Walk], before: nn.Module | None) -> tuple[nn.Module, float]:
     """The layer at which the new network halts next, its walks going on with the one `before`; and its error.
 
     A function of its own, so that what the walks hand out is gone when they go on.
     """
     requests = [walk.resume(before) for walk in walks]
-    return fitting.fit([r.x for r in requests], [r.shortcut for r in requests], network)
+    if any(request is None or request.name != fitting.site.name for request in requests):
+        raise _other_order(survey)
+    return fitting.fit([r.x for r in requests], [r.shortcut for r in requests])
+
+
+def _other_order(survey: Survey) -> InputError:
+    return InputError("model", type(survey.model).__name__, "runs its layers in another order on other data")
 
 
 def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
@@ -183,27 +184,24 @@ def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
     return model
 
 
-def _dense_walk(model: nn.Module, batch: Inputs, halting: dict[str, Site]) -> Callable[[Walk], None]:
-    """Hands out (name, what the layer gives with its norm, and after the sum that it goes into)."""
+def _run_dense(model: nn.Module, batch: Inputs, halting: dict[str, Site], give: Callable[[str, Tensor], None]) -> None:
+    """Give of each layer its name and what it makes with its norm, after the sum that it goes into."""
 
-    def run(walk: Walk) -> None:
-        def added(addition: watch.Addition) -> None:
-            if addition.name in halting:  # a sum of such sums is followed too
-                walk.pause((addition.name, addition.side + addition.other))
+    def added(addition: watch.Addition) -> None:
+        if addition.name in halting:  # a sum of such sums is followed too
+            give(addition.name, addition.side + addition.other)
 
-        readers = watch.Readers(added)
-        for name, site in halting.items():
-            if site.added:
-                end = model.get_submodule(site.added)
-                end.register_forward_hook(lambda m, a, output, name=name: readers.follow(name, output))
-            else:  # at the layer itself, as the new network does, though its norm may run after other layers
-                norm = model.get_submodule(site.norm) if site.norm else nn.Identity()
-                conv = model.get_submodule(name)
-                conv.register_forward_hook(lambda m, a, output, name=name, norm=norm: walk.pause((name, norm(output))))
-        with readers:
-            batch.call(model)
-
-    return run
+    readers = watch.Readers(added)
+    for name, site in halting.items():
+        if site.added:
+            end = model.get_submodule(site.added)
+            end.register_forward_hook(lambda m, a, output, name=name: readers.follow(name, output))
+        else:  # at the layer itself, as the new network does, though its norm may run after other layers
+            norm = model.get_submodule(site.norm) if site.norm else nn.Identity()
+            conv = model.get_submodule(name)
+            conv.register_forward_hook(lambda m, a, output, name=name, norm=norm: give(name, norm(output)))
+    with readers:
+        batch.call(model)
 
 
 class _Pending(nn.Module):

@@ -21,7 +21,7 @@ from separable.conversion.removal import Block
 from separable.conversion.survey import Site, Survey
 from separable.errors import InputError
 
-_ROW_NUMBERS = 1 << 25  # of the matrix that a last convolution is fitted on
+_ROW_NUMBERS = 1 << 24  # of the matrix that a last convolution is fitted on
 _LEAST_ROWS, _MOST_ROWS = 4096, 65_536
 _LARGEST_PATCH = 1200  # values of a patch whose second moments are formed
 _PRIOR = 1e-3  # weight of the dense layer's own answer beside the data's
@@ -40,8 +40,7 @@ class Fitting:
         self.conv: Any = network.get_submodule(site.name)
         self.shape = Shape.of(self.conv)
         self.maps = survey.examples * site.shares[0]
-        norm = network.get_submodule(site.norm) if site.norm else None
-        self.weight, _ = folded_weight(self.conv, norm)
+        self.norm = network.get_submodule(site.norm) if site.norm else None
         last = form.stages(self.shape, rank)[-1]
         self.groups = last.groups
         unknowns = last.weights(self.shape) // last.outputs * last.groups
@@ -66,11 +65,12 @@ class Fitting:
         self.targets.append(rows if self.kept is None else rows[:, self.kept])
         self.made.append(tuple(output.shape[2:]))
 
-    def fit(self, inputs: list[Tensor], shortcuts: list[Tensor | None], network: nn.Module) -> tuple[nn.Module, float]:
+    def fit(self, inputs: list[Tensor], shortcuts: list[Tensor | None]) -> tuple[nn.Module, float]:
         """The layer, and its error: squared, as a share of the variance of what it should give, after a ReLU if any.
 
         inputs: what reaches the layer, batch by batch. shortcuts: what its output is added to there.
         """
+        self.weight, _ = folded_weight(self.conv, self.norm)
         sums = Accumulator(self.conv, round(self.maps))
         for x, made in zip(inputs, self.made, strict=True):
             sums.add(x, made)
@@ -85,7 +85,7 @@ class Fitting:
                 patch_rows(self.conv, x, index).flatten(2) for x, index in zip(inputs, self.indices, strict=True)
             ]
             factors = self._refined(factors, whitening, patches, targets, added)
-        return self._install(factors, inputs, targets, added, network)
+        return self._install(factors, inputs, targets, added)
 
     def _rows(self, shortcuts: list[Tensor | None]) -> Tensor | None:
         if shortcuts[0] is None:
@@ -130,7 +130,7 @@ class Fitting:
         return whitening.back(form, factors, shape)
 
     def _install(
-        self, factors: list[Tensor], inputs: list[Tensor], targets: Tensor, added: Tensor | None, network: nn.Module
+        self, factors: list[Tensor], inputs: list[Tensor], targets: Tensor, added: Tensor | None
     ) -> tuple[nn.Module, float]:
         """The chain, its last convolution fitted to the rows that reach it; a norm after it takes the statistics."""
         stages = self.form.stage_weights(factors)
@@ -144,9 +144,9 @@ class Fitting:
         weight, constant, error = fit_rows(z, t, stages[-1].flatten(2).double(), self.site.rectified, offset)
         stages[-1] = weight.view(stages[-1].shape)
         chain.write(layer, stages)
-        if self.site.norm:
+        if self.norm is not None:
             mean, variance = _statistics(z, weight)
-            set_norm(network.get_submodule(self.site.norm), mean, variance, constant.flatten())
+            set_norm(self.norm, mean, variance, constant.flatten())
         else:
             last.bias.copy_(constant.flatten())
         return _layer(layer), error

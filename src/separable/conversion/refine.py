@@ -11,7 +11,7 @@ from torch import Tensor
 from separable.conversion.forms import Form, Shape
 
 SWEEPS = 6
-_STEPS = 8  # of conjugate gradients for each factor and sweep
+_STEPS = 3  # of conjugate gradients for each factor and sweep
 _LARGEST_INNER = 768  # beyond which a factor's own normal matrix is not worth its inverse
 
 

@@ -1,7 +1,7 @@
-"""The dense network and the one that replaces it, side by side over the same data, halted at each layer.
+"""A network run over all data at once, halted at each layer.
 
-Each batch of each network runs in a thread of its own, one of them at a time, and pauses where a layer's fit needs what
-it holds. So one pass over the data serves every layer, each fitted to what the layers before it really give.
+Each batch runs in a thread of its own, one of them at a time, and pauses where a layer's fit needs what it holds. So
+one pass over the data serves every layer, each fitted to what the layers before it really give.
 """
 
 import copy

@@ -36,7 +36,7 @@ _HALVINGS = 6  # of the interval of latencies, to 1.6 % of the dense network's t
 PARETO = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 _COMPARED = ("torch", "torch channels-last", "accelerate", "onnxruntime", "openvino")
 _MISSED, _REFITS = 1.03, 2  # times a latency budget that a fitted network may take, and tighter plans where it does not
-_ROUNDS, _SECONDS = 41, 12.0  # of a comparison
+_ROUNDS, _SECONDS = 21, 12.0  # of a comparison
 
 
 class Study:

@@ -33,7 +33,7 @@ _ROUNDS = (4, 30)  # at least and at most, as many as take:
 _SECONDS = 15e-3  # of the dense layer
 _LEAST_SHARE = 0.05  # of a measured time, that is left where its surroundings are taken off
 Times = dict[tuple[str | None, int], float]  # milliseconds of a form and a rank
-_HOPELESS = 4.0  # times the least loss at no more multiply-adds, from which a form is not timed
+_HOPELESS = 3.0  # times the least loss at no more multiply-adds, from which a form is not timed
 
 
 def default_target() -> str:
@@ -224,14 +224,17 @@ def layer(survey: Survey, site: Site, option: Option) -> nn.Module:
 
 def _worth_timing(options: list[Option]) -> list[Option]:
     """A few ranks of each form that is not far behind another of as many multiply-adds."""
-    found = [option for option in options if option.form in thin.THIN]
+    found = []
     alone = [option for option in options if option.form in FORMS]
-    for form in FORMS:
+    for form in (*FORMS, *thin.THIN):
         mine = [
             option
-            for option in alone
+            for option in options
             if option.form == form
-            and option.loss <= _HOPELESS * min(o.loss for o in alone if o.macs <= option.macs) + 1e-6
+            and (
+                form in thin.THIN
+                or option.loss <= _HOPELESS * min(o.loss for o in alone if o.macs <= option.macs) + 1e-6
+            )
         ]
         if mine:
             found += [mine[i] for i in sorted({round(k * (len(mine) - 1) / (_RANKS - 1)) for k in range(_RANKS)})]
@@ -241,7 +244,7 @@ def _worth_timing(options: list[Option]) -> list[Option]:
 def _between(options: list[Option], measured: Times) -> Times:
     """Of ranks between two that were timed."""
     found: Times = {}
-    for form in FORMS:
+    for form in (*FORMS, *thin.THIN):
         timed = [o for o in options if o.form == form and (form, o.rank) in measured]
         for low, high in itertools.pairwise(timed):
             for option in options:

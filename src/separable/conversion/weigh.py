@@ -25,7 +25,7 @@ from separable.progress import track
 
 _PROBE_LOSS = 0.1
 _LAYER_PASSES, _FORM_PASSES = 1.5, 0.75  # of the data through the network, for all probes of layers, and of forms
-_PROBE_EXAMPLES = (2, 128)  # of one probe, at least and at most
+_PROBE_EXAMPLES = (2, 64)  # of one probe, at least and at most
 _REFERENCE = "polyadic"  # the form that layers are probed with, where they can have it
 _FORMS_AT = 2  # layers, at which forms are compared
 _MOST_FACTOR = 4.0
