@@ -27,7 +27,7 @@ def shown(x, weight, constant, added=None):
 def test_without_a_rectifier_it_is_ordinary_least_squares():
     x, t, _ = problem(groups=2)
     prior = torch.zeros(2, 4, 6, dtype=ONE)
-    weight, constant, error = fit_rows(x, t, prior, rectified=False, ridge=1e-12)
+    weight, constant, error = fit_rows(x, t, prior, rectified=False, ridges=(1e-12,))
     ones = torch.cat([x, torch.ones(2, 300, 1, dtype=ONE)], 2)
     wanted = torch.linalg.lstsq(ones, t).solution
     torch.testing.assert_close(weight, wanted[:, :-1].mT)
@@ -39,7 +39,7 @@ def test_without_a_rectifier_it_is_ordinary_least_squares():
 def test_what_is_added_later_is_taken_off_the_targets():
     x, t, weight = problem(noise=0)
     added = torch.randn_like(t)
-    found, constant, error = fit_rows(x, t + added, torch.zeros_like(weight), False, added, ridge=1e-12)
+    found, constant, error = fit_rows(x, t + added, torch.zeros_like(weight), False, added, ridges=(1e-12,))
     torch.testing.assert_close(found, weight)
     torch.testing.assert_close(shown(x, found, constant, added), t + added)
     assert error < 1e-12
@@ -57,7 +57,7 @@ def test_with_a_rectifier_it_finds_what_brute_force_finds(with_shortcut, monkeyp
     added = torch.randn(1, 400, 1, dtype=ONE) if with_shortcut else None
     t = 1.5 * x[..., :1] - x[..., 1:] ** 2 + (0 if added is None else added)
     monkeypatch.setattr(least_squares, "RECTIFIED_ROUNDS", 100)
-    weight, constant, error = fit_rows(x, t, torch.zeros(1, 1, 2, dtype=ONE), True, added, ridge=1e-12)
+    weight, constant, error = fit_rows(x, t, torch.zeros(1, 1, 2, dtype=ONE), True, added, ridges=(1e-12,))
     steps = [i / 10 for i in range(-30, 31)]
     least = float("inf")
     for a, b in itertools.product(steps, steps):
@@ -73,7 +73,7 @@ def test_each_round_with_a_rectifier_lessens_the_error(monkeypatch):
     x, errors = x[..., :3], []
     for rounds in (1, 2, 4, 8, 16):
         monkeypatch.setattr(least_squares, "RECTIFIED_ROUNDS", rounds)
-        found, constant, _ = fit_rows(x, t, torch.zeros_like(weight[..., :3]), True, ridge=1e-12)
+        found, constant, _ = fit_rows(x, t, torch.zeros_like(weight[..., :3]), True, ridges=(1e-12,))
         errors.append(float(surrogate(shown(x, found, constant), t).mean()))
     assert all(after <= before + 1e-12 for before, after in itertools.pairwise(errors)), errors
     assert errors[-1] < 0.95 * errors[0]
@@ -126,7 +126,18 @@ def test_singular_systems_stay_near_the_prior_and_finite(rows, rectified):
 
 def test_float32_rows_are_solved_in_float64():
     x, t, prior = problem(noise=0)
-    weight, constant, error = fit_rows(x.float(), t.float(), torch.zeros_like(prior), False, ridge=1e-12)
+    weight, constant, error = fit_rows(x.float(), t.float(), torch.zeros_like(prior), False, ridges=(1e-12,))
     assert weight.dtype == constant.dtype == torch.float64
     torch.testing.assert_close(weight, prior, rtol=1e-4, atol=1e-4)
     assert error < 1e-9
+
+
+def test_few_noisy_rows_leave_a_good_prior_and_many_leave_a_bad_one():
+    """What decides is how well the first rows tell the last: neither is asked for."""
+    x, t, weight = problem(rows=40, inputs=24, noise=3.0)
+    found, _, _ = fit_rows(x, t, weight, False)
+    alone, _, _ = fit_rows(x, t, weight, False, ridges=(1e-6,))
+    assert (found - weight).norm() < 0.25 * (alone - weight).norm()
+    x, t, weight = problem(rows=4000, noise=0.1)
+    found, _, _ = fit_rows(x, t, torch.zeros_like(weight), False)
+    assert (found - weight).norm() < 0.01 * weight.norm()

@@ -213,7 +213,7 @@ def test_what_became_of_each_layer_is_told(seen, monkeypatch):
     rows = {layer.name: layer for layer in done.layers}
     for name in ("5.less", "5.conv", "5.more", "5.attention.1"):
         assert (rows[name].form, rows[name].macs_after, rows[name].params_after) == (REMOVED, 0, 0)
-    assert rows["6"].note == "dense, fitted anew behind a block that went"
+    assert rows["6"].note == "dense, fitted anew behind layers that changed"
     assert rows["6"].error is not None
     assert rows["3.conv1"].error is None
     assert all(min(row.macs_after, row.params_after) >= 0 for row in done.layers)

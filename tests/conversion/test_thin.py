@@ -141,7 +141,7 @@ def test_every_pair_of_every_kind_of_network_can_be_made_thin(name):
         chosen = {first: (thin.FIRST, tied[0].rank), second: (thin.SECOND, tied[0].rank)}
         made, errors = calibrate(found, chosen)
         assert made(x.clone()) is not None
-        assert set(errors) == {first, second}
+        assert {first, second} <= set(errors)
         counted = {layer.name: layer.macs for layer in cost.count(made, x[:1]).layers}
         for member in (first, second):
             option = next(o for o in table[member] if o.tied == (first, second) and o.rank == tied[0].rank)

@@ -57,7 +57,7 @@ def calibrate(survey: Survey, chosen: Chosen, known: Kept | None = None) -> tupl
         if form not in (*FORMS, *thin.THIN, DENSE.name, REMOVED):
             raise InputError("chosen", f"{name}: {form}", f"must be one of {', '.join((*FORMS, REMOVED))}")
     network = copy.deepcopy(survey.model)
-    chosen = _without_blocks(survey, network, chosen)
+    chosen = _with_what_is_behind(survey, network, chosen)
     sites = {site.name: site for site in survey.convertible if site.name in chosen}
     for name, site in sites.items():
         if len(site.sizes) > 1:  # run several times: fitted to the dense network's inputs of all its calls
@@ -84,15 +84,14 @@ def calibrate(survey: Survey, chosen: Chosen, known: Kept | None = None) -> tupl
     return network, errors
 
 
-def _without_blocks(survey: Survey, network: nn.Module, chosen: Chosen) -> Chosen:
-    """Remove the chosen blocks in place. Returns what is left to fit: the other layers, and the dense ones behind."""
+def _with_what_is_behind(survey: Survey, network: nn.Module, chosen: Chosen) -> Chosen:
+    """Remove the chosen blocks, in place. Returns what is left to fit: the other layers, and the dense ones behind."""
     gone = removed(survey.blocks, {name: form for name, (form, _) in chosen.items()})
-    if not gone:
-        return chosen
     remove(network, gone)
     without = {name for block in gone for name in block.layers}
-    fitted = dict.fromkeys(behind(survey, gone[0]), (DENSE.name, 1)) | chosen
-    return {name: fitted[name] for name in fitted if name not in without}
+    first = next((site.name for site in survey.convertible if site.name in chosen), "")
+    fitted = dict.fromkeys(behind(survey, first), (DENSE.name, 1)) if first else {}
+    return {name: form for name, form in (fitted | chosen).items() if name not in without}
 
 
 def _with_known(

@@ -17,14 +17,13 @@ from separable.conversion.least_squares import fit_rows, rectified_targets
 from separable.conversion.moments import Accumulator, Moments, Whitening
 from separable.conversion.patches import Index, choose, output_rows, patch_rows
 from separable.conversion.refine import refine
-from separable.conversion.removal import Block
 from separable.conversion.survey import Site, Survey
 from separable.errors import InputError
 
 _ROW_NUMBERS = 1 << 24  # of the matrix that a last convolution is fitted on
 _LEAST_ROWS, _MOST_ROWS = 4096, 65_536
 _LARGEST_PATCH = 1200  # values of a patch whose second moments are formed
-_PRIOR = 1e-3  # weight of the dense layer's own answer beside the data's
+_PRIOR = 1e-1  # weight of the dense layer's own answer beside the data's
 _ROUNDING = 1e-6  # of second moments that are summed in float32
 _RECTIFIED_ROUNDS = 2
 
@@ -152,15 +151,20 @@ class Fitting:
         return _layer(layer), error
 
 
-def behind(survey: Survey, block: Block) -> list[str]:
-    """The layers that run after a block and can be fitted anew though they stay dense: few enough values in a patch."""
-    order = [site.name for site in survey.convertible]
-    shapes = {name: Shape.of(survey.conv_of(name)) for name in order[order.index(block.layers[-1]) + 1 :]}
-    return [
-        name
-        for name, shape in shapes.items()
-        if len(survey.site(name).sizes) == 1 and shape.inputs * shape.taps <= _LARGEST_PATCH
-    ]
+def behind(survey: Survey, name: str) -> list[str]:
+    """The layers that run after one and can be fitted anew though they stay dense.
+
+    Few enough values in a patch, and a place for the constant that a fit finds: a norm, or a bias that is there.
+    """
+    names = [site.name for site in survey.convertible]
+    return [later for later in names[names.index(name) + 1 :] if _can_be_fitted_anew(survey, later)]
+
+
+def _can_be_fitted_anew(survey: Survey, name: str) -> bool:
+    site, conv = survey.site(name), survey.conv_of(name)
+    shape = Shape.of(conv)
+    small = shape.inputs * shape.taps <= _LARGEST_PATCH
+    return small and len(site.sizes) == 1 and (site.norm is not None or conv.bias is not None)
 
 
 def empty_layer(conv: Any, site: Site, form: Form, rank: int) -> nn.Module:

@@ -66,12 +66,12 @@ def output_rows(output: Tensor, index: Index) -> Tensor:
 
 
 def choose(shape: tuple[int, ...], wanted: int, generator: torch.Generator) -> Index:
-    """`wanted` random positions of an output [N, C_out, out...] as an index into [N, out...]; None for all."""
+    """An index into [N, out...] of `wanted` random positions of an output [N, C_out, ...], in order; None for all."""
     places = (shape[0], *shape[2:])
     total = math.prod(places)
     if total <= wanted:
         return None
-    return torch.unravel_index(torch.randperm(total, generator=generator)[:wanted], places)
+    return torch.unravel_index(torch.randperm(total, generator=generator)[:wanted].sort().values, places)
 
 
 def _unfold(conv: Any, x: Tensor) -> Tensor:

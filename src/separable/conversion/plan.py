@@ -15,7 +15,7 @@ from separable.errors import InputError
 
 MEASURES = ("macs", "params", "latency", "accuracy")
 DEFAULT = {"latency": 0.6}
-SLACK = 1.1  # times the least change, within which time decides
+SLACK = 1.03  # times the least change, within which time decides
 _GAP, _SECONDS = 1e-3, 10.0  # of the least objective that a plan may miss, and of the search for it
 _NOISE = 1.1  # times the dense layer's time, up to which a form is not told to be slower
 Plan = dict[str, Option]

@@ -103,7 +103,7 @@ def _choice(site: Site, option: Option | None, table: Table | None, errors: Mapp
     before, error = _dense_ms(site, table), errors.get(site.name)
     if option is None or option.form is None:
         note, costs = site.kept or "dense is worth its cost here", (site.macs, site.macs, site.params, site.params)
-        note = note if error is None else "dense, fitted anew behind a block that went"
+        note = note if error is None else "dense, fitted anew behind layers that changed"
         return Choice(site.name, None, None, 0.0, error, *costs, before, before, note)
     costs = (site.macs, option.macs, site.params, option.params)
     return Choice(site.name, option.form, option.rank, option.loss, error, *costs, before, option.ms)

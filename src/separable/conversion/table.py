@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from separable.conversion import chain, thin
-from separable.conversion.fitting import behind
 from separable.conversion.forms import FORMS, Form, Shape
 from separable.conversion.moments import Whitening
 from separable.conversion.patches import grouped_weight
@@ -68,8 +67,7 @@ def _add_thin(survey: Survey, table: Table, first: str, second: str, fit: bool) 
 def _add_removal(survey: Survey, table: Table, block: Block) -> None:
     """No layers of a block, as tied options of them all; what else changes is counted as its first layer's."""
     inside = [table[name][0] for name in block.layers]
-    biases = sum(_new_biases(survey, name) for name in behind(survey, block))
-    macs, params = block.macs - sum(o.macs for o in inside), block.params - sum(o.params for o in inside) - biases
+    macs, params = block.macs - sum(o.macs for o in inside), block.params - sum(o.params for o in inside)
     for i, name in enumerate(block.layers):
         costs = (0, 0) if i else (-macs, -params)
         table[name].append(Option(REMOVED, 0, *costs, 1.0, tied=block.layers))
