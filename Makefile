@@ -25,7 +25,7 @@ check: $(BUILT)  ## lint, format and types
 	$(BIN)/mypy
 
 bench: $(BUILT)  ## the claims measured again but those of long trainings; benchmarks/README.md names each and its data
-	for claim in readings recipes convert; do $(BIN)/python benchmarks/$$claim.py || exit 1; done
+	for claim in readings.py recipes.py "convert.py resnet20"; do $(BIN)/python benchmarks/$$claim || exit 1; done
 
 sweep: $(BUILT)  ## every timm network with a depthwise convolution, accelerated and compared; its table in docs/ (long)
 	$(BIN)/python tests/acceleration/sweep.py

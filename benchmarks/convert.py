@@ -56,6 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--target", default=None)
+    parser.add_argument("--convert-threads", type=int, help="that a latency is planned for; torch's own, if not given")
     parser.add_argument("--convert", help=argparse.SUPPRESS)  # in a process of its own: a file for the network
     parser.add_argument("--budget", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
@@ -75,6 +76,7 @@ def child(*given: object) -> dict:
 def convert(options: argparse.Namespace) -> None:
     name = options.networks[0]
     asked = NETWORKS[name]
+    torch.set_num_threads(options.convert_threads or torch.get_num_threads())
     dense, data = asked.network(), asked.calibration(options.seed)
     result = {"network": name, "budget": options.budget, "seed": options.seed, "measure": asked.measure}
     if options.budget == "dense":
@@ -103,6 +105,7 @@ def convert(options: argparse.Namespace) -> None:
         "score": round(score, 4),
         "examples": examples,
         "convert_s": round(took),
+        "convert_threads": torch.get_num_threads(),
         "peak_gb": round(peak / 1e9, 2),
     }
     print(json.dumps(result))
@@ -128,8 +131,9 @@ def network_rows(name: str, options: argparse.Namespace) -> list[dict]:
         files, rows = {}, []
         for number, (budget, seed) in enumerate(cases.values()):
             file = Path(folder) / f"{number}.pt"
-            target = ["--target", options.target] if options.target else []
-            row = child(name, "--convert", file, "--budget", budget, "--seed", seed, *target)
+            given = ["--target", options.target] if options.target else []
+            given += ["--convert-threads", options.convert_threads] if options.convert_threads else []
+            row = child(name, "--convert", file, "--budget", budget, "--seed", seed, *given)
             print(row, flush=True)
             rows.append(row)
             if seed == 0:

@@ -54,6 +54,7 @@ class Dense:
     most_shift: int = 0  # by which they may be moved
 
 
+@cache
 def imported(file: Path):
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)

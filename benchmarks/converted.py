@@ -1,0 +1,107 @@
+"""Write the tables of README.md and docs/conversion.md, what conversions reached, from the rows in results/.
+
+    python benchmarks/converted.py
+
+It measures nothing. tests/test_docs.py holds both pages equal to what this makes.
+"""
+
+import csv
+import statistics
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PAGES = (HERE.parent / "README.md", HERE.parent / "docs" / "conversion.md")
+BEGIN, END = "<!-- written by benchmarks/converted.py: {} -->", "<!-- end of what it wrote -->"
+
+
+def rows_of(name: str, **wanted: str) -> list[dict[str, str]]:
+    with (HERE / "results" / f"{name}.csv").open(newline="") as file:
+        return [row for row in csv.DictReader(file) if all(row[key] == value for key, value in wanted.items())]
+
+
+def table(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *lines))
+
+
+def several(values: list[float], digits: int) -> str:
+    """Their mean, and the range of several."""
+    spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
+
+
+def resnet20() -> str:
+    """Of each budget what a user asks first: how right, how fast."""
+    lines = []
+    for budget, seeds in _by_budget(rows_of("convert", network="resnet20")).items():
+        row, tops = seeds[0], [float(row["score"]) for row in seeds]
+        share = float(row["macs_share"])
+        times = [f"{1 / float(row[f'time_share_{threads}t']):.2f}" for threads in (1, 2)]
+        lines.append((_told(budget), several(tops, 2), f"{share:.1%}", *times))
+    return table(("", "top-1 %", "multiply-adds", "times as fast, one thread", "two threads"), lines)
+
+
+def everything() -> str:
+    """Every row: agreement or accuracy, time beside the fastest dense network, what the conversion took."""
+    times = ("time, one thread", "time, two threads", "over dense in ONNX Runtime")
+    head = ("network", "budget", "measured", "", "multiply-adds", *times, "seconds", "GB")
+    lines = []
+    for network in dict.fromkeys(row["network"] for row in rows_of("convert")):
+        for budget, seeds in _by_budget(rows_of("convert", network=network)).items():
+            row, scores = seeds[0], [float(row["score"]) for row in seeds]
+            digits = 2 if max(scores) > 1 else 4
+            times = [f"{float(row[f'time_share_{n}t']):.2f}, {row[f'runtime_{n}t']}" for n in (1, 2)]
+            elsewhere = ", ".join(f"{float(row[f'share_of_onnxruntime_{n}t']):.2f}" for n in (1, 2))
+            spent = ("", "") if budget == "dense" else (row["convert_s"], row["peak_gb"])
+            share = f"{float(row['macs_share']):.3f}"
+            lines.append(
+                (network, _told(budget), row["measure"], several(scores, digits), share, *times, elsewhere, *spent)
+            )
+    return table(head, lines)
+
+
+def distilled() -> str:
+    head = ("student", "seeds", "before", "after", "epochs", "minutes")
+    lines = []
+    for network in dict.fromkeys(row["network"] for row in rows_of("distill")):
+        rows = rows_of("distill", network=network)
+        before, after, minutes = (
+            [float(row[key]) for row in rows] for key in ("top1_percent_before", "top1_percent", "minutes")
+        )
+        cells = (several(before, 2), several(after, 2), rows[0]["epochs"], several(minutes, 1))
+        lines.append((network, str(len(rows)), *cells))
+    return table(head, lines)
+
+
+def _by_budget(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+    """The dense network first, then budgets of multiply-adds; seeds in order, of which the first one was timed."""
+    order = sorted(rows, key=lambda row: (row["budget"] != "dense", "macs" not in row["budget"], -_amount(row)))
+    return {
+        budget: sorted((row for row in rows if row["budget"] == budget), key=lambda row: int(row["seed"]))
+        for budget in dict.fromkeys(row["budget"] for row in order)
+    }
+
+
+def _amount(row: dict[str, str]) -> float:
+    return float(row["budget"].partition("=")[2] or 1)
+
+
+def _told(budget: str) -> str:
+    return budget if budget == "dense" else f"`{budget}`"
+
+
+TABLES = {"resnet20": resnet20, "everything": everything, "distilled": distilled}
+
+
+def page(text: str) -> str:
+    """The page with its tables made anew."""
+    for name, make in TABLES.items():
+        begin = BEGIN.format(name)
+        if begin in text:
+            at = text.index(begin) + len(begin)
+            text = f"{text[:at]}\n\n{make()}\n\n{text[text.index(END, at) :]}"
+    return text
+
+
+if __name__ == "__main__":
+    for path in PAGES:
+        path.write_text(page(path.read_text()))
