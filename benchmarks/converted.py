@@ -59,19 +59,6 @@ def everything() -> str:
     return table(head, lines)
 
 
-def distilled() -> str:
-    head = ("student", "seeds", "before", "after", "epochs", "minutes")
-    lines = []
-    for network in dict.fromkeys(row["network"] for row in rows_of("distill")):
-        rows = rows_of("distill", network=network)
-        before, after, minutes = (
-            [float(row[key]) for row in rows] for key in ("top1_percent_before", "top1_percent", "minutes")
-        )
-        cells = (several(before, 2), several(after, 2), rows[0]["epochs"], several(minutes, 1))
-        lines.append((network, str(len(rows)), *cells))
-    return table(head, lines)
-
-
 def _by_budget(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
     """The dense network first, then budgets of multiply-adds; seeds in order, of which the first one was timed."""
     order = sorted(rows, key=lambda row: (row["budget"] != "dense", "macs" not in row["budget"], -_amount(row)))
@@ -89,7 +76,7 @@ def _told(budget: str) -> str:
     return budget if budget == "dense" else f"`{budget}`"
 
 
-TABLES = {"resnet20": resnet20, "everything": everything, "distilled": distilled}
+TABLES = {"resnet20": resnet20, "everything": everything}
 
 
 def page(text: str) -> str:

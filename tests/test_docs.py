@@ -99,6 +99,16 @@ def test_the_readings_page_quotes_every_row_as_it_was_measured():
         assert f"{first}, {second} and {third} of the dense time" in text, reading
 
 
+def test_the_conversion_of_resnet20_reaches_what_was_asked():
+    with (ROOT / "benchmarks" / "results" / "convert.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["network"] == "resnet20"]
+    for share, asked in ((0.6, 90.3), (0.45, 89.0)):
+        measured = [row for row in rows if row["budget"] == f"macs={share:.2f}"]
+        assert measured
+        assert min(float(row["score"]) for row in measured) >= asked
+        assert all(float(row["macs_share"]) <= share and int(row["examples"]) <= 1024 for row in measured)
+
+
 @pytest.mark.parametrize(
     ("script", "page"),
     [
