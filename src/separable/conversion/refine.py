@@ -5,6 +5,8 @@ gradients in coordinates in which the Kronecker product of the moments is the id
 exact, so that a few products with the moments suffice; no matrix in the number of a factor's entries is formed.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -31,15 +33,17 @@ def refine(form: Form, factors: list[Tensor], gram: Tensor, cross: Tensor, shape
 def _step(form: Form, factors: list[Tensor], i: int, gram: Tensor, missing: Tensor, shape: Shape) -> Tensor:
     letters, dense = form.factors[i], form.dense_letters
     others = [(form.factors[j], factors[j]) for j in range(len(factors)) if j != i]
-    names = ",".join(name for name, _ in others)
-    tensors = [tensor for _, tensor in others]
 
     def project(matrix: Tensor) -> Tensor:
         folded = form.fold(matrix.unflatten(2, (shape.inputs, -1)), shape)
-        return torch.einsum(f"{dense},{names}->{letters}", folded, *tensors)
+        sizes = dict(zip(dense, folded.shape, strict=True))
+        # einsum goes from left to right, and what it makes on its way should be small: long axes are summed first
+        first = sorted(others, key=lambda other: -math.prod(sizes.get(letter, 1) for letter in other[0]))
+        names = ",".join([dense, *(name for name, _ in first)])
+        return torch.einsum(f"{names}->{letters}", folded, *(tensor for _, tensor in first))
 
     def spread(direction: Tensor) -> Tensor:
-        return torch.einsum(f"{letters},{names}->{dense}", direction, *tensors).flatten(3).flatten(2)
+        return form.compose([*factors[:i], direction, *factors[i + 1 :]]).flatten(2)
 
     condition = _preconditioner(letters, dense, others)
     residual = project(missing)
