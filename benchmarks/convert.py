@@ -4,9 +4,10 @@
 
 NETWORK is one of `dense_networks.NETWORKS`, whose file says what data it needs; all of them if not given. Each
 conversion runs in a process of its own, whose seconds and peak memory are the whole conversion's, planning and timing
-with it. Then dense and converted networks are timed together in every runtime, in fresh processes; a time is the median
-of theirs, and the ratio that of the converted network in its fastest runtime to the dense one in its fastest; beside
-it stands the ratio to the dense one in ONNX Runtime, for dense layers of `accelerate` can be twice as fast as there.
+with it. Then dense and converted networks are timed together in every runtime, in fresh processes. The ratio is that of
+the converted network in its fastest runtime to the dense one in its fastest, round by round, the median of all rounds
+and of the processes; so are milliseconds. Beside it stands the ratio to the dense one in ONNX Runtime, for dense layers
+of `accelerate` can be twice as fast as there.
 Every setting was chosen on data outside the calibration draw; what a network is judged on is only read here.
 Rows of the networks and budgets asked for are written anew in benchmarks/results/convert.csv, others stay.
 """
@@ -119,7 +120,11 @@ def time_all(options: argparse.Namespace) -> None:
     names = [name for name in runtimes.FLOAT32 if runtimes.why_not(name) is None]
     example = asked.calibration(0)[: asked.batch]
     found = runtimes.compare(networks, example, names=names, threads=threads, rounds=ROUNDS, seconds=SECONDS)
-    rows = [{"network": row.network, "runtime": row.runtime, "ms": row.ms} for row in found.rows]
+    rows = [
+        {"network": row.network, "runtime": row.runtime, "ms": row.ms, "share": 1 / found.times_as_fast(row)}
+        for row in found.rows
+        if row.ms
+    ]
     print(json.dumps({"rows": rows, "problems": [row.problem for row in found.rows if row.problem]}))
 
 
@@ -141,12 +146,12 @@ def network_rows(name: str, options: argparse.Namespace) -> list[dict]:
         for threads in options.threads:
             paths = [file for file, _ in files.values()]
             runs = [child(name, "--threads", threads, "--time", *paths) for _ in range(options.processes)]
-            times = {stem: times_of(runs, stem) for stem in files}
-            dense_ms, elsewhere_ms = min(times["0"].values()), times["0"].get("onnxruntime", math.nan)
+            elsewhere_ms = medians(runs, "0", "ms").get("onnxruntime", math.nan)
             for stem, (_, row) in files.items():
-                runtime, ms = min(times[stem].items(), key=lambda pair: pair[1])
+                runtime, share = min(medians(runs, stem, "share").items(), key=lambda pair: pair[1])
+                ms = medians(runs, stem, "ms")[runtime]
                 row |= {f"ms_{threads}t": round(ms, 3), f"runtime_{threads}t": runtime}
-                row |= {f"time_share_{threads}t": round(ms / dense_ms, 3)}
+                row |= {f"time_share_{threads}t": round(share, 3)}
                 row |= {f"share_of_onnxruntime_{threads}t": round(ms / elsewhere_ms, 3)}
     setting = {
         "processor": cost.processor(),
@@ -156,14 +161,12 @@ def network_rows(name: str, options: argparse.Namespace) -> list[dict]:
     return [row | setting for row in rows]
 
 
-def times_of(runs: list[dict], network: str) -> dict[str, float]:
+def medians(runs: list[dict], network: str, measure: str) -> dict[str, float]:
     """By runtime the median over the processes."""
-    times: dict[str, list[float]] = {}
-    for run in runs:
-        for row in run["rows"]:
-            if row["network"] == network and row["ms"] is not None:
-                times.setdefault(row["runtime"], []).append(row["ms"])
-    return {name: statistics.median(found) for name, found in times.items()}
+    found: dict[str, list[float]] = {}
+    for row in (row for run in runs for row in run["rows"] if row["network"] == network):
+        found.setdefault(row["runtime"], []).append(row[measure])
+    return {runtime: statistics.median(values) for runtime, values in found.items()}
 
 
 def show() -> None:

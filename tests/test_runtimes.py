@@ -170,10 +170,21 @@ def test_networks_are_compared_in_every_runtime_that_is_here():
     first = found.fastest("a")
     assert first.runtime in runtimes.FLOAT32
     assert first.ms == min(row.ms for row in found.rows if row.network == "a" and row.runtime in runtimes.FLOAT32)
-    assert found.times_as_fast(found.of("b", "torch")) == first.ms / found.of("b", "torch").ms
+    assert found.times_as_fast(first) == 1
+    assert found.times_as_fast(found.of("b", "torch")) > 0
     told = json.loads(json.dumps(found.to_json()))
     assert (told["threads"], told["clock"], told["fastest"]["a"]) == (1, "processor", first.runtime)
     assert told["unusable"] == {}
+
+
+def test_networks_are_compared_round_by_round_as_a_shared_processor_is_fast_and_slow_by_turns():
+    dense = runtimes.Timed("dense", "torch", [[1.0, 1.0, 9.0], [1.0], [2.0]])
+    half = runtimes.Timed("half", "torch", [[0.5], [0.9], [1.0]])
+    none = runtimes.Timed("half", "onnxruntime", problem="refused")
+    found = runtimes.Comparison([dense, half, none], {}, threads=1, rounds=3)
+    assert found.times_as_fast(half) == 2.0
+    assert (dense.ms, half.ms) == (1.0, 0.9), "their quotient would say 1.11"
+    assert found.times_as_fast(none) is None
 
 
 def test_a_wrong_output_has_no_time_and_others_keep_theirs(monkeypatch):

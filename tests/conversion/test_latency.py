@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from separable.conversion.latency import plan_latency
+from separable.conversion.latency import LatencyPlans
 from separable.conversion.table import Option
 
 
@@ -37,7 +37,7 @@ def test_the_plan_keeps_the_share_by_the_network_s_own_clock(seed, wanted):
         asked.append(plan)
         return (0.5 + total(plan, "ms") / 1.5) / (0.5 + 5 / 1.5)
 
-    plan, least = plan_latency(many, {}, wanted, (0.5 + 5 / 1.5, 0.5 + 5 / 1.5), share_of_time)
+    plan, least = LatencyPlans(many, 1.0).plan({}, wanted, share_of_time)
     assert share_of_time(plan) <= wanted
     assert share_of_time(plan) > 0.85 * wanted, "little is left unused"
     assert least <= wanted
@@ -50,14 +50,14 @@ def test_where_layers_times_say_nothing_multiply_adds_plan():
     for options in many.values():
         for option in options[1:]:
             option.ms = draw.uniform(0.1, 0.9)
-    plan, _ = plan_latency(many, {}, 0.5, (5.0, 5.0), lambda plan: total(plan, "macs") / 5000)
+    plan, _ = LatencyPlans(many, 1.0).plan({}, 0.5, lambda plan: total(plan, "macs") / 5000)
     assert 0.42 < total(plan, "macs") / 5000 <= 0.5
 
 
 @pytest.mark.parametrize("wanted", [0.9, 0.5])
 def test_limits_on_other_measures_are_kept(wanted):
     many = table(2)
-    plan, _ = plan_latency(many, {"params": 150}, wanted, (5.0, 5.0), lambda plan: total(plan, "ms") / 5)
+    plan, _ = LatencyPlans(many, 1.0).plan({"params": 150}, wanted, lambda plan: total(plan, "ms") / 5)
     assert total(plan, "params") <= 150
     assert total(plan, "ms") / 5 <= wanted
 
@@ -67,12 +67,12 @@ def test_nothing_is_given_where_what_is_fast_does_not_keep_the_limits():
     for options in many.values():
         for option in options[1:]:
             option.ms = 0.5 if option.rank == 6 else 1.5  # the small ones are slower than the dense layer
-    plan, least = plan_latency(many, {"macs": 1000}, 0.4, (5.0, 5.0), lambda plan: total(plan, "ms") / 5)
+    plan, least = LatencyPlans(many, 1.0).plan({"macs": 1000}, 0.4, lambda plan: total(plan, "ms") / 5)
     assert plan is None
     assert least > 1, "the slow ones were tried, and take longer"
 
 
 def test_a_share_that_no_network_has_gives_none_and_the_least():
-    plan, least = plan_latency(table(4), {}, 0.01, (5.0, 5.0), lambda plan: 0.2 + total(plan, "ms") / 5)
+    plan, least = LatencyPlans(table(4), 1.0).plan({}, 0.01, lambda plan: 0.2 + total(plan, "ms") / 5)
     assert plan is None
     assert 0.2 < least < 0.5

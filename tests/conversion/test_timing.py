@@ -54,10 +54,10 @@ def clocked(monkeypatch):
     asked = []
 
     def fastest(calls, rounds):
-        if "again" in calls:  # what stands around a layer alone
-            return dict.fromkeys(calls, 0.0)
-        asked.append(list(calls))
-        return {name: (1e-3 if name[0] is None else 1e-4 + 1e-5 * name[1]) for name in calls}
+        options = [name for name in calls if isinstance(name, tuple) and (name[0] is None or isinstance(name[0], str))]
+        asked.append(options)
+        takes = {(form, rank): 1e-3 if form is None else 1e-4 + 1e-5 * rank for form, rank in options}
+        return {name: takes.get(name, float(name == "yardstick")) for name in calls}  # what stands around: nothing
 
     monkeypatch.setattr(timing, "fastest", fastest)
     return asked
@@ -80,6 +80,24 @@ def test_between_two_ranks_time_grows_with_multiply_adds(found, clocked):
     assert len(timed) > 4
     for option in timed:
         assert option.ms == pytest.approx(0.1 + 0.01 * option.rank, rel=0.1)
+
+
+def test_times_do_not_follow_the_speed_of_the_processor(found, clocked, monkeypatch):
+    quick = {site.name: options(found, site, fit=False) for site in found.convertible}
+    timing.time_options(found, quick, "torch")
+    steady, measured = timing.fastest, [0]
+
+    def slower_and_slower(calls, rounds):
+        measured[0] += 1
+        return {name: seconds * 1.5 ** measured[0] for name, seconds in steady(calls, rounds).items()}
+
+    monkeypatch.setattr(timing, "fastest", slower_and_slower)
+    slow = {site.name: options(found, site, fit=False) for site in found.convertible}
+    timing.time_options(found, slow, "torch")
+    for name in quick:
+        share = slow[name][0].ms / quick[name][0].ms
+        assert [o.ms for o in slow[name] if o.ms] == pytest.approx([share * o.ms for o in quick[name] if o.ms])
+        assert share == pytest.approx(1.5), "the speed at which the first one was measured"
 
 
 def test_a_layer_that_runs_twice_counts_twice(clocked):

@@ -15,7 +15,7 @@ def pareto(study: conversion.Study, dense_top1: float, test: ImageSet) -> list[d
     for done in study.pareto():
         if not found:
             found.append(_point("dense", done.dense_ms, 1.0, done.macs_before, done.params_before, dense_top1))
-        name = f"latency {done.ms / done.dense_ms:.2f}"
+        name = f"latency {done.share:.2f}"
         top1 = accuracy(done.model, test.batches(256, description=f"testing {name}")).top1
         found.append(_point(name, done.ms, done.times_as_fast, done.macs_after, done.params_after, top1))
     return found

@@ -67,8 +67,14 @@ class Conversion:
 
     @property
     def times_as_fast(self) -> float:
-        """As the fastest dense network of all runtimes at hand."""
-        return self.dense_ms / self.ms
+        """As the fastest dense network of all runtimes at hand, each beside it in the same round."""
+        row = self.comparison.of("separable", self.target)
+        return 0.0 if row is None else self.comparison.times_as_fast(row) or 0.0
+
+    @property
+    def share(self) -> float:
+        """Of the fastest dense network's time, that the converted network takes."""
+        return 1 / self.times_as_fast if self.times_as_fast else math.inf
 
     def headline(self, points: float | None = None) -> str:
         """The line that matters. points: of accuracy, gained or (below 0) lost, where that was measured."""

@@ -20,7 +20,7 @@ from separable.conversion.calibrate import calibrate
 from separable.conversion.checkpoint import Checkpoint
 from separable.conversion.judge import Judge
 from separable.conversion.kept import Kept
-from separable.conversion.latency import plan_latency
+from separable.conversion.latency import LatencyPlans
 from separable.conversion.plan import Plan, choose, read_budget, room
 from separable.conversion.result import Conversion, choices, fastest_ms, set_as_given
 from separable.conversion.survey import SAMPLES, survey
@@ -72,6 +72,7 @@ class Study:
         self._table: Table | None = None
         self._losses: Table | None = None  # the table without times, where those were forgotten
         self._dense: runtimes.Comparison | None = None
+        self._clocked: LatencyPlans | None = None
 
     @property
     def table(self) -> Table:
@@ -88,7 +89,7 @@ class Study:
             for option in (option for many in self._table.values() for option in many):
                 option.ms = None
             self._losses, self._table = self._table, None
-        self._dense = None
+        self._dense = self._clocked = None
         self._kept.forget_times()
 
     @torch.inference_mode(False)
@@ -99,23 +100,25 @@ class Study:
         if "accuracy" in budget:
             return self._finished(*self._within_accuracy(budget, limits))
         done = self._made(budget, limits)
-        aim, wanted = budget.get("latency", math.inf), _MISSED * budget.get("latency", math.inf)
+        wanted = _MISSED * budget.get("latency", math.inf)
         for _ in range(_REFITS):  # the fitted network is timed once more, and may miss what its plan kept
-            if done.ms <= wanted * done.dense_ms or not any(layer.form for layer in done.layers):
+            if done.share <= wanted or not any(layer.form for layer in done.layers):
                 break
-            aim *= budget["latency"] * done.dense_ms / done.ms
             try:
-                tighter = self._made({**budget, "latency": aim}, limits)
+                tighter = self._made(budget, limits)
             except InputError:
                 break
-            done = min(done, tighter, key=lambda one: one.ms / one.dense_ms)
-        if done.ms > wanted * done.dense_ms:
-            say(f"latency {budget['latency']:g} was planned; the network takes {done.ms / done.dense_ms:.2f}")
+            done = min(done, tighter, key=lambda one: one.share)
+        if done.share > wanted:
+            say(f"latency {budget['latency']:g} was planned; the network takes {done.share:.2f}")
         return done
 
     def _made(self, budget: dict[str, float], limits: dict[str, float]) -> Conversion:
         plan = self._plan(budget, limits)
-        return self._finished(plan, *self.fit(plan))
+        done = self._finished(plan, *self.fit(plan))
+        if self._clocked is not None:
+            self._clocked.note(plan, done.share)
+        return done
 
     def pareto(self, shares: Sequence[float] = PARETO) -> list[Conversion]:
         """Conversions to shares of the fastest dense network's time, for a curve of accuracy against latency.
@@ -195,8 +198,9 @@ class Study:
         dense = self.dense_comparison()
         whole, here = fastest_ms(dense, "dense"), dense.of("dense", self.target)
         assert here is not None
-        times = whole, here.ms or math.inf
-        best, least = plan_latency(self.table, limits, budget["latency"], times, self.share_of_time)
+        if self._clocked is None:
+            self._clocked = LatencyPlans(self.table, (here.ms or math.inf) / whole)
+        best, least = self._clocked.plan(limits, budget["latency"], self.share_of_time)
         if best is not None:
             return best
         if least >= 1 and not limits:
@@ -221,7 +225,8 @@ class Study:
         networks = {"dense": self.survey.model, "rough": network}
         compared = self._compared(networks, names)
         rough = compared.of("rough", self.target)
-        return math.inf if rough is None or rough.ms is None else rough.ms / fastest_ms(compared, "dense")
+        faster = None if rough is None else compared.times_as_fast(rough)
+        return 1 / faster if faster else math.inf
 
     def dense_comparison(self) -> runtimes.Comparison:
         """The dense network in every runtime at hand."""

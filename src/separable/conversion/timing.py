@@ -4,13 +4,15 @@ activation that the runtime fuses into it, between two pointwise layers.
 A runtime keeps maps in a layout of its own, and changes it where a network begins and ends; inside a network no layer
 pays for that. So the first of the two layers makes the map of a single channel, and the second one channel of what
 comes out. What these two take alone is taken off, and with it what a call takes: a network pays that once.
+A processor that other programs use too is fast for some seconds and slow for some. So each measurement has a yardstick,
+a product of matrices timed in the same turns, and all are brought to the speed that the first one found.
 Of each form a few ranks are timed, in turns with the dense layer; between them time is linear in multiply-adds.
 """
 
 import copy
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,7 @@ TARGETS = ("accelerate", "onnxruntime", "openvino", "torch")
 _RANKS = 3  # of a form
 _ROUNDS = (4, 30)  # at least and at most, as many as take:
 _SECONDS = 15e-3  # of the dense layer
+_YARDSTICK, _PRODUCTS = 128, 8  # rows and columns of its matrix, and how often: small beside caches, and long
 _LEAST_SHARE = 0.05  # of a measured time, that is left where its surroundings are taken off
 Times = dict[tuple[str | None, int], float]  # milliseconds of a form and a rank
 _HOPELESS = 3.0  # times the least loss at no more multiply-adds, from which a form is not timed
@@ -98,19 +101,46 @@ def _time_removals(survey: Survey, table: Table, clock: "_Clock", keep: Callable
         keep()
 
 
+class _Side(NamedTuple):
+    """A map [maps, channels, ...] that a pointwise layer makes or reads of which only some channels are there."""
+
+    shape: tuple[int, ...]
+    channels: int
+
+    @property
+    def share(self) -> float:
+        return self.channels / self.shape[1]
+
+
 class _Clock:
     """Times parts of a network in the target, between two pointwise layers, whose own time it takes off."""
 
     def __init__(self, survey: Survey, target: str):
         self.survey, self.target = survey, target
-        self._alone: dict[tuple[int, ...], float] = {}
+        self._alone: dict[tuple[int, ...], Callable[[], Any]] = {}
+        self._square = torch.randn(_YARDSTICK, _YARDSTICK, generator=torch.Generator().manual_seed(0))
+        self._at_first: float | None = None  # seconds of the yardstick
+
+    def _fastest(self, calls: Mapping[Any, Callable[[], Any]]) -> dict[Any, float]:
+        """Seconds of each, at the speed that the processor had at the first measurement."""
+        rounds = _rounds(seconds_of(next(iter(calls.values()))))
+        found = fastest({**calls, "yardstick": self._yardstick}, rounds)
+        yardstick = found.pop("yardstick", self._at_first)  # left out where it takes milliseconds
+        if yardstick is None:
+            return found
+        self._at_first = self._at_first or yardstick
+        return {name: seconds * self._at_first / yardstick for name, seconds in found.items()}
+
+    def _yardstick(self) -> None:
+        for _ in range(_PRODUCTS):
+            self._square @ self._square
 
     def options_ms(self, site: Site, options: list[Option]) -> Times:
         """Of the dense layer and a few ranks of each form, and between these; of all calls together."""
         conv, (given, made) = self.survey.conv(site), site.sizes[0]
         maps = max(1, round(len(self.survey.example) * site.shares[0]))
-        calls: dict[tuple[str | None, int], Callable[[], Any]] = {}
-        alone: dict[tuple[str | None, int], float] = {}
+        calls: dict[Any, Callable[[], Any]] = {}
+        sides: dict[Any, tuple[_Side, _Side]] = {}
         for option in [options[0], *_worth_timing(options)]:
             inputs = option.rank if option.form == thin.SECOND else conv.in_channels
             outputs = option.rank if option.form == thin.FIRST else conv.out_channels
@@ -122,13 +152,12 @@ class _Clock:
                 if option.form is None:
                     raise
                 continue
-            sides = ((conv.in_channels, inputs, given), (conv.out_channels, outputs, made))
-            alone[key] = sum(self._share(conv.weight, maps, *side) for side in sides) / 2
-        rounds = _rounds(seconds_of(next(iter(calls.values()))))
-        measured = {
-            name: max(seconds - alone[name], _LEAST_SHARE * seconds) * 1e3 * len(site.sizes)
-            for name, seconds in fastest(calls, rounds).items()
-        }
+            sides[key] = (
+                _Side((maps, conv.in_channels, *given), inputs),
+                _Side((maps, conv.out_channels, *made), outputs),
+            )
+        measured = self._without_sides(conv.weight, calls, sides)
+        measured = {key: seconds * 1e3 * len(site.sizes) for key, seconds in measured.items()}
         return measured | _between(options, measured)
 
     def block_ms(self, module: nn.Module, shape: tuple[int, ...]) -> float | None:
@@ -139,19 +168,27 @@ class _Clock:
             run = self._prepared(around, module, (maps, *size))
         except InputError:
             return None
-        seconds = fastest({"block": run, "again": run}, _rounds(seconds_of(run)))["block"]
-        return max(seconds - self._share(like, maps, channels, channels, tuple(size)), 0.0) * 1e3
+        side = _Side(shape, channels)
+        return self._without_sides(like, {"block": run}, {"block": (side, side)})["block"] * 1e3
 
-    def _share(self, like: Tensor, maps: int, whole: int, channels: int, size: tuple[int, ...]) -> float:
-        """Seconds of two pointwise layers around a map of `whole` channels; of fewer in proportion, less the call."""
-        call = self._seconds_alone(like, (1, 1, *[1] * len(size)))
-        return call + (self._seconds_alone(like, (maps, whole, *size)) - call) * channels / whole
+    def _without_sides(
+        self, like: Tensor, calls: dict[Any, Callable[[], Any]], sides: dict[Any, tuple["_Side", "_Side"]]
+    ) -> dict[Any, float]:
+        """Seconds of each call less what its two sides take, which are timed in the same turns."""
+        call = (1, 1, *[1] * (len(next(iter(sides.values()))[0].shape) - 2))
+        shapes = dict.fromkeys([call, *(side.shape for pair in sides.values() for side in pair)])
+        seconds = self._fastest({**calls, **{shape: self._sides_alone(like, shape) for shape in shapes}})
+        found = {}
+        for key in calls.keys() & seconds.keys():
+            alone = sum(side.share * (seconds[side.shape] - seconds[call]) for side in sides[key]) / 2 + seconds[call]
+            found[key] = max(seconds[key] - alone, _LEAST_SHARE * seconds[key])
+        return found
 
-    def _seconds_alone(self, like: Tensor, shape: tuple[int, ...]) -> float:
+    def _sides_alone(self, like: Tensor, shape: tuple[int, ...]) -> Callable[[], Any]:
         if shape not in self._alone:
             maps, channels, *size = shape
-            run = self._prepared(self._around(like, channels, channels, len(size)), nn.Identity(), (maps, *size))
-            self._alone[shape] = fastest({"alone": run, "again": run}, _rounds(seconds_of(run)))["alone"]
+            around = self._around(like, channels, channels, len(size))
+            self._alone[shape] = self._prepared(around, nn.Identity(), (maps, *size))
         return self._alone[shape]
 
     def _around(self, like: Tensor, inputs: int, outputs: int, dims: int) -> tuple[nn.Module, nn.Module]:

@@ -39,14 +39,18 @@ _LEAST_ROUNDS = 3  # however long they take
 
 @dataclass
 class Timed:
-    """A network in a runtime: milliseconds of each clocked call, or the problem that it has there."""
+    """A network in a runtime: milliseconds of the clocked calls of each round, or the problem that it has there."""
 
     network: str
     runtime: str
-    times_ms: list[float] = field(default_factory=list)
+    rounds_ms: list[list[float]] = field(default_factory=list)
     error: float | None = None  # of the worst output, as a share of its largest number
     memory_bytes: int | None = None
     problem: str = ""
+
+    @property
+    def times_ms(self) -> list[float]:
+        return [ms for turn in self.rounds_ms for ms in turn]
 
     @property
     def ms(self) -> float | None:
@@ -92,13 +96,20 @@ class Comparison:
 
     def fastest(self, network: str, runtimes: Sequence[str] = FLOAT32) -> Timed | None:
         """Where the network takes the least time, among runtimes that compute in float32; None if it runs in none."""
-        mine = [row for row in self.rows if row.network == network and row.runtime in runtimes and row.times_ms]
+        mine = [row for row in self.rows if row.network == network and row.runtime in runtimes and row.rounds_ms]
         return min(mine, key=lambda row: row.ms or math.inf, default=None)
 
     def times_as_fast(self, row: Timed) -> float | None:
-        """The time of the first network in its fastest float32 runtime, over this one."""
+        """The time of the first network in its fastest float32 runtime over this one: the median of all rounds.
+
+        Both are taken from the same round. A processor that others use too is fast for some seconds and slow for
+        some, and medians of two networks may fall into different ones.
+        """
         first = self.fastest(self.networks[0])
-        return first.ms / row.ms if first and first.ms and row.ms else None
+        if first is None or not row.rounds_ms:
+            return None
+        pairs = zip(first.rounds_ms, row.rounds_ms, strict=True)
+        return statistics.median(statistics.median(a) / statistics.median(b) for a, b in pairs)
 
     @property
     def busy(self) -> bool:
@@ -240,8 +251,8 @@ def _take_turns(calls: Sequence[tuple[Timed, Run]], rounds: int, seconds: float)
     for i in track(range(rounds), "timing in turns"):
         for row, run in calls if i % 2 else reversed(calls):
             first_s = _seconds(run, clock)
-            for _ in range(_CALLS if first_s < _LONG_S else 1):
-                row.times_ms.append(_seconds(run, clock) * 1e3)
+            calls_now = range(_CALLS if first_s < _LONG_S else 1)
+            row.rounds_ms.append([_seconds(run, clock) * 1e3 for _ in calls_now])
         if i + 1 >= _LEAST_ROUNDS and time.monotonic() - began > seconds:
             return i + 1
     return rounds
