@@ -5,9 +5,9 @@
 NETWORK is one of `dense_networks.NETWORKS`, whose file says what data it needs; all of them if not given. Each
 conversion runs in a process of its own, whose seconds and peak memory are the whole conversion's, planning and timing
 with it. Then dense and converted networks are timed together in every runtime, in fresh processes. The ratio is that of
-the converted network in its fastest runtime to the dense one in its fastest, round by round, the median of all rounds
-and of the processes; so are milliseconds. Beside it stands the ratio to the dense one in ONNX Runtime, for dense layers
-of `accelerate` can be twice as fast as there.
+the converted network in its fastest runtime to the dense one in its fastest, round by round: the median over the
+rounds, then over the processes. Beside it stands the ratio to the dense one in ONNX Runtime, for dense layers of
+`accelerate` can be twice as fast as there.
 Every setting was chosen on data outside the calibration draw; what a network is judged on is only read here.
 Rows of the networks and budgets asked for are written anew in benchmarks/results/convert.csv, others stay.
 """
@@ -146,13 +146,13 @@ def network_rows(name: str, options: argparse.Namespace) -> list[dict]:
         for threads in options.threads:
             paths = [file for file, _ in files.values()]
             runs = [child(name, "--threads", threads, "--time", *paths) for _ in range(options.processes)]
-            elsewhere_ms = medians(runs, "0", "ms").get("onnxruntime", math.nan)
+            elsewhere = medians(runs, "0", "share").get("onnxruntime", math.nan)  # of the dense network's time
             for stem, (_, row) in files.items():
                 runtime, share = min(medians(runs, stem, "share").items(), key=lambda pair: pair[1])
                 ms = medians(runs, stem, "ms")[runtime]
                 row |= {f"ms_{threads}t": round(ms, 3), f"runtime_{threads}t": runtime}
                 row |= {f"time_share_{threads}t": round(share, 3)}
-                row |= {f"share_of_onnxruntime_{threads}t": round(ms / elsewhere_ms, 3)}
+                row |= {f"share_of_onnxruntime_{threads}t": round(share / elsewhere, 3)}
     setting = {
         "processor": cost.processor(),
         "torch": torch.__version__,

@@ -171,7 +171,6 @@ def test_networks_are_compared_in_every_runtime_that_is_here():
     assert first.runtime in runtimes.FLOAT32
     assert first.ms == min(row.ms for row in found.rows if row.network == "a" and row.runtime in runtimes.FLOAT32)
     assert found.times_as_fast(first) == 1
-    assert found.times_as_fast(found.of("b", "torch")) > 0
     told = json.loads(json.dumps(found.to_json()))
     assert (told["threads"], told["clock"], told["fastest"]["a"]) == (1, "processor", first.runtime)
     assert told["unusable"] == {}

@@ -106,11 +106,11 @@ here.converted({folder!r})
 def test_killed_and_interrupted_processes_leave_what_the_next_goes_on_with(untimed, tmp_path):
     """One is killed as the first layer takes its name, the other interrupted as the second one does."""
     folder = tmp_path / "o"
-    for files, how in ((2, "SIGKILL"), (1, "SIGINT")):
+    for files, how in ((3, "SIGKILL"), (1, "SIGINT")):
         text = KILLED.format(tests=str(Path(__file__).parent), folder=str(folder), signal=how)
         done = subprocess.run([sys.executable, "-c", text, str(files)], capture_output=True, text=True, check=False)
         assert done.returncode == -getattr(signal, how), done.stderr
-    assert {path.name for path in folder.glob("*.json")} == {"study.json", "table.json"}
+    assert {path.name for path in folder.glob("*.json")} == {"study.json", "table.json", "yardstick.json"}
     assert len(list(folder.glob("*/*.safetensors"))) == 2  # the handler of SIGINT runs after the renaming
     assert_same(converted(folder), converted())
 

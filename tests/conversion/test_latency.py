@@ -42,7 +42,7 @@ def test_the_plan_keeps_the_share_by_the_network_s_own_clock(seed, wanted):
     assert share_of_time(plan) > 0.85 * wanted, "little is left unused"
     assert least <= wanted
     kept = [total(one, "change") for one in list(asked) if share_of_time(one) <= wanted]
-    assert total(plan, "change") == min(kept)
+    assert total(plan, "change") <= 1.2 * min(kept), "the model may doubt one that is at the limit"
 
 
 def test_where_layers_times_say_nothing_multiply_adds_plan():
@@ -76,3 +76,53 @@ def test_a_share_that_no_network_has_gives_none_and_the_least():
     plan, least = LatencyPlans(table(4), 1.0).plan({}, 0.01, lambda plan: 0.2 + total(plan, "ms") / 5)
     assert plan is None
     assert 0.2 < least < 0.5
+
+
+def test_a_dense_network_that_keeps_the_share_stays():
+    plan, share = LatencyPlans(table(0), 1.0).plan({}, 1.0, lambda plan: pytest.fail("timed for nothing"))
+    assert all(option.form is None for option in plan.values())
+    assert share == 1.0
+
+
+def test_a_network_that_turned_out_too_slow_is_planned_faster_and_budgets_share_what_is_known():
+    """On random weights everything seems fast; the fitted networks take longer."""
+    many = table(5)
+    plans, asked = LatencyPlans(many, 1.4), []
+
+    def share_of_time(plan):
+        asked.append(plan)
+        return 0.8 * total(plan, "ms") / 5
+
+    first, _ = plans.plan({}, 0.5, share_of_time)
+    plans.note(first, 0.56)
+    second, _ = plans.plan({}, 0.5, share_of_time)
+    assert second != first
+    assert share_of_time(second) <= 0.5
+    assert plans.plan({}, 0.5, lambda plan: pytest.fail("it is known"))[0] == second
+    looser, _ = plans.plan({}, 0.7, share_of_time)
+    assert total(looser, "change") < total(first, "change")
+    assert all(asked.count(plan) == 1 for plan in asked if plan != second)
+
+
+@pytest.mark.parametrize("share", [float("inf"), 0.3])
+def test_where_no_measurement_follows_the_table_it_ends(share):
+    """A block that can go has costs below zero; the network may be refused by the runtime, or always take as long."""
+    dense = Option(None, 0, 1000, 100, ms=1.0)
+    gone = Option("removed", 0, -800, -80, change=0.1, ms=-0.8)
+    half = Option("form", 1, 500, 50, change=0.01, ms=0.5)
+    plan, least = LatencyPlans({"layer": [dense, half, gone]}, 1.0).plan({}, 0.05, lambda plan: share)
+    assert plan is None
+    assert least == share
+
+
+def test_what_was_never_timed_teaches_nothing():
+    many, seen = table(7), []
+    plans, untaught = LatencyPlans(many, 1.0), LatencyPlans(many, 1.0)
+    slow = {name: Option("form", 1, 10, 1, ms=None) for name in many}
+    plans.note(slow, 1.3)
+
+    def share_of_time(plan):
+        seen.append(plan)
+        return total(plan, "ms") / 5
+
+    assert plans.plan({}, 0.5, share_of_time) == untaught.plan({}, 0.5, share_of_time)

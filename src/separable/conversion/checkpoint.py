@@ -31,7 +31,7 @@ from separable.inputs import Inputs, tensors
 from separable.progress import say
 
 NAME = "study.json"
-_FORMAT = 2  # of the folder
+_FORMAT = 3  # of the folder
 _WHOLE = {
     "network": "another network",
     "data": "other data",
@@ -104,7 +104,8 @@ class Checkpoint(Kept):
         """Drop what was timed; what forms lose and the fitted layers stay."""
         if self.folder is None:
             return
-        for file in (self.folder / "dense.json", *self.folder.glob("*/share.json"), *self.folder.glob("*/times.json")):
+        alone = (self.folder / "dense.json", self.folder / "yardstick.json")
+        for file in (*alone, *self.folder.glob("*/share.json"), *self.folder.glob("*/times.json")):
             file.unlink(missing_ok=True)
         table = self._read("table", dict)
         if table is not None:

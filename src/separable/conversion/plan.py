@@ -79,6 +79,13 @@ def choose(table: Table, limits: Mapping[str, float]) -> Plan | None:
     return _solve(table, options, {**limits, "change": bound}, cost) or least
 
 
+def in_table(table: Table, plan: Plan | None) -> Plan | None:
+    """A plan that was made of changed copies of options, of the table's own."""
+    if plan is None:
+        return None
+    return {n: next(o for o in table[n] if (o.form, o.rank) == (one.form, one.rank)) for n, one in plan.items()}
+
+
 def _tied(options: list[tuple[str, Option]]) -> list[list[tuple[int, int]]]:
     """Sums of columns, with signs, that have to be zero: tied options are taken together or not at all."""
     ties: dict[Any, dict[str, int]] = {}

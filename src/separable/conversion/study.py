@@ -21,7 +21,7 @@ from separable.conversion.checkpoint import Checkpoint
 from separable.conversion.judge import Judge
 from separable.conversion.kept import Kept
 from separable.conversion.latency import LatencyPlans
-from separable.conversion.plan import Plan, choose, read_budget, room
+from separable.conversion.plan import Plan, choose, in_table, read_budget, room
 from separable.conversion.result import Conversion, choices, fastest_ms, set_as_given
 from separable.conversion.survey import SAMPLES, survey
 from separable.conversion.table import Table
@@ -72,14 +72,15 @@ class Study:
         self._table: Table | None = None
         self._losses: Table | None = None  # the table without times, where those were forgotten
         self._dense: runtimes.Comparison | None = None
-        self._clocked: LatencyPlans | None = None
+        self._latency_plans: LatencyPlans | None = None
 
     @property
     def table(self) -> Table:
         """Each layer's options with their losses and times, made when first asked for."""
         if self._table is None:
             table = self._losses or self._kept.table(self.survey, lambda: tabulate(self.survey))
-            timing.time_options(self.survey, table, self.target, lambda: self._kept.keep_table(table))
+            speed = self._kept.data("yardstick", timing.yardstick, float)
+            timing.time_options(self.survey, table, self.target, speed, lambda: self._kept.keep_table(table))
             self._table = table
         return self._table
 
@@ -89,7 +90,7 @@ class Study:
             for option in (option for many in self._table.values() for option in many):
                 option.ms = None
             self._losses, self._table = self._table, None
-        self._dense = self._clocked = None
+        self._dense = self._latency_plans = None
         self._kept.forget_times()
 
     @torch.inference_mode(False)
@@ -97,11 +98,19 @@ class Study:
         """The network under a budget, its layers fitted and its time measured beside the dense network's."""
         budget = read_budget(budget)
         limits = room(self.survey, budget)
-        if "accuracy" in budget:
-            return self._finished(*self._within_accuracy(budget, limits))
-        done = self._made(budget, limits)
         wanted = _MISSED * budget.get("latency", math.inf)
-        for _ in range(_REFITS):  # the fitted network is timed once more, and may miss what its plan kept
+        if "accuracy" in budget:
+            done = self._finished(*self._within_accuracy(budget, limits))
+        else:
+            done = self._within_latency(budget, limits, wanted)
+        if done.share > wanted:
+            say(f"latency {budget['latency']:g} was planned; the network takes {done.share:.2f}")
+        return done
+
+    def _within_latency(self, budget: dict[str, float], limits: dict[str, float], wanted: float) -> Conversion:
+        """Planned again where the fitted network takes more than `wanted`: what it takes is known by then."""
+        done = self._made(budget, limits)
+        for _ in range(_REFITS):
             if done.share <= wanted or not any(layer.form for layer in done.layers):
                 break
             try:
@@ -109,15 +118,13 @@ class Study:
             except InputError:
                 break
             done = min(done, tighter, key=lambda one: one.share)
-        if done.share > wanted:
-            say(f"latency {budget['latency']:g} was planned; the network takes {done.share:.2f}")
         return done
 
     def _made(self, budget: dict[str, float], limits: dict[str, float]) -> Conversion:
         plan = self._plan(budget, limits)
         done = self._finished(plan, *self.fit(plan))
-        if self._clocked is not None:
-            self._clocked.note(plan, done.share)
+        if self._latency_plans is not None:
+            self._latency_plans.note(plan, done.share)
         return done
 
     def pareto(self, shares: Sequence[float] = PARETO) -> list[Conversion]:
@@ -186,9 +193,8 @@ class Study:
         found = choose(self.table, limits)
         if found is None:  # only with layers that are slower than the dense ones
             say(f"the budget needs layers that are slower in {self.target} than the dense ones")
-            found = choose(
-                {n: [dataclasses.replace(o, ms=None) for o in many] for n, many in self.table.items()}, limits
-            )
+            untimed = {n: [dataclasses.replace(o, ms=None) for o in many] for n, many in self.table.items()}
+            found = in_table(self.table, choose(untimed, limits))
         if found is None:
             raise InputError("budget", str(budget), "cannot be met by macs and params at once")
         return found
@@ -197,10 +203,12 @@ class Study:
         """Where not even the fastest network found is faster than the fastest dense one, that stays as it is."""
         dense = self.dense_comparison()
         whole, here = fastest_ms(dense, "dense"), dense.of("dense", self.target)
-        assert here is not None
-        if self._clocked is None:
-            self._clocked = LatencyPlans(self.table, (here.ms or math.inf) / whole)
-        best, least = self._clocked.plan(limits, budget["latency"], self.share_of_time)
+        faster = None if here is None else dense.times_as_fast(here)
+        if here is None or faster is None:
+            raise InputError("target", self.target, f"cannot run the dense network: {here and here.problem}")
+        if self._latency_plans is None:
+            self._latency_plans = LatencyPlans(self.table, 1 / faster)
+        best, least = self._latency_plans.plan(limits, budget["latency"], self.share_of_time)
         if best is not None:
             return best
         if least >= 1 and not limits:

@@ -5,7 +5,7 @@ A runtime keeps maps in a layout of its own, and changes it where a network begi
 pays for that. So the first of the two layers makes the map of a single channel, and the second one channel of what
 comes out. What these two take alone is taken off, and with it what a call takes: a network pays that once.
 A processor that other programs use too is fast for some seconds and slow for some. So each measurement has a yardstick,
-a product of matrices timed in the same turns, and all are brought to the speed that the first one found.
+a product of matrices timed in the same turns, and all are brought to one speed.
 Of each form a few ranks are timed, in turns with the dense layer; between them time is linear in multiply-adds.
 """
 
@@ -33,7 +33,8 @@ TARGETS = ("accelerate", "onnxruntime", "openvino", "torch")
 _RANKS = 3  # of a form
 _ROUNDS = (4, 30)  # at least and at most, as many as take:
 _SECONDS = 15e-3  # of the dense layer
-_YARDSTICK, _PRODUCTS = 128, 8  # rows and columns of its matrix, and how often: small beside caches, and long
+_SQUARE = torch.ones(128, 128)
+_PRODUCTS = 8  # of it with itself: a yardstick that fits into a cache, and is long enough to fill it
 _LEAST_SHARE = 0.05  # of a measured time, that is left where its surroundings are taken off
 Times = dict[tuple[str | None, int], float]  # milliseconds of a form and a rank
 _HOPELESS = 3.0  # times the least loss at no more multiply-adds, from which a form is not timed
@@ -55,13 +56,27 @@ def check_target(target: str | None) -> str:
     return target
 
 
-def time_options(survey: Survey, table: Table, target: str, keep: Callable[[], None] = lambda: None) -> None:
+def yardstick() -> float:
+    """Seconds of what processors' speeds are compared by, now."""
+    return fastest({"yardstick": _products, "again": _products}, _ROUNDS[1])["yardstick"]
+
+
+def _products() -> None:
+    for _ in range(_PRODUCTS):
+        _SQUARE @ _SQUARE
+
+
+def time_options(
+    survey: Survey, table: Table, target: str, yardstick_s: float, keep: Callable[[], None] = lambda: None
+) -> None:
     """Fill in `ms` of every option that may be chosen: of all calls of the layer, for the survey's example.
 
-    keep: called after each layer that was timed. Layers whose times stand in the table already are not timed again.
+    Args:
+        yardstick_s: what `yardstick` gave once; all times are brought to that speed.
+        keep: called after each layer that was timed. Layers whose times stand in the table are not timed again.
     """
     known: dict[Any, Times] = {}
-    clock = _Clock(survey, target)
+    clock = _Clock(survey, target, yardstick_s)
     for site in track(survey.convertible, f"timing forms in {target}"):
         conv = survey.conv(site)
         roles = site.name in survey.pairs, site.name in survey.pairs.values()
@@ -115,25 +130,9 @@ class _Side(NamedTuple):
 class _Clock:
     """Times parts of a network in the target, between two pointwise layers, whose own time it takes off."""
 
-    def __init__(self, survey: Survey, target: str):
-        self.survey, self.target = survey, target
+    def __init__(self, survey: Survey, target: str, yardstick_s: float):
+        self.survey, self.target, self.yardstick_s = survey, target, yardstick_s
         self._alone: dict[tuple[int, ...], Callable[[], Any]] = {}
-        self._square = torch.randn(_YARDSTICK, _YARDSTICK, generator=torch.Generator().manual_seed(0))
-        self._at_first: float | None = None  # seconds of the yardstick
-
-    def _fastest(self, calls: Mapping[Any, Callable[[], Any]]) -> dict[Any, float]:
-        """Seconds of each, at the speed that the processor had at the first measurement."""
-        rounds = _rounds(seconds_of(next(iter(calls.values()))))
-        found = fastest({**calls, "yardstick": self._yardstick}, rounds)
-        yardstick = found.pop("yardstick", self._at_first)  # left out where it takes milliseconds
-        if yardstick is None:
-            return found
-        self._at_first = self._at_first or yardstick
-        return {name: seconds * self._at_first / yardstick for name, seconds in found.items()}
-
-    def _yardstick(self) -> None:
-        for _ in range(_PRODUCTS):
-            self._square @ self._square
 
     def options_ms(self, site: Site, options: list[Option]) -> Times:
         """Of the dense layer and a few ranks of each form, and between these; of all calls together."""
@@ -177,11 +176,15 @@ class _Clock:
         """Seconds of each call less what its two sides take, which are timed in the same turns."""
         call = (1, 1, *[1] * (len(next(iter(sides.values()))[0].shape) - 2))
         shapes = dict.fromkeys([call, *(side.shape for pair in sides.values() for side in pair)])
-        seconds = self._fastest({**calls, **{shape: self._sides_alone(like, shape) for shape in shapes}})
+        besides: dict[Any, Callable[[], Any]] = {shape: self._sides_alone(like, shape) for shape in shapes}
+        besides["yardstick"] = _products
+        rounds = _rounds(seconds_of(next(iter(calls.values()))))
+        seconds = fastest({**calls, **besides}, rounds, wanted=besides)
+        slower = seconds["yardstick"] / self.yardstick_s
         found = {}
         for key in calls.keys() & seconds.keys():
             alone = sum(side.share * (seconds[side.shape] - seconds[call]) for side in sides[key]) / 2 + seconds[call]
-            found[key] = max(seconds[key] - alone, _LEAST_SHARE * seconds[key])
+            found[key] = max(seconds[key] - alone, _LEAST_SHARE * seconds[key]) / slower
         return found
 
     def _sides_alone(self, like: Tensor, shape: tuple[int, ...]) -> Callable[[], Any]:
