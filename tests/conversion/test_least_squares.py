@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from separable.conversion import least_squares
-from separable.conversion.least_squares import fit_rows, rectified_targets, solve_ridge
+from separable.conversion.least_squares import Ridge, fit_rows, rectified_targets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -85,18 +85,25 @@ def test_targets_below_zero_are_met_by_any_value_below_zero():
 
 
 def test_what_the_data_does_not_determine_keeps_its_value():
-    normal = torch.diag(torch.tensor([2.0, 0.0, 1.0], dtype=ONE))
-    right, prior = torch.tensor([[4.0], [0.0], [3.0]]).double(), torch.tensor([[0.0], [7.0], [0.0]]).double()
-    solved = solve_ridge(normal, right, prior, 1e-6)
-    torch.testing.assert_close(solved, torch.tensor([[2.0], [7.0], [3.0]]).double(), rtol=1e-4, atol=1e-4)
+    x = torch.diag(torch.tensor([2.0, 0.0, 1.0], dtype=ONE))[None]
+    t, prior = torch.tensor([[[4.0], [0.0], [3.0]]]).double(), torch.tensor([[[0.0, 7.0, 0.0]]]).double()
+    regression = Ridge(x, prior)
+    solved = regression.weight(regression.due(t), 1e-6)
+    torch.testing.assert_close(solved, torch.tensor([[[2.0, 7.0, 3.0]]]).double(), rtol=1e-4, atol=1e-4)
 
 
-def test_the_ridge_is_the_least_of_its_own_objective():
-    a = torch.randn(20, 5, dtype=ONE)
-    normal, right, prior = a.T @ a, torch.randn(5, 3, dtype=ONE), torch.randn(5, 3, dtype=ONE)
-    pull = 0.1 * (normal.diagonal() + 1e-3 * normal.diagonal().mean())
-    wanted = torch.linalg.solve(normal + torch.diag(pull), right + pull.unsqueeze(1) * prior)
-    torch.testing.assert_close(solve_ridge(normal, right, prior, 0.1), wanted)
+@pytest.mark.parametrize("rows", [20, 5, 4, 1])
+@pytest.mark.parametrize("ridge", [1e-3, 0.1, 10.0])
+def test_the_ridge_is_the_least_of_its_own_objective(rows, ridge):
+    """Also with fewer rows than unknowns, where it is solved by the products of the rows."""
+    x, t, prior = (torch.randn(2, *size, dtype=ONE) for size in ((rows, 5), (rows, 3), (3, 5)))
+    regression = Ridge(x, prior)
+    found = regression.weight(regression.due(t), ridge)
+    for a, target, near, solved in zip(x, t, prior, found, strict=True):
+        normal, energy = a.T @ a / rows, a.square().mean(0)
+        pull = ridge * (energy + 1e-3 * energy.mean())
+        wanted = torch.linalg.solve(normal + torch.diag(pull), a.T @ target / rows + pull.unsqueeze(1) * near.T)
+        torch.testing.assert_close(solved, wanted.T)
 
 
 @pytest.mark.parametrize("rectified", [False, True])

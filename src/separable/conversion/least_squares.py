@@ -33,33 +33,29 @@ def fit_rows(
     mean = rows.mean(1, keepdim=True)
     centred, offset = rows - mean, 0.0 if added is None else added
     first = rows.shape[1] - rows.shape[1] // _HELD_OUT
-    parts = [centred[:, :first], centred[:, first:]]
-    normals = [(part.mT @ part).double() for part in parts]
-    normal = torch.stack(normals).sum(0) / rows.shape[1]
     wanted, given, ridge = targets - offset, targets, ridges[0]
+    if len(ridges) > 1 and first < rows.shape[1]:
+        ridge = _ridge(ridges, centred, wanted - wanted.mean(1, keepdim=True), prior, first)
+    regression = Ridge(centred, prior)
     for i in range(RECTIFIED_ROUNDS if rectified else 1):
         if i:
             wanted = rectified_targets(targets, given) - offset
         constant = wanted.mean(1, keepdim=True)
-        due = (wanted - constant).split([first, rows.shape[1] - first], 1)
-        rights = [(part.mT @ some).double() for part, some in zip(parts, due, strict=True)]
-        if i == 0 and first < rows.shape[1]:
-            ridge = _ridge(ridges, normals, rights, prior.mT, first, rows.shape[1] - first)
-        weight = solve_ridge(normal, torch.stack(rights).sum(0) / rows.shape[1], prior.mT, ridge).mT
+        weight = regression.weight(regression.due(wanted - constant), ridge)
         given = centred @ weight.mT.to(rows) + constant + offset
     shown, sought = (given.relu(), targets.relu()) if rectified else (given, targets)
     error = float((shown - sought).square().mean() / sought.var(1, correction=0).mean().clamp_min(1e-30))
     return weight, constant.squeeze(1).double() - (weight @ mean.mT.double()).squeeze(2), error
 
 
-def _ridge(
-    ridges: Sequence[float], normals: list[Tensor], rights: list[Tensor], prior: Tensor, fitted: int, held_out: int
-) -> float:
-    """The ridge of which the first part's solution has the least error on the second; of so many rows each."""
+def _ridge(ridges: Sequence[float], rows: Tensor, targets: Tensor, prior: Tensor, first: int) -> float:
+    """The ridge of which the solution of the first rows has the least error on the others."""
+    regression = Ridge(rows[:, :first], prior)
+    due = regression.due(targets[:, :first])
 
     def missed(ridge: float) -> float:
-        weight = solve_ridge(normals[0] / fitted, rights[0] / fitted, prior, ridge)
-        return float((weight * (normals[1] @ weight - 2 * rights[1])).sum()) / held_out
+        weight = regression.weight(due, ridge)
+        return float((targets[:, first:] - rows[:, first:] @ weight.mT.to(rows)).square().mean())
 
     return min(ridges, key=missed)
 
@@ -69,17 +65,41 @@ def rectified_targets(targets: Tensor, given: Tensor) -> Tensor:
     return torch.where(targets > 0, targets, given.clamp_max(0))
 
 
-def solve_ridge(normal: Tensor, right: Tensor, prior: Tensor, ridge: float) -> Tensor:
-    """argmin over X of tr(X'AX) - 2 tr(X'B) + sum_i ridge*(A_ii + mean(A_ii)/1000) |X_i - prior_i|².
+class Ridge:
+    """Least squares near a prior: the W of least |t - W x|² / P + ridge * sum_i d_i |w_i - prior_i|², d_i = |x_i|² / P.
 
-    normal A [..., n, n], right B and prior [..., n, m]. What the data does not determine (dead or constant channels,
-    fewer samples than unknowns) keeps the prior's value.
+    What the data does not determine (dead or constant unknowns, fewer rows than unknowns) keeps the prior's value.
+    Solved by the second moments of the unknowns or, where there are fewer rows than unknowns, by those of the rows: the
+    same answer from the smaller matrix.
+    Source: Hoerl and Kennard 1970, Technometrics 12(1); its dual: Saunders, Gammerman and Vovk 1998, ICML, section 2.
     """
-    diagonal = normal.diagonal(dim1=-2, dim2=-1)
-    damping = ridge * (diagonal + 1e-3 * diagonal.mean(-1, keepdim=True)).clamp_min(torch.finfo(normal.dtype).tiny)
-    scale = (diagonal + damping).rsqrt()
-    system = normal * scale.unsqueeze(-1) * scale.unsqueeze(-2) + torch.diag_embed(damping * scale.square())
-    residual = right - normal @ prior  # solved for the change, so that what is not determined stays exactly
-    factor, failed = torch.linalg.cholesky_ex(system)
-    change = torch.cholesky_solve(residual * scale.unsqueeze(-1), factor) * scale.unsqueeze(-1)
-    return prior + torch.where((failed != 0)[..., None, None], 0.0, change)
+
+    def __init__(self, rows: Tensor, prior: Tensor):
+        """rows [G, P, n], of mean zero; prior [G, O, n]."""
+        self.prior = prior
+        energy = rows.square().mean(1).double()
+        energy = energy + 1e-3 * energy.mean(-1, keepdim=True)  # else an unknown that is nearly dead would be free
+        scale = torch.where(energy > 0, energy.rsqrt(), 0.0)  # [G, n]
+        self.scale = scale.unsqueeze(2)
+        self.rows = rows * scale.to(rows).unsqueeze(1)
+        self.given = rows @ prior.mT.to(rows)
+        self.by_rows = rows.shape[1] < rows.shape[2]
+        matrix = self.rows @ self.rows.mT if self.by_rows else self.rows.mT @ self.rows
+        self.matrix = matrix.double() / rows.shape[1]
+        self._solved: tuple[float, Tensor, Tensor] | None = None  # the last ridge, its factor, whether there is none
+
+    def due(self, targets: Tensor) -> Tensor:
+        """What `weight` is found from; targets [G, P, O], of mean zero."""
+        missing = targets - self.given  # the change is solved for: what is not determined stays exactly as it is
+        return (missing if self.by_rows else self.rows.mT @ missing).double() / targets.shape[1]
+
+    def weight(self, due: Tensor, ridge: float) -> Tensor:
+        """[G, O, n], float64; the prior where the system cannot be solved."""
+        if self._solved is None or self._solved[0] != ridge:
+            eye = torch.eye(self.matrix.shape[-1], dtype=self.matrix.dtype)
+            self._solved = (ridge, *torch.linalg.cholesky_ex(self.matrix + ridge * eye))
+        _, factor, failed = self._solved
+        change = torch.cholesky_solve(due, factor)
+        if self.by_rows:
+            change = (self.rows.mT @ change.to(self.rows)).double()
+        return self.prior + torch.where((failed != 0)[..., None, None], 0.0, change * self.scale).mT
