@@ -77,7 +77,8 @@ def child(*given: object) -> dict:
 def convert(options: argparse.Namespace) -> None:
     name = options.networks[0]
     asked = NETWORKS[name]
-    torch.set_num_threads(options.convert_threads or torch.get_num_threads())
+    if options.convert_threads:
+        torch.set_num_threads(options.convert_threads)
     dense, data = asked.network(), asked.calibration(options.seed)
     result = {"network": name, "budget": options.budget, "seed": options.seed, "measure": asked.measure}
     if options.budget == "dense":

@@ -59,24 +59,6 @@ def everything() -> str:
     return table(head, lines)
 
 
-def distilled() -> str:
-    """ResNet-20 before and after ten epochs of distillation, of each budget over its seeds."""
-    head = ("", "multiply-adds", "top-1 % as converted", "distilled", "seeds", "minutes")
-    lines = []
-    rows = [row for row in rows_of("distill") if row["network"].startswith("convert, ")]
-    for name in dict.fromkeys(row["network"] for row in rows):
-        seeds = [row for row in rows if row["network"] == name]
-        before, after, minutes, share = (
-            [float(row[key]) for row in seeds]
-            for key in ("top1_percent_before", "top1_percent", "minutes", "macs_share")
-        )
-        budget, batch = name.removeprefix("convert, ").split(", ")
-        told = _told(budget) + ("" if batch == "batch 1" else f", {batch}")
-        numbers = (several(before, 2), several(after, 2), str(len(seeds)), several(minutes, 0))
-        lines.append((told, f"{statistics.fmean(share):.1%}", *numbers))
-    return table(head, lines)
-
-
 def _by_budget(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
     """The dense network first, then budgets of multiply-adds; seeds in order, of which the first one was timed."""
     order = sorted(rows, key=lambda row: (row["budget"] != "dense", "macs" not in row["budget"], -_amount(row)))
@@ -94,7 +76,7 @@ def _told(budget: str) -> str:
     return budget if budget == "dense" else f"`{budget}`"
 
 
-TABLES = {"resnet20": resnet20, "everything": everything, "distilled": distilled}
+TABLES = {"resnet20": resnet20, "everything": everything}
 
 
 def page(text: str) -> str:

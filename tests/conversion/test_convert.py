@@ -305,6 +305,17 @@ def test_a_latency_budget_that_the_fitted_network_misses_is_planned_again(untime
     assert done.macs_after < seen[0].macs_after
 
 
+def test_a_target_that_refuses_the_dense_network_is_one_sentence(wide, images, monkeypatch):
+    found = Study(wide, images, target="torch")
+    rows = [
+        runtimes.Timed("dense", "torch", problem="gives another output"),
+        runtimes.Timed("dense", "onnxruntime", [[1.0]]),
+    ]
+    monkeypatch.setattr(found, "dense_comparison", lambda: runtimes.Comparison(rows, {}, threads=1, rounds=1))
+    with pytest.raises(InputError, match=r"target = torch: cannot run the dense network: gives another output"):
+        found.convert({"latency": 0.5})
+
+
 def test_a_latency_budget_takes_only_forms_that_are_faster_than_their_layers(wide, images):
     found = Study(wide, images, target="torch")
     done = found.convert({"latency": 0.8})

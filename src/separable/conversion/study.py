@@ -203,9 +203,10 @@ class Study:
         """Where not even the fastest network found is faster than the fastest dense one, that stays as it is."""
         dense = self.dense_comparison()
         whole, here = fastest_ms(dense, "dense"), dense.of("dense", self.target)
-        faster = None if here is None else dense.times_as_fast(here)
-        if here is None or faster is None:
-            raise InputError("target", self.target, f"cannot run the dense network: {here and here.problem}")
+        assert here is not None
+        faster = dense.times_as_fast(here)
+        if faster is None:
+            raise InputError("target", self.target, f"cannot run the dense network: {here.problem}")
         if self._latency_plans is None:
             self._latency_plans = LatencyPlans(self.table, 1 / faster)
         best, least = self._latency_plans.plan(limits, budget["latency"], self.share_of_time)

@@ -94,9 +94,8 @@ def _weigh_removals(survey: Survey, table: Table, probes: "_Probes") -> None:
         network = own_structure(survey.model)
         remove(network, [block])
         option = removal_of(table, block.layers[0])
-        option.change = probes.change(outputs_of(probes.inputs.call(network))) / (
-            1 + len(behind(survey, block.layers[-1]))
-        )
+        later = len(behind(survey, block.layers[-1]))
+        option.change = probes.change(outputs_of(probes.inputs.call(network))) / (1 + later)
 
 
 class _Probes:
