@@ -6,7 +6,8 @@ pays for that. So the first of the two layers makes the map of a single channel,
 comes out. What these two take alone is taken off, and with it what a call takes: a network pays that once.
 A processor that other programs use too is fast for some seconds and slow for some. So each measurement has a yardstick,
 a product of matrices timed in the same turns, and all are brought to one speed.
-Of each form a few ranks are timed, in turns with the dense layer; between them time is linear in multiply-adds.
+Of each form a few ranks are timed, in turns with the dense layer. A processor fills its vectors whole, so that time
+grows in steps: between what was timed it is linear in the multiply-adds that whole vectors take.
 """
 
 import copy
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from separable import runtimes
 from separable.conversion import chain, thin
 from separable.conversion.calibrate import replace
-from separable.conversion.forms import FORMS
+from separable.conversion.forms import FORMS, Shape
 from separable.conversion.patches import PLAIN
 from separable.conversion.removal import remove, removed
 from separable.conversion.survey import Site, Survey
@@ -31,12 +32,14 @@ from separable.progress import track
 
 TARGETS = ("accelerate", "onnxruntime", "openvino", "torch")
 _RANKS = 3  # of a form
-_ROUNDS = (4, 30)  # at least and at most, as many as take:
+_ROUNDS = (4, 12)  # at least and at most, as many as take:
 _SECONDS = 15e-3  # of the dense layer
+_SHORT, _IN_A_ROW = 1e-3, 3  # seconds of a dense layer, below which each way runs so many times in each of its turns
 _SQUARE = torch.ones(128, 128)
 _PRODUCTS = 8  # of it with itself: a yardstick that fits into a cache, and is long enough to fill it
 _LEAST_SHARE = 0.05  # of a measured time, that is left where its surroundings are taken off
 Times = dict[tuple[str | None, int], float]  # milliseconds of a form and a rank
+_VECTORS, _LEAST_VECTOR = {"AVX512": 16, "AVX2": 8}, 4  # floats of a vector, by what torch calls the processor
 _HOPELESS = 3.0  # times the least loss at no more multiply-adds, from which a form is not timed
 
 
@@ -58,7 +61,7 @@ def check_target(target: str | None) -> str:
 
 def yardstick() -> float:
     """Seconds of what processors' speeds are compared by, now."""
-    return fastest({"yardstick": _products, "again": _products}, _ROUNDS[1])["yardstick"]
+    return fastest({"yardstick": _products, "again": _products}, _ROUNDS[1], in_a_row=_IN_A_ROW)["yardstick"]
 
 
 def _products() -> None:
@@ -140,7 +143,8 @@ class _Clock:
         maps = max(1, round(len(self.survey.example) * site.shares[0]))
         calls: dict[Any, Callable[[], Any]] = {}
         sides: dict[Any, tuple[_Side, _Side]] = {}
-        for option in [options[0], *_worth_timing(options)]:
+        work = {(option.form, option.rank): _work(conv, option) for option in options}
+        for option in [options[0], *_worth_timing(options, work)]:
             inputs = option.rank if option.form == thin.SECOND else conv.in_channels
             outputs = option.rank if option.form == thin.FIRST else conv.out_channels
             around = self._around(conv.weight, inputs, outputs, len(given))
@@ -157,7 +161,7 @@ class _Clock:
             )
         measured = self._without_sides(conv.weight, calls, sides)
         measured = {key: seconds * 1e3 * len(site.sizes) for key, seconds in measured.items()}
-        return measured | _between(options, measured)
+        return _between(work, measured) | measured
 
     def block_ms(self, module: nn.Module, shape: tuple[int, ...]) -> float | None:
         maps, channels, *size = shape
@@ -178,8 +182,11 @@ class _Clock:
         shapes = dict.fromkeys([call, *(side.shape for pair in sides.values() for side in pair)])
         besides: dict[Any, Callable[[], Any]] = {shape: self._sides_alone(like, shape) for shape in shapes}
         besides["yardstick"] = _products
-        rounds = _rounds(seconds_of(next(iter(calls.values()))))
-        seconds = fastest({**calls, **besides}, rounds, wanted=besides)
+        dense = next(iter(calls.values()))
+        dense()
+        once = seconds_of(dense)
+        rounds, in_a_row = _rounds(once), _IN_A_ROW if once < _SHORT else 1
+        seconds = fastest({**calls, **besides}, rounds, wanted=besides, in_a_row=in_a_row)
         slower = seconds["yardstick"] / self.yardstick_s
         found = {}
         for key in calls.keys() & seconds.keys():
@@ -262,34 +269,44 @@ def layer(survey: Survey, site: Site, option: Option) -> nn.Module:
     return chained
 
 
-def _worth_timing(options: list[Option]) -> list[Option]:
-    """A few ranks of each form that is not far behind another of as many multiply-adds."""
+def _work(conv: nn.Module, option: Option) -> float:
+    """Multiply-adds where the channels inside fill whole vectors."""
+    if option.form in FORMS:
+        channels = FORMS[option.form].stages(Shape.of(conv), option.rank)[0].outputs
+    else:
+        channels = option.rank
+    vector = _VECTORS.get(torch.backends.cpu.get_cpu_capability(), _LEAST_VECTOR)
+    return option.macs * -(-channels // vector) * vector / channels if channels else option.macs
+
+
+def _worth_timing(options: list[Option], work: Mapping[Any, float]) -> list[Option]:
+    """A few ranks of each form that is not far behind another of as many multiply-adds; of equal work the largest."""
     found = []
     alone = [option for option in options if option.form in FORMS]
     for form in (*FORMS, *thin.THIN):
-        mine = [
-            option
+        mine = {
+            work[option.form, option.rank]: option
             for option in options
             if option.form == form
             and (
                 form in thin.THIN
                 or option.loss <= _HOPELESS * min(o.loss for o in alone if o.macs <= option.macs) + 1e-6
             )
-        ]
-        if mine:
-            found += [mine[i] for i in sorted({round(k * (len(mine) - 1) / (_RANKS - 1)) for k in range(_RANKS)})]
+        }
+        several = list(mine.values())
+        places = {round(k * (len(several) - 1) / (_RANKS - 1)) for k in range(_RANKS)} if several else set()
+        found += [several[i] for i in sorted(places)]
     return found
 
 
-def _between(options: list[Option], measured: Times) -> Times:
-    """Of ranks between two that were timed."""
+def _between(work: Mapping[Any, float], measured: Times) -> Times:
+    """Of ranks that take no less than the least and no more than the most that was timed of their form."""
     found: Times = {}
     for form in (*FORMS, *thin.THIN):
-        timed = [o for o in options if o.form == form and (form, o.rank) in measured]
-        for low, high in itertools.pairwise(timed):
-            for option in options:
-                if option.form == form and low.macs < option.macs < high.macs:
-                    share = (option.macs - low.macs) / (high.macs - low.macs)
-                    ends = measured[form, low.rank], measured[form, high.rank]
-                    found[form, option.rank] = ends[0] + share * (ends[1] - ends[0])
+        timed = sorted((work[key], ms) for key, ms in measured.items() if key[0] == form)
+        for low, high in itertools.pairwise([timed[0], *timed] if timed else []):
+            for key, macs in work.items():
+                if key[0] == form and low[0] <= macs <= high[0]:
+                    share = (macs - low[0]) / (high[0] - low[0]) if high[0] > low[0] else 1.0
+                    found[key] = low[1] + share * (high[1] - low[1])
     return found

@@ -1,6 +1,6 @@
 """Networks side by side in every runtime: outputs compared first, then all of them timed in turns.
 
-Every other round runs backwards. The first call of a turn finds the caches as another network left them and is not
+Every other round runs backwards. The first calls of a turn find the caches as another network left them and are not
 clocked. On one thread the processor time of the whole process is taken, which on a shared machine leaves out the turns
 of other programs; on several the clock.
 """
@@ -34,6 +34,7 @@ EXACT, ROUGH = (
 )  # of the largest number: how far outputs may be off, in float32 and where a runtime rounds more
 _BUSY = 0.2  # a middle half that spans this share of the median says that other work ran
 _CALLS, _LONG_S = 3, 0.1  # clocked in a turn; of calls longer than this, one
+_WARM_S = 2e-3  # of calls before the clocked ones of a turn, of which there is at least one
 _LEAST_ROUNDS = 3  # however long they take
 
 
@@ -250,7 +251,9 @@ def _take_turns(calls: Sequence[tuple[Timed, Run]], rounds: int, seconds: float)
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     for i in track(range(rounds), "timing in turns"):
         for row, run in calls if i % 2 else reversed(calls):
-            first_s = _seconds(run, clock)
+            spent_s = first_s = _seconds(run, clock)
+            while spent_s < _WARM_S:
+                spent_s += _seconds(run, clock)
             calls_now = range(_CALLS if first_s < _LONG_S else 1)
             row.rounds_ms.append([_seconds(run, clock) * 1e3 for _ in calls_now])
         if i + 1 >= _LEAST_ROUNDS and time.monotonic() - began > seconds:
