@@ -59,6 +59,24 @@ def everything() -> str:
     return table(head, lines)
 
 
+def distilled() -> str:
+    """ResNet-20 before and after distillation, by budget."""
+    runs: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in rows_of("distill"):
+        runs.setdefault((row["network"], row["epochs"]), []).append(row)
+    lines = []
+    for (network, epochs), seeds in sorted(runs.items(), key=lambda run: (run[0][0].split(",")[2], -_share(run[1]))):
+        budget, batch = network.split(", ")[1:]
+        before, after = ([float(row[name]) for row in seeds] for name in ("top1_percent_before", "top1_percent"))
+        told = f"`{budget}`" + ("" if budget.startswith("macs") else f", {batch}")
+        lines.append((told, f"{_share(seeds):.1%}", several(before, 2), several(after, 2), epochs, str(len(seeds))))
+    return table(("", "multiply-adds", "top-1 % before", "after", "epochs", "seeds"), lines)
+
+
+def _share(seeds: list[dict[str, str]]) -> float:
+    return statistics.fmean(float(row["macs_share"]) for row in seeds)
+
+
 def _by_budget(rows: list[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
     """The dense network first, then budgets of multiply-adds; seeds in order, of which the first one was timed."""
     order = sorted(rows, key=lambda row: (row["budget"] != "dense", "macs" not in row["budget"], -_amount(row)))
@@ -76,7 +94,7 @@ def _told(budget: str) -> str:
     return budget if budget == "dense" else f"`{budget}`"
 
 
-TABLES = {"resnet20": resnet20, "everything": everything}
+TABLES = {"resnet20": resnet20, "everything": everything, "distilled": distilled}
 
 
 def page(text: str) -> str:
