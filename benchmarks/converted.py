@@ -43,7 +43,7 @@ def resnet20() -> str:
 def everything() -> str:
     """Every row: agreement or accuracy, time beside the fastest dense network, what the conversion took."""
     times = ("time, one thread", "time, two threads", "over dense in ONNX Runtime")
-    head = ("network", "budget", "measured", "", "multiply-adds", *times, "seconds", "GB")
+    head = ("network", "budget", "measured", "", "multiply-adds", *times, "seconds", "GB", "processor")
     lines = []
     for network in dict.fromkeys(row["network"] for row in rows_of("convert")):
         for budget, seeds in _by_budget(rows_of("convert", network=network)).items():
@@ -54,8 +54,11 @@ def everything() -> str:
             spent = ("", "") if budget == "dense" else (row["convert_s"], row["peak_gb"])
             share = f"{float(row['macs_share']):.3f}"
             lines.append(
-                (network, _told(budget), row["measure"], several(scores, digits), share, *times, elsewhere, *spent)
-            )
+                (
+                    network, _told(budget), row["measure"], several(scores, digits), share, *times, elsewhere, *spent,
+                    row["processor"].split("(")[0],
+                )
+            )  # fmt: skip
     return table(head, lines)
 
 

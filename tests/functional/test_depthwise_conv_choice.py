@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from separable import InputError, _native, functional
-from separable.functional import depthwise_conv, depthwise_conv_choice
+from separable.functional import depthwise_conv, depthwise_conv_choice, measure
 from tolerance import tolerance
 
 pytestmark = pytest.mark.skipif(bool(_native.missing), reason=f"no native library: {_native.missing}")
@@ -127,6 +127,24 @@ def test_the_faster_way_is_taken_if_it_gains_enough():
     assert depthwise_conv_choice._faster("native", "reference", {"native": 1.0, "reference": 0.97}) == "native"
     hopeless = depthwise_conv_choice.fastest({"native": busy(0.001), "reference": busy(0.05)}, 4)
     assert list(hopeless) == ["native"]
+
+
+def test_of_runs_in_a_row_the_warm_ones_count():
+    """A way that is slow in its first run after another one."""
+    last = [""]
+
+    def way(name):
+        def run():
+            end = time.thread_time() + (5e-4 if last[0] == name else 2e-3)
+            last[0] = name
+            while time.thread_time() < end:
+                pass
+
+        return run
+
+    ways = {name: way(name) for name in ("a", "b")}
+    assert all(seconds > 1.5e-3 for seconds in measure.fastest(ways, 3).values())
+    assert all(seconds < 1.5e-3 for seconds in measure.fastest(ways, 3, in_a_row=2).values())
 
 
 def test_second_derivatives_go_through_either_way(monkeypatch):
