@@ -76,6 +76,19 @@ def distilled() -> str:
     return table(("", "multiply-adds", "top-1 % before", "after", "epochs", "seeds"), lines)
 
 
+def peers() -> str:
+    """`convert` beside what else makes a network smaller: accuracy and time of each at every budget."""
+    lines = [
+        (
+            row["network"], _told(row["budget"]), row["method"], row["epochs"], row["score"], row["macs_share"],
+            f"{row['time_share']}, {row['runtime']}",
+        )
+        for row in rows_of("peers")
+        if row["method"] != "dense"
+    ]  # fmt: skip
+    return table(("network", "budget", "method", "epochs", "score", "multiply-adds", "time over dense"), lines)
+
+
 def _share(seeds: list[dict[str, str]]) -> float:
     return statistics.fmean(float(row["macs_share"]) for row in seeds)
 
@@ -97,7 +110,7 @@ def _told(budget: str) -> str:
     return budget if budget == "dense" else f"`{budget}`"
 
 
-TABLES = {"resnet20": resnet20, "everything": everything, "distilled": distilled}
+TABLES = {"resnet20": resnet20, "everything": everything, "distilled": distilled, "peers": peers}
 
 
 def page(text: str) -> str:
