@@ -56,7 +56,7 @@ def everything() -> str:
             lines.append(
                 (
                     network, _told(budget), row["measure"], several(scores, digits), share, *times, elsewhere, *spent,
-                    row["processor"].split("(")[0],
+                    row["processor"].replace("(R)", ""),
                 )
             )  # fmt: skip
     return table(head, lines)

@@ -11,7 +11,6 @@ grows in steps: between what was timed it is linear in the multiply-adds that wh
 """
 
 import copy
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -301,12 +300,13 @@ def _worth_timing(options: list[Option], work: Mapping[Any, float]) -> list[Opti
 
 def _between(work: Mapping[Any, float], measured: Times) -> Times:
     """Of ranks that take no less than the least and no more than the most that was timed of their form."""
+    import numpy as np
+
     found: Times = {}
     for form in (*FORMS, *thin.THIN):
         timed = sorted((work[key], ms) for key, ms in measured.items() if key[0] == form)
-        for low, high in itertools.pairwise([timed[0], *timed] if timed else []):
-            for key, macs in work.items():
-                if key[0] == form and low[0] <= macs <= high[0]:
-                    share = (macs - low[0]) / (high[0] - low[0]) if high[0] > low[0] else 1.0
-                    found[key] = low[1] + share * (high[1] - low[1])
+        if timed:
+            macs, ms = zip(*timed, strict=True)
+            mine = {key: own for key, own in work.items() if key[0] == form and macs[0] <= own <= macs[-1]}
+            found |= {key: float(np.interp(own, macs, ms)) for key, own in mine.items()}
     return found
